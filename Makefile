@@ -1,0 +1,45 @@
+# Every target makes the virtual environment it needs; Python >= 3.11 is all that must be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
+
+.PHONY: help demo test check format floors clean
+
+help:
+	@echo "make demo    see the guard at work, in half a minute"
+	@echo "make test    run the tests"
+	@echo "make check   ruff and mypy --strict"
+	@echo "make format  let ruff fix what it can"
+	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make clean   remove what these targets made"
+
+demo: $(INSTALLED)
+	$(BIN)/tinker-guard demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+floors:
+	$(PYTHON) -m venv --clear .venv-floors
+	.venv-floors/bin/python -m pip install --quiet uv
+	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python \
+	  --resolution lowest-direct --editable '.[test]'
+	.venv-floors/bin/python -m pytest
+
+clean:
+	rm -rf $(VENV) .venv-floors .mypy_cache .ruff_cache .pytest_cache dist
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@

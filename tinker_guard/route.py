@@ -1,0 +1,154 @@
+"""Trainer routes: how one is read out of a URL, and what a process knows about each.
+
+What is known process-wide (is the route warm?) is plain data; what requests wait on (locks,
+the control plane's latest answer) belongs to one event loop each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tinker_guard.verdict import Answer, Judgement
+
+_PREFIX: Final = b"/training/v1/rlorTrainerJobs/"
+# Unreserved characters only (RFC 3986, 2.3): an id with an escape in it could mean another
+# path to the control plane than it does to the gateway, so such a URL is no trainer route.
+_TRAINER_PATH: Final = re.compile(
+    rb"/training/v1/rlorTrainerJobs/(?!\.{1,2}/)([A-Za-z0-9._~-]+)/(?!\.{1,2}/)([A-Za-z0-9._~-]+)/"
+)
+
+_Key: TypeAlias = tuple[bytes, bytes, int | None, bytes]
+
+
+class Route(NamedTuple):
+    """One trainer job behind one gateway."""
+
+    origin: str
+    """Scheme, host and port of the gateway, such as `https://api.example.com`."""
+    account: str
+    job: str
+
+    @property
+    def path(self) -> str:
+        """The path of the trainer's base URL, without a slash at its end."""
+        return f"/training/v1/rlorTrainerJobs/{self.account}/{self.job}"
+
+    @property
+    def url(self) -> str:
+        """The trainer's base URL, without a slash at its end."""
+        return self.origin + self.path
+
+    def __str__(self) -> str:
+        return f"{self.account}/{self.job}"
+
+
+class Refusal(NamedTuple):
+    """The 404 with which a warmup ended, for every request that waited for it."""
+
+    judgement: Judgement
+    headers: httpx.Headers
+    body: bytes
+
+
+class LoopState:
+    """What the requests of one event loop share about one route."""
+
+    __slots__ = ("__weakref__", "answer", "asked_with", "question_lock", "refusal", "warmup_lock")
+
+    def __init__(self) -> None:
+        self.warmup_lock = asyncio.Lock()
+        self.question_lock = asyncio.Lock()
+        self.answer: tuple[float, Answer] | None = None
+        """When the control plane last answered (the loop's time, seconds), and what."""
+        self.asked_with: object = None
+        """Whom that question asked, and with which credentials."""
+        self.refusal: tuple[float, Refusal] | None = None
+        """When the last warmup ended without opening the gate, and how."""
+
+
+class RouteState:
+    """What this process knows about one route."""
+
+    __slots__ = ("_loops", "is_warm", "race_met_at", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.is_warm = False
+        """Whether the gate is open: requests are sent without waiting."""
+        self.race_met_at: float | None = None
+        """Loop time at which the current race was first met; None when there is none."""
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
+
+    @property
+    def here(self) -> LoopState:
+        """The state shared on the running event loop."""
+        loop = asyncio.get_running_loop()
+        state = self._loops.get(loop)
+        if state is None:
+            state = self._loops[loop] = LoopState()
+        return state
+
+
+class RouteTable:
+    """The routes that a process has met, the oldest dropped beyond `limit` (0 holds none)."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._limit = limit
+        self._states: dict[_Key, RouteState] = {}
+        _tables.add(self)
+
+    def find(self, url: httpx.URL) -> RouteState | None:
+        """The state of the trainer route that `url` lies on; None if it lies on none."""
+        path = url.raw_path
+        if not path.startswith(_PREFIX):
+            return None
+        # The key ends with the slash behind the job id. Without that slash `find` gives -1, and
+        # a path cut there would name another job.
+        account_end = path.find(b"/", len(_PREFIX))
+        job_end = path.find(b"/", account_end + 1)
+        if account_end < 0 or job_end < 0:
+            return None
+        key = (url.raw_scheme, url.raw_host, url.port, path[: job_end + 1])
+        return self._states.get(key) or self._add(key)
+
+    def clear(self) -> None:
+        """Forget every route."""
+        self._states = {}
+
+    def _add(self, key: _Key) -> RouteState | None:
+        scheme, host, port, path = key
+        match = _TRAINER_PATH.fullmatch(path)
+        if match is None or scheme not in (b"http", b"https") or self._limit == 0:
+            return None
+        account, job = (part.decode("ascii") for part in match.groups())
+        name = host.decode("ascii")
+        authority = f"[{name}]" if ":" in name else name
+        origin = f"{scheme.decode()}://{authority}" + (f":{port}" if port is not None else "")
+        while len(self._states) >= self._limit:
+            self._states.pop(next(iter(self._states)), None)
+        # `setdefault`: two threads may meet a new route at the same moment.
+        return self._states.setdefault(key, RouteState(Route(origin, account, job)))
+
+
+_tables: WeakSet[RouteTable] = WeakSet()
+
+ROUTES: Final = RouteTable()
+"""The routes of this process; one warmup serves every transport."""
+
+
+def _forget_after_fork() -> None:
+    # A child has other connections and no tasks of its parent: a lock that a parent's task
+    # held at the fork would never be released there.
+    for table in list(_tables):
+        table.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
