@@ -1,0 +1,53 @@
+"""Fixtures for all tests: virtual time, a recording tracer, a clean process state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tests.virtual_time import VirtualTimeLoop
+from tinker_guard import telemetry, uninstall_guard
+from tinker_guard.route import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """Coroutine tests run where a sleep of an hour takes no time."""
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture(autouse=True)
+def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees what another one left in the process."""
+    for name in ("TINKER_GUARD_ENABLED", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    uninstall_guard()
+    ROUTES.clear()
+    telemetry._faults_logged.clear()
+
+
+@pytest.fixture(scope="session")
+def _exporter() -> InMemorySpanExporter:
+    # OpenTelemetry allows one provider per process, so tests share it.
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@pytest.fixture
+def spans(_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
+    """What has been recorded during this test."""
+    _exporter.clear()
+    yield _exporter
+    _exporter.clear()

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from tests.fakes import BASE, KEY, ORIGIN, FakeControlPlane, loop_time, settle
+from tinker_guard import ControlPlane, GuardSettings
+from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
+from tinker_guard.route import RouteState, RouteTable
+from tinker_guard.verdict import CONTROL_PLANE_ERROR, CONTROL_PLANE_TIMEOUT, Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+HEADERS = httpx.Headers({"X-API-Key": KEY, "Cookie": "c", "Accept": "*/*"})
+
+
+def route_state() -> RouteState:
+    state = RouteTable().find(httpx.URL(f"{BASE}/api"))
+    assert state is not None
+    return state
+
+
+class Server:
+    """A control plane behind a scripted transport."""
+
+    def __init__(self, *answers: httpx.Response | Exception | Callable[[], httpx.Response]) -> None:
+        self.answers = list(answers)
+        self.requests: list[httpx.Request] = []
+
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, httpx.Response) else answer()
+
+    def plane(self, url: str | None = None, api_key: str | None = None) -> FireworksControlPlane:
+        return FireworksControlPlane(
+            url,
+            api_key=None if api_key is None else SecretStr(api_key),
+            transport=httpx.MockTransport(self.handle),
+        )
+
+    async def ask(self, url: str | None = None, api_key: str | None = None) -> Answer:
+        shared = SharedControlPlane(GuardSettings(), self.plane(url, api_key))
+        return await shared.ask(route_state(), HEADERS)
+
+
+def running() -> httpx.Response:
+    return httpx.Response(200, json={"name": "x", "state": "JOB_STATE_RUNNING"})
+
+
+async def test_the_question_derives_from_the_route_and_carries_the_requests_key() -> None:
+    server = Server(running())
+    assert await server.ask() == Answer(state="JOB_STATE_RUNNING", status_code=200)
+    (request,) = server.requests
+    assert request.method == "GET"
+    assert str(request.url) == f"{ORIGIN}/v1/accounts/acc/rlorTrainerJobs/job-1"
+    assert request.headers["x-api-key"] == KEY
+    assert "cookie" not in request.headers
+
+
+async def test_a_bearer_token_is_passed_on_too() -> None:
+    server = Server(running())
+    shared = SharedControlPlane(GuardSettings(), server.plane())
+    await shared.ask(route_state(), httpx.Headers({"Authorization": "Bearer jwt"}))
+    assert server.requests[0].headers["authorization"] == "Bearer jwt"
+    assert "x-api-key" not in server.requests[0].headers
+
+
+async def test_a_configured_control_plane_and_key() -> None:
+    server = Server(running())
+    await server.ask("https://api.test/base", "fw-key")
+    assert (
+        str(server.requests[0].url) == "https://api.test/base/v1/accounts/acc/rlorTrainerJobs/job-1"
+    )
+    assert server.requests[0].headers["x-api-key"] == "fw-key"
+
+
+async def test_a_job_that_does_not_exist() -> None:
+    assert await Server(httpx.Response(404)).ask() == Answer(state=None, status_code=404)
+
+
+@pytest.mark.parametrize(
+    ("response", "detail"),
+    [
+        (httpx.Response(401), "refused the key (401). Set TINKER_GUARD_CONTROL_PLANE_API_KEY"),
+        (httpx.Response(403), "refused the key (403). Set TINKER_GUARD_CONTROL_PLANE_API_KEY"),
+        (httpx.Response(429), "limiting the rate of questions (429)"),
+        (httpx.Response(500), "is out of order (500)"),
+        (httpx.Response(503), "is out of order (503)"),
+        (httpx.Response(418), "answered with the status 418"),
+        (httpx.Response(200, text="<html>"), "no job's state in it. Set TINKER_GUARD_CONTROL_"),
+        (httpx.Response(200, json={"name": "x"}), "no job's state in it"),
+        (httpx.Response(200, json={"state": 3}), "no job's state in it"),
+        (httpx.Response(200, json=["state"]), "no job's state in it"),
+        (httpx.Response(200, text="[" * 2_000_000), "no job's state in it"),
+    ],
+)
+async def test_answers_that_are_none(response: httpx.Response, detail: str) -> None:
+    answer = await Server(response).ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert answer.status_code == response.status_code
+    assert answer.detail.startswith(f"the control plane at {ORIGIN} ")
+    assert detail in answer.detail
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    server = Server(httpx.Response(302, headers={"location": "https://evil.test/"}))
+    answer = await server.ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert "redirect (302), which is not followed because the key would go" in answer.detail
+    assert [request.url.host for request in server.requests] == ["gateway.test"]
+
+
+async def test_a_connection_error_gets_one_quick_second_try() -> None:
+    server = Server(httpx.ConnectError("refused"), running())
+    assert (await server.ask()).state == "JOB_STATE_RUNNING"
+    assert len(server.requests) == 2
+    assert loop_time() < 0.2
+
+
+async def test_a_control_plane_that_cannot_be_reached() -> None:
+    server = Server(httpx.ConnectError(f"[SSL] {KEY}"))
+    answer = await server.ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert "could not be reached (ConnectError)" in answer.detail
+    assert "TINKER_GUARD_CONTROL_PLANE_URL" in answer.detail
+    assert KEY not in answer.detail
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("slow"), httpx.ConnectTimeout("slow")])
+async def test_a_control_plane_that_times_out(error: Exception) -> None:
+    server = Server(error)
+    answer = await server.ask()
+    assert answer.failure is CONTROL_PLANE_TIMEOUT
+    assert "did not answer within 5 s. TINKER_GUARD_CONTROL_PLANE_TIMEOUT" in answer.detail
+    assert len(server.requests) == 1
+
+
+async def test_one_that_hangs_is_given_up() -> None:
+    shared = SharedControlPlane(GuardSettings(control_plane_timeout=2), FakeControlPlane(takes=99))
+    assert (await shared.ask(route_state(), HEADERS)).failure is CONTROL_PLANE_TIMEOUT
+    assert loop_time() == 2.0
+
+
+async def test_a_users_own_one() -> None:
+    plane = FakeControlPlane("JOB_STATE_PENDING")
+    assert isinstance(plane, ControlPlane)
+    shared = SharedControlPlane(GuardSettings(), plane)
+    assert await shared.ask(route_state(), HEADERS) == Answer(state="JOB_STATE_PENDING")
+    assert plane.asked == [(0.0, "acc", "job-1", ORIGIN)]
+    assert plane.credentials == [{"x-api-key": KEY}]
+
+
+async def test_one_that_raises_names_its_type_alone() -> None:
+    shared = SharedControlPlane(GuardSettings(), FakeControlPlane(ValueError(KEY)))
+    answer = await shared.ask(route_state(), HEADERS)
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert answer.detail == "FakeControlPlane raised ValueError."
+
+
+async def test_one_that_returns_nonsense() -> None:
+    plane = FakeControlPlane()
+    plane.state = 7  # type: ignore[assignment]
+    answer = await SharedControlPlane(GuardSettings(), plane).ask(route_state(), HEADERS)
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert "must return a state's name or None, not int" in answer.detail
+
+
+async def test_many_askers_share_one_question() -> None:
+    plane, state = FakeControlPlane(takes=3), route_state()
+    shared = SharedControlPlane(GuardSettings(), plane)
+    answers = await asyncio.gather(*(shared.ask(state, HEADERS) for _ in range(400)))
+    assert {answer.state for answer in answers} == {"JOB_STATE_RUNNING"}
+    assert plane.questions == 1
+
+
+async def test_an_answer_serves_for_the_time_set() -> None:
+    plane, state = FakeControlPlane(), route_state()
+    shared = SharedControlPlane(GuardSettings(verdict_ttl=1), plane)
+    for at in (0.0, 0.5, 0.9, 1.0, 1.9, 2.0):
+        await asyncio.sleep(at - loop_time())
+        await shared.ask(state, HEADERS)
+    assert [asked[0] for asked in plane.asked] == [0.0, 1.0, 2.0]
+
+
+async def test_other_credentials_ask_for_themselves() -> None:
+    plane, state = FakeControlPlane(), route_state()
+    shared = SharedControlPlane(GuardSettings(), plane)
+    await shared.ask(state, HEADERS)
+    await shared.ask(state, httpx.Headers({"x-api-key": "other"}))
+    assert plane.questions == 2
+
+
+async def test_a_cancelled_asker_hands_over() -> None:
+    plane, state = FakeControlPlane(takes=3), route_state()
+    shared = SharedControlPlane(GuardSettings(), plane)
+    first = asyncio.create_task(shared.ask(state, HEADERS))
+    second = asyncio.create_task(shared.ask(state, HEADERS))
+    await settle()
+    first.cancel()
+    assert (await second).state == "JOB_STATE_RUNNING"
+    assert plane.questions == 2
+    assert loop_time() == 3.0
+
+
+async def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    await Server(httpx.Response(401)).ask(api_key="fw-key")
+    logged = [r.getMessage() for r in caplog.records if r.name.startswith("tinker_guard")]
+    assert not any(KEY in line or "fw-key" in line for line in logged)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import logging
+
+import httpx
+import pytest
+
+from tests.fakes import FakeGateway, FakeTransport, ok, post, tracked
+from tinker_guard.line import BorrowedTransport, Line, emits_client_span
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_stale_transport_is_replaced_once() -> None:
+    gateway = FakeGateway()
+    first = gateway.new_transport()
+    line = Line(first, gateway.new_transport)
+    await line.replace(first)
+    second = line.transport
+    await line.replace(first)
+    assert line.transport is second is not first
+    await line.transport.handle_async_request(post())
+    assert gateway.exchanges[-1].connection == 1
+
+
+async def test_without_a_factory_nothing_is_replaced() -> None:
+    transport = FakeGateway().new_transport()
+    line = Line(transport)
+    await line.replace(transport)
+    assert line.transport is transport
+    async with line.probe_transport() as probe_transport:
+        assert probe_transport is transport
+    assert not transport.is_closed
+
+
+async def test_a_factory_that_fails_leaves_the_transport(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> FakeTransport:
+        raise OSError("no more descriptors")
+
+    transport = FakeGateway().new_transport()
+    line = Line(transport, fail)
+    with caplog.at_level(logging.WARNING):
+        await line.replace(transport)
+        await line.replace(transport)
+    assert line.transport is transport
+    assert [record.name for record in caplog.records] == ["tinker_guard"]
+
+
+async def test_a_replaced_one_is_closed_with_its_last_body() -> None:
+    gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    stale = gateway.transports[1]
+    one, two = [await line.transport.handle_async_request(post()) for _ in range(2)]
+    await line.replace(line.transport)
+    assert gateway.transports[2].connection == 2
+    assert await one.aread() == b"body"
+    assert not stale.is_closed
+    assert await two.aread() == b"body"
+    assert stale.is_closed
+
+
+async def test_a_replaced_one_is_closed_after_an_error_too() -> None:
+    async def fail(_: object) -> httpx.Response:
+        await line.replace(line.transport)
+        raise httpx.ReadError("cut")
+
+    gateway = FakeGateway(fail)
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    with pytest.raises(httpx.ReadError):
+        await line.transport.handle_async_request(post())
+    assert gateway.transports[1].is_closed
+    assert not gateway.transports[2].is_closed
+
+
+async def test_closing_the_line_closes_them_all() -> None:
+    gateway = FakeGateway(lambda _: ok())
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    for _ in range(3):
+        await line.transport.handle_async_request(post())
+        await line.replace(line.transport)
+    await line.aclose()
+    assert [transport.is_closed for transport in gateway.transports] == [True] * 4
+
+
+async def test_a_borrowed_transport_closes_its_owner() -> None:
+    transport = FakeGateway().new_transport()
+    client = httpx.AsyncClient(transport=transport)
+    borrowed = BorrowedTransport(transport, client)
+    assert (await borrowed.handle_async_request(post())).status_code == 200
+    await borrowed.aclose()
+    assert client.is_closed
+    assert transport.is_closed
+
+
+async def test_pyqwest_traces_its_own_exchanges() -> None:
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    transport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
+    client = httpx.AsyncClient(transport=FakeGateway().new_transport())
+    assert emits_client_span(transport)
+    assert emits_client_span(BorrowedTransport(transport, client))
+    assert not emits_client_span(FakeGateway().new_transport())

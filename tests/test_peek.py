@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+
+import httpx
+import pytest
+
+from tests.fakes import GATEWAY_BODY, TrackedStream, loop_time, settle
+from tinker_guard.peek import PEEK_SECONDS, read_source
+from tinker_guard.verdict import PEEK_LIMIT, Source
+
+pytestmark = pytest.mark.anyio
+
+
+def not_found(stream: TrackedStream, **headers: str) -> httpx.Response:
+    return httpx.Response(
+        404, headers={"content-type": "application/json"} | headers, stream=stream
+    )
+
+
+async def test_a_short_body_is_read_once_and_still_whole() -> None:
+    stream = TrackedStream([GATEWAY_BODY[:10], GATEWAY_BODY[10:]])
+    response = not_found(stream)
+    assert await read_source(response) is Source.GATEWAY
+    assert stream.is_closed
+    assert await response.aread() == GATEWAY_BODY
+
+
+async def test_a_compressed_body_reaches_the_caller_as_it_came() -> None:
+    wire = gzip.compress(GATEWAY_BODY)
+    response = not_found(TrackedStream([wire]), **{"content-encoding": "gzip"})
+    assert await read_source(response) is Source.GATEWAY
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    assert b"".join([chunk async for chunk in response.stream]) == wire
+    assert await response.aread() == GATEWAY_BODY
+
+
+async def test_a_huge_body_is_read_to_the_limit_only() -> None:
+    chunk = b"x" * 10_000
+    stream = TrackedStream([chunk] * 5000)
+    response = not_found(stream)
+    assert await read_source(response) is Source.UNKNOWN
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    seen = response.stream.seen  # type: ignore[attr-defined]
+    assert PEEK_LIMIT < len(seen) <= PEEK_LIMIT + len(chunk)
+    assert not stream.is_closed
+    assert len(await response.aread()) == 50_000_000
+    await response.aclose()
+    assert stream.is_closed
+
+
+async def test_a_dripping_body_is_given_up_in_time_and_loses_nothing() -> None:
+    stream = TrackedStream([bytes([byte]) for byte in GATEWAY_BODY], pause=0.3)
+    response = not_found(stream)
+    assert await read_source(response) is Source.UNKNOWN
+    assert loop_time() == pytest.approx(PEEK_SECONDS)
+    assert await response.aread() == GATEWAY_BODY
+    await response.aclose()
+    assert stream.is_closed
+
+
+async def test_a_dripping_body_that_nobody_wants_is_closed_with_its_task() -> None:
+    tasks = asyncio.all_tasks()
+    stream = TrackedStream([b"x"], pause=100)
+    response = not_found(stream)
+    assert await read_source(response) is Source.UNKNOWN
+    await response.aclose()
+    assert stream.is_closed
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_body_that_breaks_breaks_for_the_caller() -> None:
+    stream = TrackedStream([b"{"], error=httpx.ReadError("cut"))
+    response = not_found(stream)
+    assert await read_source(response) is Source.UNKNOWN
+    with pytest.raises(httpx.ReadError, match="cut"):
+        await response.aread()
+    await response.aclose()
+    assert stream.is_closed
+
+
+async def test_a_body_that_ends_just_as_it_is_given_up() -> None:
+    stream = TrackedStream([b"{"], pause=2 * PEEK_SECONDS)
+    response = not_found(stream)
+    assert await read_source(response) is Source.UNKNOWN
+    await asyncio.sleep(10)
+    assert await response.aread() == b"{"
+
+
+async def test_cancelled_while_reading() -> None:
+    tasks = asyncio.all_tasks()
+    stream = TrackedStream([b"x"], pause=100)
+    task = asyncio.create_task(read_source(not_found(stream)))
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stream.is_closed
+    assert asyncio.all_tasks() == tasks

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.fakes import (
+    BASE,
+    GATEWAY_BODY,
+    Exchange,
+    FakeControlPlane,
+    FakeGateway,
+    gateway_404,
+    known_from,
+    loop_time,
+    ok,
+    plain_404,
+    post,
+    settle,
+    trainer_404,
+)
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.route import ROUTES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = pytest.mark.anyio
+
+
+def guard(
+    gateway: FakeGateway, control_plane: FakeControlPlane | None = None, **settings: Any
+) -> GuardTransport:
+    """A guard whose gate is open."""
+    return GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(warmup_successes=0, **settings),
+        control_plane=control_plane or FakeControlPlane(),
+        new_transport=gateway.new_transport,
+    )
+
+
+async def send(transport: GuardTransport, request: httpx.Request | None = None) -> httpx.Response:
+    response = await transport.handle_async_request(request or post())
+    await response.aread()
+    return response
+
+
+@pytest.mark.parametrize("race", [0.2, 1.0, 3.0, 10.0])
+async def test_a_race_is_waited_out(race: float) -> None:
+    gateway, plane = FakeGateway(known_from(race)), FakeControlPlane()
+    assert (await send(guard(gateway, plane))).status_code == 200
+    assert race <= loop_time() <= race + max(0.5, race / 4)
+    assert plane.questions <= race + 1
+    assert gateway.unclosed() == []
+
+
+async def test_the_very_same_request_is_sent_again() -> None:
+    gateway = FakeGateway(known_from(0.5))
+    request = post(body=b'{"seq_id": 7}')
+    await send(guard(gateway), request)
+    assert len(gateway.exchanges) > 3
+    for exchange in gateway.exchanges:
+        assert (exchange.method, exchange.body) == ("POST", b'{"seq_id": 7}')
+        assert exchange.headers == request.headers
+        assert exchange.extensions == request.extensions
+
+
+async def test_the_first_resend_goes_at_once_over_a_new_connection() -> None:
+    """One replica is stale, and connections stick."""
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
+    transport = guard(gateway)
+    assert (await send(transport)).status_code == 200
+    assert (await send(transport)).status_code == 200
+    assert [(e.at, e.connection) for e in gateway.exchanges] == [(0.0, 0), (0.0, 1), (0.0, 1)]
+
+
+async def test_every_further_404_gets_another_connection() -> None:
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection < 5 else ok())
+    await send(guard(gateway))
+    assert [exchange.connection for exchange in gateway.exchanges] == [0, 1, 2, 3, 4, 5]
+    assert [t.is_closed for t in gateway.transports] == [False, True, True, True, True, False]
+
+
+async def test_the_404_is_closed_before_any_wait() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    task = asyncio.create_task(send(guard(gateway)))
+    for _ in range(50):
+        await settle()
+        assert gateway.unclosed() == []
+        await asyncio.sleep(0.05)
+    task.cancel()
+
+
+async def test_a_trainers_own_404_passes_without_a_question() -> None:
+    gateway, plane = FakeGateway(lambda _: trainer_404()), FakeControlPlane()
+    response = await send(guard(gateway, plane))
+    assert (response.status_code, response.json()) == (404, {"detail": "Not Found"})
+    assert (len(gateway.exchanges), plane.questions, loop_time()) == (1, 0, 0.0)
+
+
+@pytest.mark.parametrize("state", ["JOB_STATE_FAILED", "JOB_STATE_CREATING", None])
+async def test_a_job_that_does_not_run_hands_back_at_once(state: str | None) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane(state)
+    response = await send(guard(gateway, plane))
+    assert (response.status_code, response.content) == (404, GATEWAY_BODY)
+    assert (len(gateway.exchanges), plane.questions, loop_time()) == (1, 1, 0.0)
+
+
+async def test_an_unverified_404_hands_back_at_once() -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane(OSError())
+    assert (await send(guard(gateway, plane))).status_code == 404
+    assert (len(gateway.exchanges), plane.questions, loop_time()) == (1, 1, 0.0)
+
+
+async def test_an_unknown_404_of_a_running_job_is_a_race() -> None:
+    gateway = FakeGateway(lambda e: ok() if e.at >= 1.0 else plain_404())
+    assert (await send(guard(gateway))).status_code == 200
+
+
+async def test_a_job_that_stops_during_a_race() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane(states=[(4.0, "JOB_STATE_DELETED")])
+    assert (await send(guard(gateway, plane))).status_code == 404
+    assert 4.0 <= loop_time() < 6.0
+
+
+async def test_after_a_genuine_404_the_route_is_cold_again() -> None:
+    gateway = FakeGateway()
+    plane = FakeControlPlane()
+    transport = GuardTransport(gateway.new_transport(), control_plane=plane)
+    await send(transport)
+    gateway.answer, plane.state = (lambda _: gateway_404()), "JOB_STATE_PAUSED"
+    assert (await send(transport)).status_code == 404
+    gateway.answer, plane.state = known_from(50), "JOB_STATE_RUNNING"
+    gateway.exchanges.clear()
+    await asyncio.sleep(10)
+    assert (await send(transport)).status_code == 200
+    assert len(gateway.sent) == 1
+
+
+async def test_a_trainers_own_404_leaves_the_route_warm() -> None:
+    transport = guard(FakeGateway(lambda _: trainer_404()))
+    await send(transport)
+    state = ROUTES.find(httpx.URL(f"{BASE}/api"))
+    assert state is not None
+    assert state.is_warm
+
+
+async def test_when_the_budget_ends_the_last_404_is_handed_back() -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane()
+    response = await send(guard(gateway, plane, retry_timeout=10))
+    assert (response.status_code, response.content) == (404, GATEWAY_BODY)
+    assert 8.0 < loop_time() < 10.0
+    assert plane.questions <= 10
+
+
+async def test_no_budget_means_no_resend() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    assert (await send(guard(gateway, retry_timeout=0))).status_code == 404
+    assert len(gateway.exchanges) == 1
+
+
+async def test_a_question_does_not_outlast_the_budget() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane(takes=0.4)
+    transport = guard(gateway, plane, retry_timeout=1, verdict_ttl=0)
+    assert (await send(transport)).status_code == 404
+    assert loop_time() <= 1.0
+
+
+async def test_an_error_on_a_resend_reaches_the_caller() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.connection == 2:
+            raise httpx.ConnectError("refused")
+        return gateway_404()
+
+    gateway = FakeGateway(answer)
+    with pytest.raises(httpx.ConnectError, match="refused"):
+        await send(guard(gateway))
+    assert gateway.unclosed() == []
+
+
+@pytest.mark.parametrize("status_code", [200, 409, 429, 500, 503])
+async def test_any_other_answer_to_a_resend_is_handed_back(status_code: int) -> None:
+    gateway = FakeGateway(
+        lambda e: gateway_404() if e.connection == 0 else httpx.Response(status_code)
+    )
+    assert (await send(guard(gateway))).status_code == status_code
+
+
+async def test_a_race_that_ends_in_the_trainers_own_404() -> None:
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else trainer_404())
+    assert (await send(guard(gateway))).json() == {"detail": "Not Found"}
+    assert len(gateway.exchanges) == 2
+
+
+async def test_a_body_that_cannot_be_replayed_is_sent_once() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    gateway = FakeGateway(lambda _: gateway_404())
+    request = httpx.Request("POST", f"{BASE}/api/v1/upload", content=body())
+    assert (await send(guard(gateway), request)).status_code == 404
+    assert [exchange.body for exchange in gateway.exchanges] == [b"once"]
+
+
+async def test_four_hundred_requests_share_questions_and_all_recover() -> None:
+    gateway, plane = FakeGateway(known_from(3.0)), FakeControlPlane(takes=0.05)
+    transports = [guard(gateway, plane) for _ in range(8)]
+    responses = await asyncio.gather(*(send(transports[n % 8]) for n in range(400)))
+    assert {response.status_code for response in responses} == {200}
+    assert plane.questions <= 4
+    gaps = [b[0] - a[0] for a, b in zip(plane.asked, plane.asked[1:], strict=False)]
+    assert min(gaps) >= 1.0
+    assert gateway.unclosed() == []
+
+
+@pytest.mark.parametrize("at", [n / 20 for n in range(20)])
+async def test_cancelled_at_any_time_nothing_is_left(at: float) -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.07)
+        return gateway_404()
+
+    gateway, tasks = FakeGateway(answer), asyncio.all_tasks()
+    transport = guard(gateway, FakeControlPlane(takes=0.1), verdict_ttl=0)
+    task = asyncio.create_task(send(transport))
+    await settle()
+    await asyncio.sleep(at)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert asyncio.all_tasks() == tasks
+    assert gateway.unclosed() == []
+    await transport.aclose()
+    assert all(transport.is_closed for transport in gateway.transports)
+
+
+async def test_a_fault_of_its_own_hands_back_the_404(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    gateway = FakeGateway(lambda _: gateway_404())
+    transport = guard(gateway)
+    monkeypatch.setattr(transport._control_plane, "ask", fail)
+    response = await send(transport)
+    assert (response.status_code, response.content) == (404, GATEWAY_BODY)
+    assert "a fault of its own in the verdict" in caplog.text
+
+
+async def test_a_race_is_told_when_met_and_when_over(caplog: pytest.LogCaptureFixture) -> None:
+    gateway = FakeGateway(known_from(1.0))
+    transports = [guard(gateway) for _ in range(5)]
+    await asyncio.gather(*(send(transport) for transport in transports))
+    lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert lines[0] == (
+        "routing race: the gateway answers 404 for job acc/job-1, but the control plane says that "
+        "it runs. Resending until the route is known."
+    )
+    assert lines[1].startswith("routing race over: job acc/job-1 answers again after 1.")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        (None, "the control plane knows no such job. Check the account and job in base_url."),
+        ("JOB_STATE_FAILED", "the control plane says that it is JOB_STATE_FAILED."),
+        (OSError("secret"), "it could not be verified: FakeControlPlane raised OSError."),
+    ],
+)
+async def test_a_404_that_is_handed_back_says_why(
+    caplog: pytest.LogCaptureFixture, state: str | Exception | None, end: str
+) -> None:
+    await send(guard(FakeGateway(lambda _: gateway_404()), FakeControlPlane(state)))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "tinker_guard"]
+    assert line.startswith("404 for job acc/job-1 handed back after 0.00 s (")
+    assert line.endswith(end)
+
+
+async def test_an_exhausted_budget_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    await send(guard(FakeGateway(lambda _: gateway_404()), retry_timeout=5))
+    assert "a longer TINKER_GUARD_RETRY_TIMEOUT waits longer" in caplog.messages[-1]
+
+
+async def test_a_trainers_own_404_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    await send(guard(FakeGateway(lambda _: trainer_404())))
+    assert caplog.messages == []

@@ -1,0 +1,277 @@
+"""Asks the control plane whether a job runs, once for all requests that want to know."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from tinker_guard import telemetry
+from tinker_guard.verdict import (
+    CONTROL_PLANE_ERROR,
+    CONTROL_PLANE_TIMEOUT,
+    Answer,
+    Source,
+    judge,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+    from tinker_guard.route import RouteState
+    from tinker_guard.settings import GuardSettings
+
+_CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
+_ANSWER_LIMIT: Final = 1024 * 1024
+"""Bytes of an answer that are read; a job's description takes a few thousand."""
+
+
+@runtime_checkable
+class ControlPlane(Protocol):
+    """Knows the state of a trainer job. A user's own one is a class with this one method."""
+
+    async def job_state(
+        self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
+    ) -> str | None:
+        """Say what state a job is in.
+
+        Args:
+            account: The account id in the trainer's URL.
+            job: The job id in the trainer's URL.
+            origin: Scheme, host and port of the gateway that answered 404.
+            credentials: The `x-api-key` and `authorization` headers of the guarded request,
+                whichever it carries. For the route's own origin or a configured control plane
+                only; never log them.
+
+        Returns:
+            A state such as `JOB_STATE_RUNNING`, or None if there is no such job.
+
+        Raises:
+            Exception: Any; the 404 is then handed back as unverified.
+        """
+        ...  # pragma: no cover
+
+
+class ControlPlaneError(Exception):
+    """The control plane gave no usable answer; the message says what to do about it."""
+
+    def __init__(self, message: str, status_code: int | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+
+
+class FireworksControlPlane:
+    """The Fireworks control plane: `GET {api}/v1/accounts/{account}/rlorTrainerJobs/{job}`.
+
+    Args:
+        url: Base URL of the control plane; None asks the route's own origin.
+        api_key: Sent as `X-Api-Key`; None sends the credentials of the guarded request.
+        timeout: Seconds for each phase of the exchange.
+        transport: For tests: what carries the question.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: SecretStr | None = None,
+        timeout: float = 5.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url = url
+        self._api_key = api_key
+        self._timeout = timeout
+        self._transport = transport
+
+    def url_for(self, account: str, job: str, *, origin: str) -> httpx.URL:
+        """What is fetched to learn a job's state."""
+        return httpx.URL(f"{self._url or origin}/v1/accounts/{account}/rlorTrainerJobs/{job}")
+
+    async def job_state(
+        self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
+    ) -> str | None:
+        """Say what state a job is in; see `ControlPlane.job_state`.
+
+        Raises:
+            ControlPlaneError: The answer was none that can be used.
+        """
+        url = self.url_for(account, job, origin=origin)
+        if self._api_key is not None:
+            credentials = {"x-api-key": self._api_key.get_secret_value()}
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError)),
+            stop=stop_after_attempt(2),
+            wait=wait_fixed(0.05),
+            reraise=True,
+        )
+        try:
+            fetched: tuple[int, bytes] = await retrying(self._fetch, url, credentials)
+        except httpx.TimeoutException:
+            raise TimeoutError from None
+        except httpx.HTTPError as error:
+            raise ControlPlaneError(
+                f"{_place(url)} could not be reached ({type(error).__name__}). Is it the right "
+                "host? Set TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
+            ) from None
+        return _state_in(url, *fetched)
+
+    async def _fetch(self, url: httpx.URL, credentials: Mapping[str, str]) -> tuple[int, bytes]:
+        # A client of its own for each question: nothing is left open between races, and a
+        # question never rides on a connection that is stuck to a stale replica.
+        async with (
+            httpx.AsyncClient(
+                verify=_ssl_context(),
+                timeout=self._timeout,
+                # A redirect would take the key to a place that nobody configured.
+                follow_redirects=False,
+                transport=self._transport,
+            ) as client,
+            client.stream("GET", url, headers=dict(credentials)) as response,
+        ):
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _ANSWER_LIMIT:
+                    break
+            return response.status_code, bytes(body)
+
+
+class SharedControlPlane:
+    """One control plane, asked at most once per `verdict_ttl`, route and event loop.
+
+    Requests that want to know while a question is under way wait for its answer. A request that
+    is cancelled while it asks takes nothing with it: the next one asks.
+    """
+
+    def __init__(self, settings: GuardSettings, control_plane: ControlPlane | None = None) -> None:
+        self._control_plane: ControlPlane = control_plane or FireworksControlPlane(
+            settings.control_plane_url,
+            api_key=settings.control_plane_api_key,
+            timeout=settings.control_plane_timeout,
+        )
+        self._timeout = settings.control_plane_timeout
+        self._ttl = settings.verdict_ttl
+
+    async def ask(self, state: RouteState, headers: httpx.Headers) -> Answer:
+        """Ask about a route's job; never raises but for cancellation.
+
+        Args:
+            state: The route.
+            headers: The guarded request's headers, for the credentials among them.
+        """
+        clock = asyncio.get_running_loop().time
+        arrived_at = clock()
+        credentials = {name: headers[name] for name in _CREDENTIAL_HEADERS if name in headers}
+        asked_with = (self._control_plane, credentials)
+        here = state.here
+        async with here.question_lock:
+            if here.answer is not None and here.asked_with == asked_with:
+                answered_at, answer = here.answer
+                if answered_at >= arrived_at or clock() - answered_at < self._ttl:
+                    return answer
+            answer = await self._question(state, credentials)
+            here.answer, here.asked_with = (clock(), answer), asked_with
+            return answer
+
+    async def _question(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
+        route = state.route
+        plane = self._control_plane
+        url = (
+            plane.url_for(route.account, route.job, origin=route.origin)
+            if isinstance(plane, FireworksControlPlane)
+            else None
+        )
+        with telemetry.question_span(state, url) as span:
+            answer = await self._answer(state, credentials)
+            judgement = judge(Source.UNKNOWN, answer)
+            assert judgement is not None
+            telemetry.note_answer(span, answer, judgement)
+        return answer
+
+    async def _answer(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
+        route = state.route
+        try:
+            async with asyncio.timeout(self._timeout):
+                job_state = await self._control_plane.job_state(
+                    route.account, route.job, origin=route.origin, credentials=credentials
+                )
+            if not isinstance(job_state, str | None):
+                raise ControlPlaneError(
+                    f"{type(self._control_plane).__name__}.job_state() must return a state's "
+                    f"name or None, not {type(job_state).__name__}."
+                )
+        except TimeoutError:
+            return Answer(
+                failure=CONTROL_PLANE_TIMEOUT,
+                detail=f"the control plane did not answer within {self._timeout:g} s. "
+                "TINKER_GUARD_CONTROL_PLANE_TIMEOUT allows it longer.",
+            )
+        except ControlPlaneError as error:
+            return Answer(
+                failure=CONTROL_PLANE_ERROR, detail=str(error), status_code=error.status_code
+            )
+        except Exception as error:
+            # Only the type: the text of somebody else's error may hold a header or a URL.
+            return Answer(
+                failure=CONTROL_PLANE_ERROR,
+                detail=f"{type(self._control_plane).__name__} raised {type(error).__name__}.",
+            )
+        found = 404 if job_state is None else 200
+        is_http = isinstance(self._control_plane, FireworksControlPlane)
+        return Answer(state=job_state, status_code=found if is_http else None)
+
+
+def _state_in(url: httpx.URL, status_code: int, body: bytes) -> str | None:
+    """Read the state out of an answer.
+
+    Raises:
+        ControlPlaneError: The answer holds none.
+    """
+    place = _place(url)
+    if status_code == 404:
+        return None
+    if status_code in (401, 403):
+        problem = (
+            f"{place} refused the key ({status_code}). Set TINKER_GUARD_CONTROL_PLANE_API_KEY to "
+            "one that may read the job."
+        )
+    elif 300 <= status_code < 400:
+        problem = (
+            f"{place} answered with a redirect ({status_code}), which is not followed because the "
+            "key would go with it. Set TINKER_GUARD_CONTROL_PLANE_URL to the place it points to."
+        )
+    elif status_code == 429:
+        problem = f"{place} is limiting the rate of questions (429)."
+    elif status_code >= 500:
+        problem = f"{place} is out of order ({status_code})."
+    elif status_code != 200:
+        problem = f"{place} answered with the status {status_code}."
+    else:
+        try:
+            document: Any = json.loads(body)
+        except (ValueError, RecursionError):
+            document = None
+        if isinstance(document, dict) and isinstance(state := document.get("state"), str):
+            return state
+        problem = (
+            f"{place} answered, but with no job's state in it. Set TINKER_GUARD_CONTROL_PLANE_URL "
+            "if the control plane lives elsewhere."
+        )
+    raise ControlPlaneError(problem, status_code)
+
+
+def _place(url: httpx.URL) -> str:
+    return f"the control plane at {url.scheme}://{url.netloc.decode('ascii')}"
+
+
+@lru_cache(maxsize=1)
+def _ssl_context() -> ssl.SSLContext:
+    # Loading the certificate authorities takes tens of milliseconds; once is enough.
+    return httpx.create_ssl_context()

@@ -1,0 +1,173 @@
+"""The transport below the guard, and how one that is stuck to a stale replica is replaced.
+
+A connection can stick to one gateway replica for its whole life. While that replica lacks the
+route, every resend over the connection meets the same 404; a new connection may not.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tinker_guard import telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+class Line:
+    """The transport that requests are sent on now.
+
+    Args:
+        transport: The transport to begin with.
+        new_transport: Builds another one to the same places, with connections of its own; None
+            if that cannot be had, in which case `transport` is never replaced.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    ) -> None:
+        self.transport = transport
+        # Whether this one is idle cannot be told without a price on every request, so that it
+        # stays open to the end even if it is replaced.
+        self._original = transport
+        self._new_transport = new_transport
+        self._retired: list[_Spare] = []
+
+    async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
+        """Put a new transport in the place of one that proved stale.
+
+        Does nothing if another request has replaced it already. Requests in flight on the old
+        one finish undisturbed; it is closed with the last of them.
+        """
+        if self.transport is not stale:
+            return
+        spare = self._build()
+        if spare is None:
+            return
+        self.transport = spare
+        if isinstance(stale, _Spare):
+            self._retired = [retired for retired in self._retired if not retired.is_closed]
+            self._retired.append(stale)
+            await stale.retire()
+
+    @asynccontextmanager
+    async def probe_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """A transport with connections of its own, for the time of one probe."""
+        spare = self._build()
+        if spare is None:
+            yield self.transport
+            return
+        try:
+            yield spare
+        finally:
+            await spare.aclose()
+
+    async def aclose(self) -> None:
+        """Close the transport in use and those that it replaced."""
+        for transport in {self.transport, self._original, *self._retired}:
+            await transport.aclose()
+
+    def _build(self) -> _Spare | None:
+        if self._new_transport is None:
+            return None
+        try:
+            return _Spare(self._new_transport())
+        except Exception:
+            telemetry.log_fault("building a new transport")
+            return None
+
+
+class _Spare(httpx.AsyncBaseTransport):
+    """A transport that knows what is in flight on it, and so when it can be closed."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.transport = transport
+        self.is_closed = False
+        self._in_flight = 0
+        self._is_retired = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._in_flight += 1
+        try:
+            response = await self.transport.handle_async_request(request)
+        except BaseException:
+            await self._finish_one()
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _CountedStream(response.stream, self._finish_one)
+        return response
+
+    async def retire(self) -> None:
+        """Take no new request; close when the last body in flight is closed."""
+        self._is_retired = True
+        await self._close_if_done()
+
+    async def aclose(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            try:
+                await self.transport.aclose()
+            except Exception:
+                telemetry.log_fault("closing a replaced transport")
+
+    async def _finish_one(self) -> None:
+        self._in_flight -= 1
+        await self._close_if_done()
+
+    async def _close_if_done(self) -> None:
+        if self._is_retired and self._in_flight == 0:
+            await self.aclose()
+
+
+class _CountedStream(httpx.AsyncByteStream):
+    def __init__(
+        self, stream: httpx.AsyncByteStream, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._finish = finish
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            try:
+                await self._stream.aclose()
+            finally:
+                await self._finish()
+
+
+class BorrowedTransport(httpx.AsyncBaseTransport):
+    """A transport that belongs to a client, which is kept alive and closed with it.
+
+    Args:
+        transport: The transport.
+        owner: The client; one of the SDK's closes itself when nobody refers to it any more.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport, owner: httpx.AsyncClient) -> None:
+        self.transport = transport
+        self._owner = owner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request on the borrowed transport."""
+        return await self.transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the client, and with it the transport."""
+        await self._owner.aclose()
+
+
+def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
+    """Whether a transport traces each exchange with a CLIENT span of its own, as pyqwest's does."""
+    while isinstance(transport, _Spare | BorrowedTransport):
+        transport = transport.transport
+    return type(transport).__module__.startswith("pyqwest.")

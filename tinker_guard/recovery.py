@@ -1,0 +1,185 @@
+"""What happens after a 404 on a trainer route: a verdict, and for a race a resend."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from tinker_guard import telemetry
+from tinker_guard.line import emits_client_span
+from tinker_guard.peek import read_source
+from tinker_guard.verdict import (
+    CONTROL_PLANE_ERROR,
+    JOB_MISSING,
+    JOB_NOT_RUNNING,
+    ROUTING_RACE,
+    Verdict,
+    backoff,
+    judge,
+    may_begin,
+)
+
+if TYPE_CHECKING:
+    from tinker_guard.control_plane import SharedControlPlane
+    from tinker_guard.line import Line
+    from tinker_guard.route import RouteState
+    from tinker_guard.settings import GuardSettings
+    from tinker_guard.telemetry import RequestReport
+    from tinker_guard.verdict import Answer, Judgement
+
+
+class Recovery:
+    """Sees one request through the routing race that its 404 may come from.
+
+    Resends the very same request (same bytes, same `X-Idempotency-Key`) and no other, so that
+    the trainer can tell a repeat from new work.
+    """
+
+    def __init__(
+        self,
+        settings: GuardSettings,
+        control_plane: SharedControlPlane,
+        request: httpx.Request,
+        line: Line,
+        state: RouteState,
+        report: RequestReport,
+    ) -> None:
+        self._settings = settings
+        self._control_plane = control_plane
+        self._request = request
+        self._line = line
+        self._state = state
+        self._report = report
+        self._clock = asyncio.get_running_loop().time
+        self._started_at = self._clock()
+        self._pause: float | None = None
+        """Seconds waited before the resend that is due; None before the first verdict."""
+        self._answer: Answer | None = None
+        """What the control plane said to the last 404, if it was asked."""
+
+    async def run(
+        self, not_found: httpx.Response, sent_on: httpx.AsyncBaseTransport
+    ) -> httpx.Response:
+        """Turn a 404 into what the caller gets.
+
+        Args:
+            not_found: The 404, its body unread.
+            sent_on: The transport that it came from.
+
+        Returns:
+            The answer of a resend after a race; else the last 404, its body whole.
+
+        Raises:
+            Exception: What the inner transport raises on a resend.
+        """
+        self._response = not_found
+        self._sent_on = sent_on
+        attempts = AsyncRetrying(
+            retry=retry_if_result(lambda is_racing: is_racing),
+            wait=self._delay,
+            stop=self._is_budget_spent,
+            sleep=self._discard_and_sleep,
+            retry_error_callback=lambda _: None,
+        )
+        try:
+            await attempts(self._attempt)
+        except BaseException:
+            await self._response.aclose()
+            raise
+        self._conclude()
+        return self._response
+
+    async def _attempt(self) -> bool:
+        """Resend, but for the first time, and judge; True while the route is racing."""
+        if self._pause is not None:
+            await self._resend(self._pause)
+            if self._response.status_code != 404:
+                return False
+        try:
+            judgement = await self._judge()
+        except Exception:
+            telemetry.log_fault("the verdict")
+            judgement = CONTROL_PLANE_ERROR
+        self._report.judgement = judgement
+        if judgement.verdict is not Verdict.ROUTING_RACE:
+            return False
+        telemetry.log_race_met(self._state)
+        if not isinstance(self._request.stream, httpx.ByteStream):
+            # The body was a one-way stream and is spent.
+            self._report.note("tinker_guard.replayable", False)
+            return False
+        return True
+
+    async def _judge(self) -> Judgement:
+        source = await read_source(self._response)
+        self._answer = None
+        judgement = judge(source, None)
+        if judgement is not None:
+            return judgement
+        try:
+            # The budget holds later questions; the first one always gets its full time, so that
+            # no request is judged unheard.
+            async with asyncio.timeout_at(self._deadline if self._report.resends else None):
+                self._answer = await self._control_plane.ask(self._state, self._request.headers)
+        except TimeoutError:
+            return ROUTING_RACE
+        judgement = judge(source, self._answer)
+        assert judgement is not None
+        return judgement
+
+    async def _resend(self, pause: float) -> None:
+        line, report = self._line, self._report
+        await line.replace(self._sent_on)
+        self._sent_on = line.transport
+        report.resends += 1
+        assert report.judgement is not None
+        with telemetry.resend_span(
+            self._request,
+            self._state,
+            resend=report.resends,
+            pause=pause,
+            judgement=report.judgement,
+            is_client_span=not emits_client_span(self._sent_on),
+        ) as span:
+            self._response = await self._sent_on.handle_async_request(self._request)
+            span.answered(self._response.status_code)
+
+    async def _discard_and_sleep(self, seconds: float) -> None:
+        await self._response.aclose()
+        telemetry.log_waiting(self._state, "resending into a routing race", seconds)
+        self._pause = seconds
+        await asyncio.sleep(seconds)
+
+    def _delay(self, call: RetryCallState) -> float:
+        return backoff(
+            call.attempt_number,
+            initial=self._settings.backoff_initial,
+            maximum=self._settings.backoff_max,
+            jitter=random.random(),
+        )
+
+    def _is_budget_spent(self, call: RetryCallState) -> bool:
+        return not may_begin(
+            elapsed=self._clock() - self._started_at,
+            delay=call.upcoming_sleep,
+            budget=self._settings.retry_timeout,
+        )
+
+    @property
+    def _deadline(self) -> float:
+        return self._started_at + self._settings.retry_timeout
+
+    def _conclude(self) -> None:
+        judgement = self._report.judgement
+        if self._response.status_code != 404:
+            telemetry.log_race_over(self._state, self._report.resends)
+        elif judgement is not None:
+            if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
+                # A job that is resumed comes up anew, replica by replica.
+                self._state.is_warm = False
+            seconds = self._clock() - self._started_at
+            telemetry.log_handed_back(self._state, judgement, self._answer, seconds)
