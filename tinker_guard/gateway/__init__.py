@@ -1,0 +1,17 @@
+"""A local gateway, control plane and trainer to try things on. Needs the extra `demo`."""
+
+from .app import Exchange
+from .faults import FAULTS, Fault, JobStop, LostReply, Race
+from .server import LocalGateway
+from .trainer import Applied
+
+__all__ = [
+    "FAULTS",
+    "Applied",
+    "Exchange",
+    "Fault",
+    "JobStop",
+    "LocalGateway",
+    "LostReply",
+    "Race",
+]

@@ -1,0 +1,262 @@
+"""Faults as data: what the local gateway does wrong, and when.
+
+A fault says what happens; it holds no state. The gateway counts, keeps the time and acts. Times
+are seconds after the gateway's first request of any kind, and "the n-th request" counts every
+arrival of an operation at the gateway, from 1, resent requests included.
+
+An operation is the path below the trainer's `/api/v1/`, for instance `forward_backward` or
+`client/config`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "FAULTS",
+    "Body",
+    "ControlPlaneMode",
+    "Fault",
+    "JobStop",
+    "LostReply",
+    "Race",
+]
+
+Body = Literal["gateway", "plain", "html", "empty"]
+ControlPlaneMode = Literal[
+    "ok", "down", "slow", "unauthorized", "dropped", "redirect", "not_json", "no_state"
+]
+Assignment = Literal["round_robin", "random"]
+Transport = Literal["pyqwest", "httpx"]
+
+
+@dataclass(frozen=True)
+class Race:
+    """Replicas lose the route for a while, starting with one chosen request.
+
+    Args:
+        operation: The operation whose arrival starts the race.
+        occurrence: Which arrival of it, counted from 1.
+        seconds: How long the route is lost, for every operation. 0 means that the one exchange
+            is answered 404 and nothing else is.
+        replicas: Indices of the replicas that lose the route; None means all.
+    """
+
+    operation: str
+    occurrence: int = 1
+    seconds: float = 1.0
+    replicas: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class LostReply:
+    """The trainer does the work of one request, but its reply becomes the gateway's 404.
+
+    Args:
+        operation: The operation whose reply is lost.
+        occurrence: Which arrival of it, counted from 1.
+    """
+
+    operation: str
+    occurrence: int = 1
+
+
+@dataclass(frozen=True)
+class JobStop:
+    """The job stops for good when one chosen request arrives; that request is not routed.
+
+    Args:
+        operation: The operation whose arrival stops the job.
+        occurrence: Which arrival of it, counted from 1.
+        state: What the control plane reports from then on; None means that it knows no such job.
+    """
+
+    operation: str
+    occurrence: int = 1
+    state: str | None = "JOB_STATE_DELETED"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Everything that is wrong with one gateway. The defaults describe a healthy one.
+
+    Args:
+        name: Short name.
+        description: One line for people.
+        replicas: Number of gateway replicas. A connection stays with one of them.
+        assignment: How a new connection gets its replica: in turn, or by seeded chance.
+        seed: Seed of the `random` assignment.
+        route_known_after: Per replica, the seconds after the first request at which it learns the
+            route; None means never. Replicas beyond the end of the tuple know it from the start.
+        races: Times at which replicas lose the route again.
+        lost_replies: Replies that become a 404 after the work is done.
+        body: What the gateway's 404 looks like: its JSON, Go's plain text, a proxy's HTML page,
+            or nothing.
+        job_states: Timeline of the control plane's state: from these seconds on, this state.
+            None means no such job. Before the first entry the job is running. While the state is
+            a stopped one or None, no replica routes the job.
+        stop: Stops the job at a chosen request rather than at a time; it wins over `job_states`.
+        control_plane: How the control plane answers: as it should, 500, late, 401, connection
+            dropped, redirected to a login page, no JSON, or JSON without a state.
+        control_plane_delay: Seconds before a `slow` control plane answers.
+        trainer_lacks: Operations this trainer is too old to know; it answers its own 404.
+        transport: Inner HTTP transport that `client/config` tells the SDK to use.
+        compress: Whether `client/config` asks the SDK for zstd request bodies.
+    """
+
+    name: str = "custom"
+    description: str = ""
+    replicas: int = 1
+    assignment: Assignment = "round_robin"
+    seed: int = 0
+    route_known_after: tuple[float | None, ...] = ()
+    races: tuple[Race, ...] = ()
+    lost_replies: tuple[LostReply, ...] = ()
+    body: Body = "gateway"
+    job_states: tuple[tuple[float, str | None], ...] = ()
+    stop: JobStop | None = None
+    control_plane: ControlPlaneMode = "ok"
+    control_plane_delay: float = 10.0
+    trainer_lacks: tuple[str, ...] = ()
+    transport: Transport = "pyqwest"
+    compress: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that would silently do nothing."""
+        for field, kind in (
+            ("assignment", Assignment),
+            ("body", Body),
+            ("control_plane", ControlPlaneMode),
+            ("transport", Transport),
+        ):
+            if getattr(self, field) not in get_args(kind):
+                raise ValueError(f"{field} must be one of {', '.join(get_args(kind))}")
+        if self.replicas < 1 or len(self.route_known_after) > self.replicas:
+            raise ValueError("a gateway has at least one replica, and no more times than replicas")
+        triggers: list[Race | LostReply | JobStop] = [*self.races, *self.lost_replies]
+        if self.stop is not None:
+            triggers.append(self.stop)
+        if any(trigger.occurrence < 1 for trigger in triggers):
+            raise ValueError("occurrences count from 1")
+
+    def to_json(self) -> str:
+        """Return the fault as JSON text that `from_json` reads back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Fault:
+        """Build a fault from JSON text; fields left out keep their defaults.
+
+        Raises:
+            ValueError: The text is no JSON object, or a field's value is not allowed.
+            TypeError: A field is unknown.
+        """
+        fields: dict[str, Any] = json.loads(text)
+        if not isinstance(fields, dict):
+            raise ValueError("a fault is a JSON object")
+        for name in ("route_known_after", "trainer_lacks"):
+            fields[name] = tuple(fields.get(name, ()))
+        fields["job_states"] = tuple((at, state) for at, state in fields.get("job_states", ()))
+        fields["lost_replies"] = tuple(LostReply(**lost) for lost in fields.get("lost_replies", ()))
+        fields["races"] = tuple(
+            Race(**{**race, "replicas": _indices(race.get("replicas"))})
+            for race in fields.get("races", ())
+        )
+        if fields.get("stop") is not None:
+            fields["stop"] = JobStop(**fields["stop"])
+        return cls(**fields)
+
+
+def _indices(replicas: list[int] | None) -> tuple[int, ...] | None:
+    return None if replicas is None else tuple(replicas)
+
+
+_DISPATCH = Race("forward_backward", occurrence=2, seconds=1.0)
+
+_CATALOGUE = (
+    Fault("none", "a healthy gateway"),
+    Fault(
+        "dispatch",
+        "the route is lost for 1 s when the second forward_backward is sent",
+        races=(_DISPATCH,),
+    ),
+    Fault(
+        "poll",
+        "the route is lost for 1 s while a future is polled in the second step",
+        # Polls before it: one for create_model, two for the first step.
+        races=(Race("retrieve_future", occurrence=4, seconds=1.0),),
+    ),
+    Fault(
+        "reply-lost",
+        "the trainer does the second forward_backward, but its reply becomes a 404",
+        lost_replies=(LostReply("forward_backward", occurrence=2),),
+    ),
+    Fault(
+        "late-route",
+        "the only replica learns the route 3 s after the first request",
+        route_known_after=(3.0,),
+    ),
+    Fault(
+        "stale-replica",
+        "one of four replicas lacks the route for 20 s, and connections stick to their replica",
+        replicas=4,
+        route_known_after=(0.0, 0.0, 20.0, 0.0),
+    ),
+    Fault(
+        "deleted",
+        "the job is deleted when the third forward_backward is sent",
+        stop=JobStop("forward_backward", occurrence=3),
+    ),
+    Fault(
+        "control-plane-down",
+        "the race of dispatch, while the control plane answers 500",
+        races=(_DISPATCH,),
+        control_plane="down",
+    ),
+    Fault(
+        "create-model",
+        "the route is lost for 1 s when the model is created",
+        races=(Race("create_model", seconds=1.0),),
+    ),
+    Fault(
+        "get-info",
+        "the route is lost for 1 s when the SDK asks about the new model",
+        races=(Race("get_info", seconds=1.0),),
+    ),
+    Fault(
+        "optim-step",
+        "the route is lost for 1 s when the second optim_step is sent",
+        races=(Race("optim_step", occurrence=2, seconds=1.0),),
+    ),
+    Fault(
+        "client-config",
+        "the route is lost for 1 s at the SDK's very first request",
+        races=(Race("client/config", seconds=1.0),),
+    ),
+    Fault(
+        "plain-text",
+        "the race of dispatch, with a 404 in plain text that names nobody",
+        races=(_DISPATCH,),
+        body="plain",
+    ),
+    Fault(
+        "half-stale",
+        "two of four replicas lack the route for 20 s",
+        replicas=4,
+        route_known_after=(0.0, 20.0, 0.0, 20.0),
+    ),
+    Fault(
+        "fresh-404",
+        "a healthy gateway before an older trainer: client/dynamic_config is the trainer's own 404",
+        trainer_lacks=("client/dynamic_config",),
+    ),
+)
+
+FAULTS: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in _CATALOGUE})
+"""The named faults, read-only."""

@@ -1,0 +1,186 @@
+"""Serves a gateway on a local port, on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from .app import Exchange, Gateway
+from .faults import FAULTS, Fault
+from .trainer import Applied, Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+__all__ = ["LocalGateway"]
+
+START_TIMEOUT = 10.0
+"""Seconds that the server's thread gets to start serving; it takes a few milliseconds."""
+
+
+class LocalGateway:
+    """A gateway with a fault, a control plane and a trainer on one local port.
+
+    Use it as a context manager, or call `start` and `stop`. Each object serves once.
+
+    Args:
+        fault: What goes wrong. Default nothing.
+        host: Address to serve on. Default the loopback address.
+        port: Port to serve on; 0, the default, takes a free one.
+        account: Account in the route. Default `demo`.
+        job: Job in the route. Default `job-1`.
+        hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
+        clock: What the fault's times are measured with; by default the monotonic clock. Tests
+            pass their own to move time without waiting.
+    """
+
+    api_key = "tml-local-gateway-key"
+    """The key that the control plane accepts. It opens nothing but this gateway."""
+
+    def __init__(
+        self,
+        fault: Fault = FAULTS["none"],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        account: str = "demo",
+        job: str = "job-1",
+        hold_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.fault = fault
+        self._host = host
+        self._port = port
+        self._path = f"/training/v1/rlorTrainerJobs/{account}/{job}"
+        self._trainer = Trainer(
+            lacks=fault.trainer_lacks,
+            use_pyqwest=fault.transport == "pyqwest",
+            compress=fault.compress,
+            hold_seconds=hold_seconds,
+        )
+        self._gateway = Gateway(fault, self._trainer, account, job, self.api_key, clock)
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Bind the port and serve; returns when requests are answered.
+
+        Raises:
+            OSError: The port is taken.
+        """
+        listener = socket.create_server((self._host, self._port))
+        self._port = listener.getsockname()[1]
+        # No logging set-up of uvicorn's own, which would change the caller's; and a keep-alive
+        # longer than any test, so that it is the client who ends a sticky connection.
+        config = uvicorn.Config(
+            self._gateway.app(),
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=600,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = _Server(config, listener, on_stop=self._gateway.close)
+        self._thread = threading.Thread(
+            target=self._server.run_until_stopped, name="tinker-guard-gateway", daemon=True
+        )
+        self._thread.start()
+        if not self._server.is_serving.wait(START_TIMEOUT):
+            raise RuntimeError("the gateway did not start")
+
+    def stop(self) -> None:
+        """Stop serving; returns when the port is free and the thread has ended."""
+        if self._server is not None and self._thread is not None:
+            self._server.stop()
+            self._thread.join()
+            self._server = self._thread = None
+
+    def __enter__(self) -> LocalGateway:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def base_url(self) -> str:
+        """The trainer route: what goes into `tinker.ServiceClient(base_url=...)`."""
+        return self.origin + self._path
+
+    @property
+    def applied(self) -> list[Applied]:
+        """What the trainer has done, in order."""
+        return list(self._trainer.applied)
+
+    @property
+    def questions(self) -> int:
+        """How many questions the control plane was asked."""
+        return self._gateway.questions
+
+    @property
+    def requests(self) -> list[Exchange]:
+        """Every finished exchange, in the order in which the requests came."""
+        # A copy in one step, because the server's thread may add to it meanwhile.
+        return [exchange for _, exchange in sorted(self._gateway.exchanges.copy().items())]
+
+    @property
+    def unexpected(self) -> list[str]:
+        """Requests that the trainer did not understand."""
+        return list(self._trainer.unexpected)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that says when it serves and can be stopped from another thread."""
+
+    def __init__(
+        self, config: uvicorn.Config, listener: socket.socket, *, on_stop: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self.is_serving = threading.Event()
+        self._listener = listener
+        self._on_stop = on_stop
+        self._stop_requested: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run_until_stopped(self) -> None:
+        """Serve on a new event loop; returns after `stop`."""
+        asyncio.run(self.serve(sockets=[self._listener]))
+
+    def stop(self) -> None:
+        """Ask the server to stop, from any thread."""
+        assert self._loop is not None
+        assert self._stop_requested is not None
+        self._loop.call_soon_threadsafe(self._stop_requested.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, then tell the waiting thread."""
+        await super().startup(sockets=sockets)
+        self._loop = asyncio.get_running_loop()
+        self._stop_requested = asyncio.Event()
+        self.is_serving.set()
+
+    async def main_loop(self) -> None:
+        """Wait to be stopped, without uvicorn's tenth of a second between looks."""
+        assert self._stop_requested is not None
+        await self.on_tick(0)
+        await self._stop_requested.wait()
+        self._on_stop()

@@ -1,0 +1,326 @@
+"""A trainer that speaks the SDK's protocol and does its work in strict order, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, fields
+from itertools import count
+from typing import Any, TypeAlias
+
+from .bigram import AdamParams, Bigram, ForwardResult
+from .wire import PROTOBUF, Call, Reply, examples_of, forward_json, forward_protobuf
+
+__all__ = ["Applied", "Trainer"]
+
+Result: TypeAlias = dict[str, Any] | ForwardResult
+Work: TypeAlias = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One piece of work that the trainer has done, in the order of doing it."""
+
+    seq_id: int
+    operation: str
+
+
+@dataclass
+class _Future:
+    """The answer to a piece of work, and what marks a resend of the request that asked for it."""
+
+    request_id: str
+    operation: str
+    idempotency_key: str | None
+    body_sha256: str
+    result: Result | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class _Model:
+    model_id: str
+    base_model: str
+    rank: int
+    bigram: Bigram
+    # The SDK counts every request of one training client in one sequence, starting at 1; place 0
+    # belongs to what created the model (create_model, or a load_weights without one).
+    futures: dict[int, _Future]
+    waiting: dict[int, tuple[str, Work]] = field(default_factory=dict)
+    next_seq_id: int = 1
+
+
+class _RejectedError(Exception):
+    """The request gets an error; `expected` if a correct client can run into it."""
+
+    def __init__(self, status: int, detail: str, *, expected: bool = False) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.expected = expected
+
+
+class Trainer:
+    """The trainer behind all replicas of a gateway.
+
+    Args:
+        lacks: Operations that this trainer is too old to know. Default none.
+        use_pyqwest: What `client/config` says about the SDK's inner transport. Default true.
+        compress: Whether `client/config` asks for zstd bodies. Default false.
+        hold_seconds: How long a poll for unfinished work is held open before it is answered
+            "try again". The SDK polls again at once, so this is what keeps it from spinning.
+            Default 2 s.
+    """
+
+    def __init__(
+        self,
+        *,
+        lacks: Collection[str] = (),
+        use_pyqwest: bool = True,
+        compress: bool = False,
+        hold_seconds: float = 2.0,
+    ) -> None:
+        self.applied: list[Applied] = []
+        self.unexpected: list[str] = []
+        self._lacks = lacks
+        self._use_pyqwest = use_pyqwest
+        self._compress = compress
+        self._hold_seconds = hold_seconds
+        self._closing = False
+        self._request_numbers = count(1)
+        self._session_numbers = count(1)
+        self._sessions: dict[str, str] = {}
+        self._models: dict[str, _Model] = {}
+        self._futures: dict[str, _Future] = {}
+        self._checkpoints: dict[str, tuple[Bigram, str, int]] = {}
+        self._operations: dict[tuple[str, str], Callable[[Call], Reply]] = {
+            ("GET", "healthz"): lambda call: Reply.json({"status": "ok"}),
+            ("GET", "get_server_capabilities"): self._capabilities,
+            ("POST", "client/config"): self._client_config,
+            ("POST", "client/dynamic_config"): lambda call: Reply.json({}),
+            ("POST", "telemetry"): lambda call: Reply.json({"status": "accepted"}),
+            ("POST", "create_session"): self._create_session,
+            ("POST", "session_heartbeat"): lambda call: Reply.json({"type": "session_heartbeat"}),
+            ("POST", "sessions/finish"): lambda call: Reply.json({}),
+            ("POST", "create_model"): self._create_model,
+            ("POST", "get_info"): self._get_info,
+            ("POST", "unload_model"): self._unload_model,
+            ("POST", "load_weights"): self._load_weights,
+            ("POST", "forward"): self._in_sequence,
+            ("POST", "forward_backward"): self._in_sequence,
+            ("POST", "optim_step"): self._in_sequence,
+            ("POST", "save_weights"): self._in_sequence,
+            ("POST", "save_weights_for_sampler"): self._in_sequence,
+        }
+
+    async def answer(self, call: Call) -> Reply:
+        """Answer one request; errors look like FastAPI's."""
+        try:
+            return await self._answer(call)
+        except _RejectedError as rejected:
+            status, detail, expected = rejected.status, rejected.detail, rejected.expected
+        except (KeyError, TypeError, ValueError) as error:
+            status, detail, expected = 422, f"{type(error).__name__}: {error}", False
+        if not expected:
+            self.unexpected.append(f"{call.method} {call.operation}: {detail}")
+        return Reply.json({"detail": detail}, status)
+
+    async def _answer(self, call: Call) -> Reply:
+        operation = call.operation
+        if operation in self._lacks:
+            raise _RejectedError(404, "Not Found", expected=True)
+        if (call.method, operation) == ("POST", "retrieve_future"):
+            return await self._retrieve_future(call)
+        if operation.startswith("sessions/") and operation.endswith("/finish"):
+            operation = "sessions/finish"
+        handler = self._operations.get((call.method, operation))
+        if handler is None:
+            raise _RejectedError(404, "Not Found")
+        return handler(call)
+
+    def close(self) -> None:
+        """Answer every held poll now, so that nothing keeps the server from stopping."""
+        self._closing = True
+        for future in self._futures.values():
+            future.wake.set()
+
+    def _capabilities(self, call: Call) -> Reply:
+        model = {"model_name": "tinker-guard/bigram", "max_context_length": 4096, "trainable": True}
+        return Reply.json({"supported_models": [model]})
+
+    def _client_config(self, call: Call) -> Reply:
+        return Reply.json(
+            {
+                "pjwt_auth_enabled": False,
+                "credential_default_source": "api_key",
+                "use_pyqwest_transport": self._use_pyqwest,
+                "proto_compress_fwdbwd": self._compress,
+            }
+        )
+
+    def _create_session(self, call: Call) -> Reply:
+        key = call.idempotency_key
+        session_id = self._sessions.get(key) if key is not None else None
+        if session_id is None:
+            session_id = f"session-{next(self._session_numbers)}"
+            self._sessions[key or session_id] = session_id
+        return Reply.json({"type": "create_session", "session_id": session_id})
+
+    def _create_model(self, call: Call) -> Reply:
+        base_model = str(call.fields["base_model"])
+        rank = int((call.fields.get("lora_config") or {}).get("rank", 32))
+        return self._new_model(call, Bigram(), base_model, rank)
+
+    def _load_weights(self, call: Call) -> Reply:
+        if call.fields.get("model_id") is not None:
+            return self._in_sequence(call)
+        if call.fields["path"] not in self._checkpoints:
+            raise _RejectedError(404, "Checkpoint not found", expected=True)
+        bigram, base_model, rank = self._checkpoints[call.fields["path"]]
+        optimizer = bool(call.fields["optimizer"])
+        return self._new_model(call, bigram.copy(optimizer=optimizer), base_model, rank)
+
+    def _new_model(self, call: Call, bigram: Bigram, base_model: str, rank: int) -> Reply:
+        # The SDK works out the same id for itself when it creates a model from a checkpoint.
+        model_id = f"{call.fields['session_id']}:train:{int(call.fields['model_seq_id'])}"
+        if model_id in self._models:
+            return self._repeat(call, self._models[model_id].futures[0])
+        future = self._new_future(call)
+        self._models[model_id] = _Model(model_id, base_model, rank, bigram, {0: future})
+        self._finish(future, {"type": call.operation, "model_id": model_id})
+        return Reply.json({"request_id": future.request_id, "model_id": model_id})
+
+    def _get_info(self, call: Call) -> Reply:
+        model = self._model(call)
+        return Reply.json(
+            {
+                "type": "get_info",
+                "model_id": model.model_id,
+                "model_name": model.base_model,
+                "model_data": {"arch": "bigram", "model_name": model.base_model},
+                "is_lora": True,
+                "lora_rank": model.rank,
+            }
+        )
+
+    def _unload_model(self, call: Call) -> Reply:
+        model = self._model(call)
+        future = self._new_future(call)
+        self._finish(future, {"type": "unload_model", "model_id": model.model_id})
+        return Reply.json({"request_id": future.request_id, "model_id": model.model_id})
+
+    def _in_sequence(self, call: Call) -> Reply:
+        """Take in one piece of work, then do all work whose turn has come."""
+        model = self._model(call)
+        seq_id = call.fields["seq_id"]
+        if not isinstance(seq_id, int) or seq_id < 1:
+            raise ValueError("seq_id must be an integer from 1")
+        if seq_id in model.futures:
+            return self._repeat(call, model.futures[seq_id])
+        operation, work = self._work(call, model)
+        future = model.futures[seq_id] = self._new_future(call)
+        model.waiting[seq_id] = operation, work
+        while model.next_seq_id in model.waiting:
+            self._apply_next(model)
+        return Reply.json({"request_id": future.request_id, "model_id": model.model_id})
+
+    def _apply_next(self, model: _Model) -> None:
+        seq_id = model.next_seq_id
+        operation, work = model.waiting.pop(seq_id)
+        try:
+            result = work()
+        except (KeyError, TypeError, ValueError) as error:
+            result = {"error": f"{type(error).__name__}: {error}", "category": "user"}
+        model.next_seq_id += 1
+        self.applied.append(Applied(seq_id, operation))
+        self._finish(model.futures[seq_id], result)
+
+    def _work(self, call: Call, model: _Model) -> tuple[str, Work]:
+        """Return the operation's name and what to do when its turn comes."""
+        request, operation = call.fields, call.operation
+        if operation in ("forward", "forward_backward"):
+            # Newer SDKs send a forward pass as a forward_backward with a flag.
+            forward_only = operation == "forward" or bool(request.get("forward_only"))
+            given = request["forward_input" if operation == "forward" else "forward_backward_input"]
+            name = "forward" if forward_only else "forward_backward"
+            return name, lambda: model.bigram.forward(examples_of(given), backward=not forward_only)
+        if operation == "optim_step":
+            params = _adam_params(request["adam_params"])
+
+            def optim_step() -> Result:
+                model.bigram.optim_step(params)
+                return {"metrics": {}}
+
+            return operation, optim_step
+        if operation == "load_weights":
+            path, optimizer = str(request["path"]), bool(request.get("optimizer"))
+            return operation, lambda: self._restore(model, path, optimizer)
+        return operation, lambda: self._save(model, operation, request)
+
+    def _save(self, model: _Model, operation: str, request: dict[str, Any]) -> Result:
+        name = request.get("path")
+        if operation == "save_weights_for_sampler" and name is None:
+            number = request["sampling_session_seq_id"]
+            return {"type": operation, "sampling_session_id": f"{model.model_id}:sample:{number}"}
+        kind = "weights" if operation == "save_weights" else "sampler_weights"
+        path = f"tinker://{model.model_id}/{kind}/{name or model.next_seq_id}"
+        self._checkpoints[path] = model.bigram.copy(), model.base_model, model.rank
+        return {"type": operation, "path": path}
+
+    def _restore(self, model: _Model, path: str, optimizer: bool) -> Result:
+        if path not in self._checkpoints:
+            raise ValueError("no such checkpoint")
+        model.bigram = self._checkpoints[path][0].copy(optimizer=optimizer)
+        return {"type": "load_weights", "path": path, "model_id": model.model_id}
+
+    async def _retrieve_future(self, call: Call) -> Reply:
+        future = self._futures.get(str(call.fields.get("request_id")))
+        if future is None:
+            raise _RejectedError(404, "Future not found", expected=True)
+        try:
+            if not self._closing:
+                async with asyncio.timeout(self._hold_seconds):
+                    await future.wake.wait()
+        except TimeoutError:
+            pass
+        if future.result is None:
+            again = {"type": "try_again", "request_id": future.request_id, "queue_state": "active"}
+            return Reply.json(again)
+        if not isinstance(future.result, ForwardResult):
+            return Reply.json(future.result)
+        if call.wants_protobuf:
+            return Reply(200, forward_protobuf(future.result), PROTOBUF)
+        return Reply.json(forward_json(future.result))
+
+    def _model(self, call: Call) -> _Model:
+        model = self._models.get(call.fields["model_id"])
+        if model is None:
+            raise _RejectedError(404, "Model not found")
+        return model
+
+    def _new_future(self, call: Call) -> _Future:
+        future = _Future(
+            f"request-{next(self._request_numbers)}",
+            call.operation,
+            call.idempotency_key,
+            call.body_sha256,
+        )
+        self._futures[future.request_id] = future
+        return future
+
+    def _finish(self, future: _Future, result: Result) -> None:
+        future.result = result
+        future.wake.set()
+
+    def _repeat(self, call: Call, future: _Future) -> Reply:
+        """Answer a resent request with its first future, and refuse anything that is no resend."""
+        if call.idempotency_key is None or call.idempotency_key != future.idempotency_key:
+            raise _RejectedError(400, f"seq_id {call.seq_id} was used before, by another request")
+        if (call.operation, call.body_sha256) != (future.operation, future.body_sha256):
+            raise _RejectedError(400, f"seq_id {call.seq_id} was resent with another body")
+        return Reply.json({"request_id": future.request_id})
+
+
+def _adam_params(given: dict[str, Any]) -> AdamParams:
+    names = {parameter.name for parameter in fields(AdamParams)}
+    return AdamParams(**{name: float(value) for name, value in given.items() if name in names})

@@ -1,0 +1,184 @@
+"""The SDK's bodies: JSON or protobuf in, JSON or protobuf out.
+
+Protobuf needs the SDK's own message classes. They are imported when the first such body comes, so
+that the gateway itself does without the SDK.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bigram import Example, ForwardResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["PROTOBUF", "Call", "Reply", "examples_of", "forward_json", "forward_protobuf"]
+
+PROTOBUF = "application/x-protobuf"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Status, body and content type of an answer."""
+
+    status: int
+    content: bytes
+    media_type: str = "application/json"
+
+    @classmethod
+    def json(cls, data: object, status: int = 200) -> Reply:
+        """Build a JSON answer; status 200 by default."""
+        return cls(status, json.dumps(data).encode())
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to the trainer.
+
+    Args:
+        method: HTTP method.
+        operation: Path below `/api/v1/`.
+        headers: Request headers; names are looked up in lower case.
+        body: The body as it came, possibly compressed.
+    """
+
+    method: str
+    operation: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The SDK's key, which is the same on every resend of one request."""
+        return self.headers.get("x-idempotency-key")
+
+    @property
+    def wants_protobuf(self) -> bool:
+        """Whether the caller reads a protobuf answer."""
+        return PROTOBUF in self.headers.get("accept", "")
+
+    @cached_property
+    def body_sha256(self) -> str:
+        """Digest of the bytes on the wire, to tell a resend from a new request."""
+        return hashlib.sha256(self.body).hexdigest()
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The body's fields, named as in JSON whatever the encoding.
+
+        Raises:
+            ValueError: The body cannot be read.
+        """
+        body = self.body
+        if self.headers.get("content-encoding") == "zstd":
+            import zstandard
+
+            try:
+                body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+            except zstandard.ZstdError as error:
+                raise ValueError(f"bad zstd body: {error}") from error
+        if PROTOBUF in self.headers.get("content-type", ""):
+            return _forward_backward_fields(body)
+        fields = json.loads(body or b"{}")
+        if not isinstance(fields, dict):
+            raise ValueError("the body is no JSON object")
+        return fields
+
+    @property
+    def seq_id(self) -> int | None:
+        """The request's place in its model's sequence, or None if it has none."""
+        try:
+            seq_id = self.fields.get("seq_id")
+        except ValueError:
+            return None
+        return seq_id if isinstance(seq_id, int) else None
+
+
+def examples_of(request: Mapping[str, Any]) -> list[Example]:
+    """Read the sequences of a forward_backward input.
+
+    Raises:
+        ValueError: Something else than cross-entropy over plain token lists was asked for.
+    """
+    if request["loss_fn"] != "cross_entropy":
+        raise ValueError(f"this trainer knows only cross_entropy, not {request['loss_fn']!r}")
+    examples = []
+    for datum in request["data"]:
+        chunks = datum["model_input"]["chunks"]
+        if any("tokens" not in chunk for chunk in chunks):
+            raise ValueError("this trainer reads text tokens only")
+        tokens = [np.asarray(chunk["tokens"], dtype=np.int64) for chunk in chunks]
+        inputs = datum["loss_fn_inputs"]
+        targets = np.asarray(inputs["target_tokens"]["data"], dtype=np.int64)
+        weights = inputs["weights"]["data"] if "weights" in inputs else np.ones(targets.shape)
+        examples.append(
+            Example(np.concatenate(tokens), targets, np.asarray(weights, dtype=np.float64))
+        )
+    return examples
+
+
+def forward_json(result: ForwardResult) -> dict[str, Any]:
+    """Return the answer of a forward pass as JSON data."""
+    return {
+        "loss_fn_output_type": "ArrayRecord",
+        "loss_fn_outputs": [
+            {"logprobs": {"data": row.tolist(), "dtype": "float32", "shape": [len(row)]}}
+            for row in result.logprobs
+        ],
+        "metrics": {"loss:sum": result.loss},
+    }
+
+
+def forward_protobuf(result: ForwardResult) -> bytes:
+    """Return the answer of a forward pass as a protobuf message."""
+    from tinker.proto import tinker_public_pb2 as pb
+
+    message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    message.metrics["loss:sum"] = result.loss
+    record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(result.logprobs))
+    field = record.fields["logprobs"]
+    rows = [row.astype(np.float32) for row in result.logprobs]
+    field.dtype = pb.DTYPE_FLOAT32
+    field.data = b"".join(row.tobytes() for row in rows)
+    # Byte offsets, one more than there are rows.
+    field.offsets = np.cumsum([0, *(row.nbytes for row in rows)], dtype=np.int64).tobytes()
+    return bytes(message.SerializeToString())
+
+
+def _forward_backward_fields(body: bytes) -> dict[str, Any]:
+    from tinker.proto import tinker_public_pb2 as pb
+
+    dtypes = {pb.DTYPE_FLOAT32: np.float32, pb.DTYPE_INT64: np.int64, pb.DTYPE_INT32: np.int32}
+    message = pb.ForwardBackwardRequest()
+    try:
+        message.ParseFromString(body)
+    except Exception as error:  # protobuf's DecodeError, which has no typed import
+        raise ValueError(f"bad protobuf body: {error}") from error
+    data = []
+    for datum in message.data:
+        chunks: list[dict[str, Any]] = [
+            {"tokens": np.frombuffer(chunk.encoded_text.tokens, dtype=np.int32)}
+            if chunk.HasField("encoded_text")
+            else {}
+            for chunk in datum.model_input
+        ]
+        inputs = {}
+        for name, tensor in datum.loss_fn_inputs.items():
+            if tensor.HasField("sparse_csr") or tensor.dtype not in dtypes:
+                raise ValueError(f"this trainer reads dense float32 and integer {name} only")
+            values = np.frombuffer(tensor.dense, dtype=dtypes[tensor.dtype])
+            inputs[name] = {"data": values.reshape(tuple(tensor.shape) or -1)}
+        data.append({"model_input": {"chunks": chunks}, "loss_fn_inputs": inputs})
+    return {
+        "model_id": message.model_id,
+        "seq_id": message.seq_id,
+        "forward_only": message.forward_only,
+        "forward_backward_input": {"loss_fn": message.loss_fn, "data": data},
+    }
