@@ -37,8 +37,10 @@ _tracer: Final = trace.get_tracer("tinker_guard", __version__)
 
 _NOT_RECORDING: Final = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 
-# `sessions`, `forward_backward`; anything with other characters in it is an id of something.
-_PATH_WORD: Final = re.compile(r"[a-z][a-z_]*|v\d+")
+# `forward_backward` or `v1`; anything with other characters in it is an id of something, and so
+# is what follows the name of a collection in the SDK's paths.
+_PATH_WORD: Final = re.compile(r"[a-z_]*|v\d")
+_COLLECTIONS: Final = frozenset({"checkpoints", "samplers", "sessions", "training_runs"})
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -316,10 +318,11 @@ def span_name(request: httpx.Request, state: RouteState | None) -> str:
     """
     if state is None:
         return request.method
-    below = request.url.path[len(state.route.path) :]
-    words = (
-        word if _PATH_WORD.fullmatch(word) else "{id}" for word in below.split("/")[1:] if word
-    )
+    path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+    words: list[str] = []
+    for word in path[len(state.route.path) :].split("/")[1:]:
+        is_id = words[-1:] and words[-1] in _COLLECTIONS and word != "search"
+        words.append("{id}" if is_id or not _PATH_WORD.fullmatch(word) else word)
     return f"{request.method} /{'/'.join(words)}"
 
 

@@ -1,0 +1,282 @@
+"""The real SDK over real sockets against the local gateway, guarded.
+
+The oracle is the loss curve and the trainer's log: with a fault and the guard, the curve equals
+the fault-free one to the last digit, and every `seq_id` is applied once.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tinker_guard import GuardSettings, install_guard
+from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
+from tinker_guard.gateway.train import train_five_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from tinker_guard.gateway.faults import Transport
+
+tinker = pytest.importorskip("tinker", reason="end-to-end tests drive the real SDK")
+
+# The SDK leaves the connection of its first request to the garbage collector, which is made to run
+# here rather than in another test.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+ONCE_EACH = [
+    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
+]
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield
+    gc.collect()
+
+
+@contextmanager
+def connected(gateway: LocalGateway) -> Iterator[Any]:
+    client = tinker.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key)
+    try:
+        yield client
+    finally:
+        with suppress(tinker.TinkerError):
+            client.close("success").result()
+
+
+def train(fault: Fault) -> tuple[list[float], LocalGateway]:
+    with LocalGateway(fault) as gateway, connected(gateway) as client:
+        return train_five_steps(client), gateway
+
+
+def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
+    return [(done.seq_id, done.operation) for done in gateway.applied]
+
+
+@pytest.fixture(scope="module")
+def fault_free_losses() -> list[float]:
+    return train(FAULTS["none"])[0]
+
+
+SURVIVED = [
+    "none",
+    "fresh-404",
+    "dispatch",
+    "poll",
+    "reply-lost",
+    "late-route",
+    "stale-replica",
+    "create-model",
+    "get-info",
+    "optim-step",
+    "client-config",
+    "plain-text",
+    "half-stale",
+]
+
+
+@pytest.mark.parametrize("transport", ["pyqwest", "httpx"])
+@pytest.mark.parametrize("name", SURVIVED)
+def test_guarded_training_equals_fault_free_training(
+    name: str, transport: Transport, fault_free_losses: list[float]
+) -> None:
+    install_guard()
+    fault = replace(FAULTS[name], transport=transport)
+    if name == "half-stale":
+        # Three probes in a row must wait for the stale half, here for 2 s instead of 20.
+        fault = replace(fault, route_known_after=(0.0, 2.0, 0.0, 2.0))
+    losses, gateway = train(fault)
+    assert losses == fault_free_losses
+    assert work_of(gateway) == ONCE_EACH
+    assert gateway.unexpected == []
+    assert gateway.api_key not in repr(gateway.requests)
+    resent_alike(gateway)
+
+
+def resent_alike(gateway: LocalGateway) -> None:
+    """Every request with the same `seq_id` had the same key and the same bytes."""
+    seen: dict[tuple[str, int], tuple[str | None, str]] = {}
+    for exchange in gateway.requests:
+        if exchange.seq_id is not None:
+            sent = exchange.idempotency_key, exchange.body_sha256
+            assert seen.setdefault((exchange.path, exchange.seq_id), sent) == sent
+
+
+@pytest.mark.parametrize("transport", ["pyqwest", "httpx"])
+def test_a_deleted_job_ends_the_run_at_once(transport: Transport) -> None:
+    install_guard()
+    with (
+        LocalGateway(replace(FAULTS["deleted"], transport=transport)) as gateway,
+        connected(gateway) as client,
+        pytest.raises(tinker.NotFoundError, match="Trainer job not found or not running"),
+    ):
+        train_five_steps(client)
+    dispatches = [e for e in gateway.requests if e.path == "/api/v1/forward_backward"]
+    assert [exchange.status for exchange in dispatches] == [200, 200, 404]
+    assert gateway.questions >= 1
+    assert work_of(gateway) == ONCE_EACH[:4]
+
+
+@pytest.mark.parametrize("transport", ["pyqwest", "httpx"])
+def test_without_a_control_plane_the_404_is_handed_back(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    install_guard()
+    with (
+        LocalGateway(replace(FAULTS["control-plane-down"], transport=transport)) as gateway,
+        connected(gateway) as client,
+        pytest.raises(tinker.NotFoundError),
+    ):
+        train_five_steps(client)
+    assert work_of(gateway)[:2] == ONCE_EACH[:2]
+    assert "(unverified, control_plane_error)" in caplog.text
+    assert "is out of order (500)" in caplog.text
+
+
+def test_a_job_deleted_before_the_start_costs_one_question(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    install_guard()
+    fault = Fault(job_states=((0.0, "JOB_STATE_DELETED"),))
+    with (
+        LocalGateway(fault) as gateway,
+        pytest.raises(tinker.NotFoundError),
+        connected(gateway) as client,
+    ):
+        client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+    assert gateway.questions == 1
+    assert {e.path for e in gateway.requests if e.answered_by == "gateway"} == {
+        "/api/v1/get_server_capabilities"
+    }
+    assert "genuine_not_found, job_not_running" in caplog.text
+
+
+def test_several_faults_in_one_run(fault_free_losses: list[float]) -> None:
+    install_guard()
+    fault = Fault(
+        replicas=3,
+        assignment="random",
+        seed=7,
+        route_known_after=(0.0, 0.3, 0.6),
+        races=(
+            Race("forward_backward", 1, 0.2),
+            Race("retrieve_future", 3, 0.2),
+            Race("optim_step", 2, 0.0),
+            Race("retrieve_future", 8, 0.3, replicas=(0, 1)),
+        ),
+        lost_replies=(LostReply("forward_backward", 4), LostReply("optim_step", 5)),
+    )
+    losses, gateway = train(fault)
+    assert losses == fault_free_losses
+    assert work_of(gateway) == ONCE_EACH
+    resent_alike(gateway)
+
+
+def test_a_guard_installed_after_the_client(fault_free_losses: list[float]) -> None:
+    fault = Fault(races=(Race("forward_backward", 2, 0.5), Race("retrieve_future", 6, 0.5)))
+    with LocalGateway(fault) as gateway, connected(gateway) as client:
+        created = client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+        install_guard()
+        losses = train_five_steps(_Given(created))
+    assert losses == fault_free_losses
+    assert work_of(gateway) == ONCE_EACH
+
+
+class _Given:
+    """Stands for a service client whose training client exists already."""
+
+    def __init__(self, training_client: Any) -> None:
+        self._training_client = training_client
+
+    def create_lora_training_client(self, **_: Any) -> Any:
+        return self._training_client
+
+
+def test_uninstalled_the_sdk_dies_again() -> None:
+    from tinker_guard import uninstall_guard
+
+    install_guard()
+    uninstall_guard()
+    with (
+        LocalGateway(FAULTS["dispatch"]) as gateway,
+        connected(gateway) as client,
+        pytest.raises(tinker.NotFoundError),
+    ):
+        train_five_steps(client)
+
+
+@pytest.mark.parametrize("transport", ["pyqwest", "httpx"])
+def test_a_recovered_dispatch_in_a_trace(spans: InMemorySpanExporter, transport: Transport) -> None:
+    install_guard()
+    _, gateway = train(replace(FAULTS["dispatch"], transport=transport))
+    finished = spans.get_finished_spans()
+    (root,) = [
+        span
+        for span in finished
+        if (span.attributes or {}).get("tinker_guard.outcome") == "recovered"
+        and span.name == "POST /api/v1/forward_backward"
+    ]
+    attributes = dict(root.attributes or {})
+    resends = attributes.pop("tinker_guard.retries")
+    assert isinstance(resends, int)
+    assert resends >= 2
+    port = int(gateway.origin.rpartition(":")[2])
+    assert attributes == {
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "tinker_guard.account": "demo",
+        "tinker_guard.job": "job-1",
+        "tinker_guard.outcome": "recovered",
+        "tinker_guard.verdict": "routing_race",
+        "tinker_guard.verdict.reason": "job_running",
+    }
+    # One CLIENT span for each exchange of the recovery, whoever emits it.
+    below = [span for span in finished if _is_below(span, root, finished)]
+    client_spans = [span for span in below if span.kind.name == "CLIENT"]
+    questions = [span for span in client_spans if "rlorTrainerJobs/{job}" in span.name]
+    sends = resends + (1 if transport == "pyqwest" else 0)
+    assert len(client_spans) == sends + len(questions)
+    everything = "".join(span.to_json() for span in finished)
+    assert gateway.api_key not in everything
+    assert not re.search(r"stainless-python-retry", everything)
+
+
+def _is_below(span: Any, root: Any, spans: Any) -> bool:
+    by_id = {candidate.context.span_id: candidate for candidate in spans}
+    while span.parent is not None and span.parent.span_id in by_id:
+        span = by_id[span.parent.span_id]
+        if span is root:
+            return True
+    return False
+
+
+def test_settings_reach_the_run() -> None:
+    install_guard(GuardSettings(retry_timeout=0.2))
+    with (
+        LocalGateway(Fault(races=(Race("forward_backward", 1, 60.0),))) as gateway,
+        connected(gateway) as client,
+        pytest.raises(tinker.NotFoundError),
+    ):
+        train_five_steps(client)
+
+
+def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tinker_guard")
+    install_guard()
+    _, gateway = train(FAULTS["dispatch"])
+    assert gateway.api_key not in caplog.text

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+import tinker_guard
+from tests.fakes import (
+    BASE,
+    KEY,
+    FakeControlPlane,
+    FakeGateway,
+    TrackedStream,
+    gateway_404,
+    known_from,
+    ok,
+    post,
+)
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.settings import InvalidSettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+
+def guard(gateway: FakeGateway, **settings: Any) -> GuardTransport:
+    return GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(**settings),
+        control_plane=FakeControlPlane(),
+        new_transport=gateway.new_transport,
+    )
+
+
+def test_the_public_names_are_these_and_no_others() -> None:
+    assert set(tinker_guard.__all__) == {
+        "ControlPlane",
+        "GuardSettings",
+        "GuardTransport",
+        "TinkerGuardInstrumentor",
+        "Verdict",
+        "__version__",
+        "install_guard",
+        "uninstall_guard",
+    }
+    assert all(hasattr(tinker_guard, name) for name in tinker_guard.__all__)
+
+
+async def test_an_untouched_answer_is_the_inner_transports_own() -> None:
+    response = ok()
+    gateway = FakeGateway(lambda _: response)
+    transport = guard(gateway, warmup_successes=0)
+    stream = response.stream
+    request = post()
+    assert await transport.handle_async_request(request) is response
+    assert response.stream is stream
+    assert gateway.exchanges[0].extensions == request.extensions
+
+
+async def test_a_streamed_answer_is_not_read_ahead() -> None:
+    stream = TrackedStream([b"one", b"two"])
+    gateway = FakeGateway(lambda _: httpx.Response(200, stream=stream))
+    async with (
+        httpx.AsyncClient(transport=guard(gateway, warmup_successes=0)) as client,
+        client.stream("GET", f"{BASE}/api/v1/stream") as response,
+    ):
+        assert not stream.is_closed
+        assert [chunk async for chunk in response.aiter_raw()] == [b"one", b"two"]
+    assert stream.is_closed
+
+
+async def test_through_a_client_a_race_is_invisible() -> None:
+    gateway = FakeGateway(known_from(2.0))
+    async with httpx.AsyncClient(
+        transport=guard(gateway), base_url=BASE, headers={"X-Api-Key": KEY}
+    ) as client:
+        response = await client.post("/api/v1/optim_step", json={"seq_id": 2})
+    assert response.json() == {"ok": True}
+    assert response.request.url.path.endswith("/optim_step")
+    assert all(transport.is_closed for transport in gateway.transports)
+
+
+async def test_redirects_stay_the_clients_business() -> None:
+    def answer(exchange: Any) -> httpx.Response:
+        if exchange.path.endswith("/weights"):
+            return httpx.Response(302, headers={"location": "https://storage.test/signed?s=1"})
+        return httpx.Response(404) if exchange.path == "/signed" else ok()
+
+    gateway = FakeGateway(answer)
+    async with httpx.AsyncClient(transport=guard(gateway), follow_redirects=True) as client:
+        response = await client.get(f"{BASE}/api/v1/weights")
+    assert response.status_code == 404
+    assert len(gateway.sent) == 2
+
+
+async def test_a_404_on_no_trainer_route_is_the_inner_transports_own() -> None:
+    response = gateway_404()
+    stream = response.stream
+    transport = guard(FakeGateway(lambda _: response))
+    request = httpx.Request("GET", "https://tinker.test/services/prod/api/v1/x")
+    assert await transport.handle_async_request(request) is response
+    assert response.stream is stream
+
+
+async def test_switched_off_by_settings() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    response = await guard(gateway, enabled=False).handle_async_request(post())
+    assert response.status_code == 404
+    assert len(gateway.exchanges) == 1
+
+
+async def test_disabled_later() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    transport = guard(gateway)
+    transport.disable()
+    await transport.handle_async_request(post())
+    assert len(gateway.exchanges) == 1
+
+
+async def test_closing_closes_the_transport() -> None:
+    gateway = FakeGateway()
+    async with guard(gateway):
+        pass
+    assert gateway.transports[0].is_closed
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_GUARD_VERDICT_TTL", "soon")
+    with pytest.raises(InvalidSettingsError, match="TINKER_GUARD_VERDICT_TTL"):
+        GuardTransport(FakeGateway().new_transport())
+
+
+@pytest.mark.parametrize("show", [repr, str])
+def test_nothing_secret_is_shown(show: Callable[[object], str]) -> None:
+    transport = guard(FakeGateway(), control_plane_api_key="fw-secret")
+    assert "fw-secret" not in show(transport)
