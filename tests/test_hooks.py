@@ -335,4 +335,4 @@ def test_answers_reach_the_caller_through_an_installed_guard() -> None:
     client = httpx.AsyncClient(transport=gateway.new_transport())
     sdk_client(http_client=client)
     assert asyncio.run(client.get(f"{BASE}/api/v1/healthz")).json() == {"ok": True}
-    assert len(gateway.exchanges) == 2
+    assert len(gateway.sent) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -59,30 +60,155 @@ async def test_a_race_is_waited_out(race: float) -> None:
 
 
 async def test_the_very_same_request_is_sent_again() -> None:
-    gateway = FakeGateway(known_from(0.5))
+    """It meets the race again after each probe that got through, four times."""
+    gateway = FakeGateway(lambda e: ok() if e.is_probe or len(gateway.sent) > 4 else gateway_404())
     request = post(body=b'{"seq_id": 7}')
     await send(guard(gateway), request)
-    assert len(gateway.exchanges) > 3
-    for exchange in gateway.exchanges:
+    assert len(gateway.sent) == 5
+    for exchange in gateway.sent:
         assert (exchange.method, exchange.body) == ("POST", b'{"seq_id": 7}')
         assert exchange.headers == request.headers
         assert exchange.extensions == request.extensions
 
 
-async def test_the_first_resend_goes_at_once_over_a_new_connection() -> None:
-    """One replica is stale, and connections stick."""
+async def test_a_stale_replica_costs_no_time() -> None:
+    """A probe goes at once over a new connection, and the request follows it there for good."""
     gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
     transport = guard(gateway)
     assert (await send(transport)).status_code == 200
     assert (await send(transport)).status_code == 200
-    assert [(e.at, e.connection) for e in gateway.exchanges] == [(0.0, 0), (0.0, 1), (0.0, 1)]
+    assert [(e.is_probe, e.connection) for e in gateway.exchanges] == [
+        (False, 0),
+        (True, 1),
+        (False, 1),
+        (False, 1),
+    ]
+    assert loop_time() == 0.0
 
 
 async def test_every_further_404_gets_another_connection() -> None:
     gateway = FakeGateway(lambda e: gateway_404() if e.connection < 5 else ok())
     await send(guard(gateway))
-    assert [exchange.connection for exchange in gateway.exchanges] == [0, 1, 2, 3, 4, 5]
+    assert [exchange.connection for exchange in gateway.probes] == [1, 2, 3, 4, 5]
+    assert [exchange.connection for exchange in gateway.sent] == [0, 5]
     assert [t.is_closed for t in gateway.transports] == [False, True, True, True, True, False]
+
+
+async def test_a_body_is_resent_once_the_route_answers_not_once_per_guess() -> None:
+    gateway = FakeGateway(known_from(10.0))
+    await send(guard(gateway), post(body=b"x" * 1_000_000))
+    assert [len(exchange.body) for exchange in gateway.sent] == [1_000_000] * 2
+    assert {len(exchange.body) for exchange in gateway.probes} == {0}
+
+
+async def test_half_of_the_replicas_stale() -> None:
+    """Every connection sticks to a replica; a probe on one says nothing about the next."""
+    for seed in range(20):
+        chance = random.Random(seed)
+        stale: dict[int, bool] = {}
+        gateway = FakeGateway(
+            lambda e, c=chance, s=stale: (
+                gateway_404()  # type: ignore[misc]
+                if s.setdefault(e.connection, c.random() < 0.5) and e.at < 20
+                else ok()
+            )
+        )
+        transports = [guard(gateway) for _ in range(4)]
+        began = loop_time()
+        answers = await asyncio.gather(*(send(transports[n % 4]) for n in range(40)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert loop_time() - began < 3.0
+        ROUTES.clear()
+
+
+async def test_a_probe_that_fails_otherwise_lets_the_request_show_it() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise httpx.ConnectError("refused")
+        return ok() if len(gateway.sent) > 1 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway))).status_code == 200
+    assert (len(gateway.probes), len(gateway.sent)) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["retry-after", "retry-after-ms"])
+async def test_retry_after_is_obeyed(name: str) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok() if exchange.at >= 0.1 else gateway_404()
+        response.headers[name] = "4" if name == "retry-after" else "4000"
+        return response
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway))).status_code == 200
+    assert [exchange.at for exchange in gateway.exchanges] == [0.0, 4.0, 4.0]
+
+
+async def test_a_retry_after_beyond_the_budget_ends_it() -> None:
+    def answer(_: Exchange) -> httpx.Response:
+        response = gateway_404()
+        response.headers["retry-after"] = "31"
+        return response
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway))).status_code == 404
+    assert (len(gateway.exchanges), loop_time()) == (1, 0.0)
+
+
+async def test_an_unknown_404_that_outlives_twelve_good_probes_is_the_trainers() -> None:
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else plain_404())
+    response = await send(guard(gateway))
+    assert (response.status_code, response.content) == (404, b"404 page not found")
+    assert len(gateway.sent) == 13
+    assert loop_time() < 2.5
+
+
+async def test_the_gateways_own_404_stays_a_race_whatever_the_probes_say() -> None:
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else gateway_404())
+    assert (await send(guard(gateway))).status_code == 404
+    assert loop_time() > 25.0
+
+
+async def test_an_unknown_404_is_no_evidence_while_probes_fail_too() -> None:
+    gateway = FakeGateway(lambda e: ok() if e.at >= 20.0 else plain_404())
+    assert (await send(guard(gateway))).status_code == 200
+
+
+async def test_no_race_is_called_genuine_over_many_schedules(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Replicas learn and lose the route at random, connections stick or do not, bodies vary."""
+    caplog.set_level(logging.CRITICAL)
+    for seed in range(10_000):
+        await _one_schedule(random.Random(seed), seed)
+
+
+async def _one_schedule(chance: random.Random, seed: int) -> None:
+    began = loop_time()
+    replicas = chance.randint(1, 5)
+    sticky = chance.random() < 0.3
+    not_found = plain_404 if chance.random() < 0.8 else gateway_404
+    end = chance.choice([0.1, 0.5, 2.0, 8.0])
+    # Each replica lacks the route at first, perhaps, and loses it again now and then.
+    outages = [
+        [(0.0, chance.choice([0.0, 1.0]) * chance.uniform(0, end))]
+        + [(start := chance.uniform(0, end), chance.uniform(start, end)) for _ in range(2)]
+        for _ in range(replicas)
+    ]
+    drawn: dict[int, int] = {}
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        replica = chance.randrange(replicas)
+        if sticky:
+            replica = drawn.setdefault(exchange.connection, replica)
+        now = exchange.at - began
+        is_lost = any(start <= now < until for start, until in outages[replica])
+        return not_found() if is_lost else ok()
+
+    gateway = FakeGateway(answer)
+    response = await send(guard(gateway))
+    assert response.status_code == 200, f"seed {seed}"
+    ROUTES.clear()
 
 
 async def test_the_404_is_closed_before_any_wait() -> None:
@@ -195,7 +321,7 @@ async def test_any_other_answer_to_a_resend_is_handed_back(status_code: int) -> 
 async def test_a_race_that_ends_in_the_trainers_own_404() -> None:
     gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else trainer_404())
     assert (await send(guard(gateway))).json() == {"detail": "Not Found"}
-    assert len(gateway.exchanges) == 2
+    assert len(gateway.sent) == 2
 
 
 async def test_a_body_that_cannot_be_replayed_is_sent_once() -> None:
@@ -213,6 +339,10 @@ async def test_four_hundred_requests_share_questions_and_all_recover() -> None:
     transports = [guard(gateway, plane) for _ in range(8)]
     responses = await asyncio.gather(*(send(transports[n % 8]) for n in range(400)))
     assert {response.status_code for response in responses} == {200}
+    assert len(gateway.sent) == 800
+    assert len(gateway.probes) < 40
+    arrivals = sorted(exchange.at for exchange in gateway.sent[400:])
+    assert 0.05 < arrivals[-1] - arrivals[0] <= 0.1
     assert plane.questions <= 4
     gaps = [b[0] - a[0] for a, b in zip(plane.asked, plane.asked[1:], strict=False)]
     assert min(gaps) >= 1.0

@@ -10,6 +10,7 @@ from tests.fakes import GATEWAY_BODY
 from tinker_guard.verdict import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
+    EVIDENCE_NEEDED,
     JOB_MISSING,
     JOB_NOT_RUNNING,
     NO_CONTROL_PLANE,
@@ -26,7 +27,9 @@ from tinker_guard.verdict import (
     may_begin,
     outcome_of,
     phase_of,
+    retry_after,
     source_of,
+    weigh,
 )
 
 JSON = "application/json"
@@ -183,3 +186,28 @@ def test_values_are_the_labels_people_see() -> None:
     assert json.dumps([ROUTING_RACE.verdict, ROUTING_RACE.reason]) == (
         '["routing_race", "job_running"]'
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0.0),
+        ({"retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "250", "retry-after": "3"}, 0.25),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 0.0),
+        ({"retry-after": "-3"}, 0.0),
+        ({"retry-after": "soon"}, 0.0),
+        ({"retry-after-ms": "nan"}, 0.0),
+        ({"retry-after-ms": "inf"}, 0.0),
+        ({"retry-after-ms": ""}, 0.0),
+    ],
+)
+def test_retry_after(headers: dict[str, str], seconds: float) -> None:
+    assert retry_after(headers, now=60.0) == seconds
+
+
+def test_evidence_weighs_only_where_the_body_names_nobody() -> None:
+    assert weigh(Source.UNKNOWN, EVIDENCE_NEEDED - 1) is Source.UNKNOWN
+    assert weigh(Source.UNKNOWN, EVIDENCE_NEEDED) is Source.TRAINER
+    assert weigh(Source.GATEWAY, EVIDENCE_NEEDED) is Source.GATEWAY

@@ -166,19 +166,13 @@ class SharedControlPlane:
             state: The route.
             headers: The guarded request's headers, for the credentials among them.
         """
-        clock = asyncio.get_running_loop().time
-        arrived_at = clock()
         credentials = {name: headers[name] for name in _CREDENTIAL_HEADERS if name in headers}
-        asked_with = (self._control_plane, credentials)
-        here = state.here
-        async with here.question_lock:
-            if here.answer is not None and here.asked_with == asked_with:
-                answered_at, answer = here.answer
-                if answered_at >= arrived_at or clock() - answered_at < self._ttl:
-                    return answer
-            answer = await self._question(state, credentials)
-            here.answer, here.asked_with = (clock(), answer), asked_with
-            return answer
+        return await state.here.question.run(
+            lambda: self._question(state, credentials),
+            # Another key may be answered differently, and so may another control plane.
+            key=(self._control_plane, credentials),
+            ttl=self._ttl,
+        )
 
     async def _question(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
         route = state.route

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -12,15 +13,19 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 from tinker_guard import telemetry
 from tinker_guard.line import emits_client_span
 from tinker_guard.peek import read_source
+from tinker_guard.probing import Probing
 from tinker_guard.verdict import (
     CONTROL_PLANE_ERROR,
     JOB_MISSING,
     JOB_NOT_RUNNING,
     ROUTING_RACE,
+    Source,
     Verdict,
     backoff,
     judge,
     may_begin,
+    retry_after,
+    weigh,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +41,9 @@ class Recovery:
     """Sees one request through the routing race that its 404 may come from.
 
     Resends the very same request (same bytes, same `X-Idempotency-Key`) and no other, so that
-    the trainer can tell a repeat from new work.
+    the trainer can tell a repeat from new work. It does so only when a probe has reached the
+    trainer: while a route is lost, all that is sent on it is one small probe at a time, however
+    many requests wait and however large they are.
     """
 
     def __init__(
@@ -56,8 +63,12 @@ class Recovery:
         self._report = report
         self._clock = asyncio.get_running_loop().time
         self._started_at = self._clock()
-        self._pause: float | None = None
-        """Seconds waited before the resend that is due; None before the first verdict."""
+        self._deadline = self._started_at + settings.retry_timeout
+        self._refused_at: float | None = None
+        """When the last 404 was judged to be a race; None before that."""
+        self._has_reached = False
+        """Whether a probe of this request's own reached the trainer just before the resend."""
+        self._reached_in_a_row = 0
         self._answer: Answer | None = None
         """What the control plane said to the last 404, if it was asked."""
 
@@ -95,8 +106,9 @@ class Recovery:
 
     async def _attempt(self) -> bool:
         """Resend, but for the first time, and judge; True while the route is racing."""
-        if self._pause is not None:
-            await self._resend(self._pause)
+        if self._refused_at is not None:
+            await self._wait_for_route()
+            await self._resend(self._clock() - self._refused_at)
             if self._response.status_code != 404:
                 return False
         try:
@@ -108,6 +120,7 @@ class Recovery:
         if judgement.verdict is not Verdict.ROUTING_RACE:
             return False
         telemetry.log_race_met(self._state)
+        self._refused_at = self._clock()
         if not isinstance(self._request.stream, httpx.ByteStream):
             # The body was a one-way stream and is spent.
             self._report.note("tinker_guard.replayable", False)
@@ -116,6 +129,9 @@ class Recovery:
 
     async def _judge(self) -> Judgement:
         source = await read_source(self._response)
+        is_evidence = source is Source.UNKNOWN and self._has_reached
+        self._reached_in_a_row = self._reached_in_a_row + 1 if is_evidence else 0
+        source = weigh(source, self._reached_in_a_row)
         self._answer = None
         judgement = judge(source, None)
         if judgement is not None:
@@ -131,10 +147,42 @@ class Recovery:
         assert judgement is not None
         return judgement
 
+    async def _wait_for_route(self) -> None:
+        """Wait until a probe has reached the trainer, this request's or another's.
+
+        Ends early when the job has stopped or the budget is spent: the resend that follows then
+        fetches the 404 to hand back.
+        """
+        await self._line.replace(self._sent_on)
+        self._has_reached = is_leader = False
+
+        async def lead() -> None:
+            nonlocal is_leader
+            is_leader = True
+            probing = Probing(
+                self._settings,
+                self._control_plane,
+                self._request,
+                self._line,
+                self._state,
+                successes=1,
+                timeout=self._deadline - self._clock(),
+            )
+            await probing.run()
+            self._has_reached = probing.has_reached
+
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await self._state.here.scouting.run(lead)
+                if not is_leader:
+                    # All of them are released at once; they need not arrive at once.
+                    await asyncio.sleep(random.random() * self._settings.backoff_initial)
+        except TimeoutError:
+            pass
+
     async def _resend(self, pause: float) -> None:
-        line, report = self._line, self._report
-        await line.replace(self._sent_on)
-        self._sent_on = line.transport
+        report = self._report
+        self._sent_on = self._line.transport
         report.resends += 1
         assert report.judgement is not None
         with telemetry.resend_span(
@@ -150,17 +198,18 @@ class Recovery:
 
     async def _discard_and_sleep(self, seconds: float) -> None:
         await self._response.aclose()
-        telemetry.log_waiting(self._state, "resending into a routing race", seconds)
-        self._pause = seconds
+        if seconds > 0:
+            telemetry.log_waiting(self._state, "a resend met the race again", seconds)
         await asyncio.sleep(seconds)
 
     def _delay(self, call: RetryCallState) -> float:
-        return backoff(
+        delay = backoff(
             call.attempt_number,
             initial=self._settings.backoff_initial,
             maximum=self._settings.backoff_max,
             jitter=random.random(),
         )
+        return max(delay, retry_after(self._response.headers, now=time.time()))
 
     def _is_budget_spent(self, call: RetryCallState) -> bool:
         return not may_begin(
@@ -168,10 +217,6 @@ class Recovery:
             delay=call.upcoming_sleep,
             budget=self._settings.retry_timeout,
         )
-
-    @property
-    def _deadline(self) -> float:
-        return self._started_at + self._settings.retry_timeout
 
     def _conclude(self) -> None:
         judgement = self._report.judgement

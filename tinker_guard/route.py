@@ -12,10 +12,12 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
+from tinker_guard.single_flight import SingleFlight
+
 if TYPE_CHECKING:
     import httpx
 
-    from tinker_guard.verdict import Answer, Judgement
+    from tinker_guard.verdict import Answer, Refusal
 
 _PREFIX: Final = b"/training/v1/rlorTrainerJobs/"
 # Unreserved characters only (RFC 3986, 2.3): an id with an escape in it could mean another
@@ -49,28 +51,18 @@ class Route(NamedTuple):
         return f"{self.account}/{self.job}"
 
 
-class Refusal(NamedTuple):
-    """The 404 with which a warmup ended, for every request that waited for it."""
-
-    judgement: Judgement
-    headers: httpx.Headers
-    body: bytes
-
-
 class LoopState:
-    """What the requests of one event loop share about one route."""
+    """What the requests of one event loop find out together about one route."""
 
-    __slots__ = ("__weakref__", "answer", "asked_with", "question_lock", "refusal", "warmup_lock")
+    __slots__ = ("question", "scouting", "warmup")
 
     def __init__(self) -> None:
-        self.warmup_lock = asyncio.Lock()
-        self.question_lock = asyncio.Lock()
-        self.answer: tuple[float, Answer] | None = None
-        """When the control plane last answered (the loop's time, seconds), and what."""
-        self.asked_with: object = None
-        """Whom that question asked, and with which credentials."""
-        self.refusal: tuple[float, Refusal] | None = None
-        """When the last warmup ended without opening the gate, and how."""
+        self.warmup: SingleFlight[Refusal | None] = SingleFlight()
+        """Whether a cold route's gate may open."""
+        self.question: SingleFlight[Answer] = SingleFlight()
+        """What the control plane says."""
+        self.scouting: SingleFlight[None] = SingleFlight()
+        """When a route that was lost answers again."""
 
 
 class RouteState:

@@ -354,7 +354,7 @@ def log_race_over(state: RouteState, resends: int) -> None:
     met_at, state.race_met_at = state.race_met_at, None
     if met_at is not None:
         logger.warning(
-            "routing race over: job %s answers again after %.2f s (%d resends of this request).",
+            "routing race over: job %s answers again after %.2f s (resends of this request: %d).",
             state.route,
             asyncio.get_running_loop().time() - met_at,
             resends,

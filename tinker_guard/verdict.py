@@ -7,10 +7,17 @@ depends on is an argument.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
 
 
 class Verdict(StrEnum):
@@ -102,6 +109,22 @@ class Answer:
         return JobPhase.STOPPED if self.state is None else phase_of(self.state)
 
 
+class NotFound(NamedTuple):
+    """A probe's 404 that the trainer did not write."""
+
+    source: Source
+    headers: httpx.Headers
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    """Why probing ended without reaching the trainer."""
+
+    judgement: Judgement
+    not_found: NotFound
+    answer: Answer
+
+
 _STOPPED_STATES: Final = frozenset(
     f"JOB_STATE_{name}"
     for name in (
@@ -144,6 +167,28 @@ def judge(source: Source, answer: Answer | None) -> Judgement | None:
     if answer.state is None:
         return JOB_MISSING
     return ROUTING_RACE if answer.phase is JobPhase.RUNNING else JOB_NOT_RUNNING
+
+
+EVIDENCE_NEEDED: Final = 12
+"""After how many resends in a row an unknown 404 counts as the trainer's.
+
+Each was sent right after a probe that reached the trainer over the same connection. Were it a
+race after all, a replica would have to know the route for each probe and lack it for each
+request: at worst one chance in 4**12.
+"""
+
+
+def weigh(source: Source, reached_in_a_row: int) -> Source:
+    """Take evidence into account where the body names nobody.
+
+    Args:
+        source: Who wrote the 404, from `source_of`.
+        reached_in_a_row: How many resends in a row met an unknown 404 although a probe right
+            before them reached the trainer.
+    """
+    if source is Source.UNKNOWN and reached_in_a_row >= EVIDENCE_NEEDED:
+        return Source.TRAINER
+    return source
 
 
 def outcome_of(status_code: int, resends: int, judgement: Judgement | None) -> Outcome:
@@ -237,6 +282,26 @@ def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> fl
     # Beyond 200 steps every delay is at its maximum, and 1.15**n would overflow in the end.
     delay = min(initial * GROWTH ** min(resend - 2, 200), maximum)
     return delay * (1 - 0.2 * jitter)
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float:
+    """Seconds that a 404 itself asks to wait; 0 if it asks for nothing that can be read.
+
+    Args:
+        headers: The response's headers; `retry-after-ms` wins over `Retry-After` (RFC 9110,
+            10.2.3), which holds seconds or a date.
+        now: The wall clock, seconds since the epoch.
+    """
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif (value := headers.get("retry-after", "0")).strip().isdigit():
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - now
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
 
 
 def may_begin(*, elapsed: float, delay: float, budget: float) -> bool:

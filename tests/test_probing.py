@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import gzip
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes import (
+    BASE,
+    GATEWAY_BODY,
+    KEY,
+    FakeControlPlane,
+    FakeGateway,
+    gateway_404,
+    known_from,
+    loop_time,
+    ok,
+    plain_404,
+    post,
+    trainer_404,
+)
+from tinker_guard import GuardSettings
+from tinker_guard.control_plane import SharedControlPlane
+from tinker_guard.line import Line
+from tinker_guard.probing import Probing
+from tinker_guard.route import RouteTable
+from tinker_guard.verdict import JOB_NOT_RUNNING, ROUTING_RACE, Source
+
+pytestmark = pytest.mark.anyio
+
+
+def probing(
+    gateway: FakeGateway,
+    plane: FakeControlPlane | None = None,
+    *,
+    successes: int = 1,
+    timeout: float = 30.0,
+    **settings: Any,
+) -> Probing:
+    guard_settings = GuardSettings(**settings)
+    state = RouteTable().find(httpx.URL(f"{BASE}/api"))
+    assert state is not None
+    return Probing(
+        guard_settings,
+        SharedControlPlane(guard_settings, plane or FakeControlPlane()),
+        post(),
+        Line(gateway.new_transport(), gateway.new_transport),
+        state,
+        successes=successes,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.parametrize("answer", [ok, trainer_404, lambda: httpx.Response(503)])
+async def test_an_answer_from_behind_the_gateway_reaches_the_trainer(answer: Any) -> None:
+    probe = probing(FakeGateway(lambda _: answer()), successes=2)
+    assert await probe.run() is None
+    assert (probe.probes, probe.has_reached) == (2, True)
+
+
+async def test_a_failed_probe_ends_it_but_has_reached_nobody() -> None:
+    async def fail(_: object) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    probe = probing(FakeGateway(fail))
+    assert await probe.run() is None
+    assert not probe.has_reached
+
+
+async def test_a_control_plane_that_cannot_say_ends_it_too() -> None:
+    probe = probing(FakeGateway(lambda _: gateway_404()), FakeControlPlane(OSError()))
+    assert await probe.run() is None
+    assert not probe.has_reached
+
+
+async def test_a_refusal_says_why() -> None:
+    refusal = await probing(
+        FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_PAUSED")
+    ).run()
+    assert refusal is not None
+    assert refusal.judgement == JOB_NOT_RUNNING
+    assert refusal.answer.state == "JOB_STATE_PAUSED"
+    assert refusal.not_found.source is Source.GATEWAY
+    assert refusal.not_found.body == GATEWAY_BODY
+
+
+async def test_rounds_end_in_time() -> None:
+    refusal = await probing(FakeGateway(lambda _: gateway_404()), timeout=5).run()
+    assert refusal is not None
+    assert refusal.judgement == ROUTING_RACE
+    assert 4.0 < loop_time() < 5.0
+
+
+async def test_the_gateways_own_word_wins_over_an_unknown_one() -> None:
+    def answer(exchange: Any) -> httpx.Response:
+        return gateway_404() if exchange.connection == 1 else plain_404()
+
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None), successes=3).run()
+    assert refusal is not None
+    assert refusal.not_found.source is Source.GATEWAY
+
+
+async def test_unknown_404s_refuse_nobody() -> None:
+    probe = probing(FakeGateway(lambda _: plain_404()), timeout=120, retry_timeout=6)
+    assert await probe.run() is None
+    assert not probe.has_reached
+    assert 4.5 < loop_time() < 6.0
+
+
+async def test_the_probed_connection_is_the_one_that_the_request_goes_over() -> None:
+    gateway = FakeGateway(known_from(1.0))
+    probe = probing(gateway)
+    await probe.run()
+    transport = probe._line.transport
+    await transport.handle_async_request(post())
+    assert gateway.exchanges[-1].connection == gateway.probes[-1].connection
+    assert gateway.unclosed() == gateway.sent
+
+
+async def test_a_decoded_body_is_kept_without_the_headers_that_contradict_it() -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip", "x-kept": "1"}
+    gateway = FakeGateway(
+        lambda _: httpx.Response(
+            404, headers=headers, stream=httpx.ByteStream(gzip.compress(GATEWAY_BODY))
+        )
+    )
+    refusal = await probing(gateway, FakeControlPlane(None)).run()
+    assert refusal is not None
+    assert refusal.not_found.body == GATEWAY_BODY
+    assert dict(refusal.not_found.headers) == {"content-type": "application/json", "x-kept": "1"}
+
+
+async def test_the_key_goes_along_and_the_requests_identity_does_not() -> None:
+    gateway = FakeGateway()
+    await probing(gateway).run()
+    (probe,) = gateway.probes
+    assert probe.headers["x-api-key"] == KEY
+    assert "x-idempotency-key" not in probe.headers

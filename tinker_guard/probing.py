@@ -1,0 +1,216 @@
+"""Probes: cheap requests that find out whether a route is known, before real ones are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+import httpx
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result
+
+from tinker_guard import telemetry
+from tinker_guard.peek import read_source
+from tinker_guard.verdict import (
+    PEEK_LIMIT,
+    JobPhase,
+    NotFound,
+    Refusal,
+    Source,
+    backoff,
+    judge,
+    may_begin,
+)
+
+if TYPE_CHECKING:
+    from tinker_guard.control_plane import SharedControlPlane
+    from tinker_guard.line import Line
+    from tinker_guard.route import RouteState
+    from tinker_guard.settings import GuardSettings
+
+# Of the guarded request's headers, those that describe its body, its tracing or its identity: a
+# probe has no body, and must not look to the trainer like a repeat of the request.
+_NOT_FOR_PROBES: Final = frozenset(
+    {
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "traceparent",
+        "tracestate",
+        "transfer-encoding",
+        "x-idempotency-key",
+    }
+)
+
+
+class Probing:
+    """Probes one route until it is known, waiting between rounds.
+
+    The probes of a round go side by side, over connections of their own where those can be had:
+    a healthy start then costs one exchange, and a connection that sticks to a replica which
+    knows the route counts once. A 404 in a round starts the count again.
+
+    Args:
+        settings: Path, timeouts and backoff.
+        control_plane: Asked after each round that met a 404.
+        request: The guarded request, for its headers.
+        line: The transport that the request will go over. One probe of each round goes over it.
+        state: The route.
+        successes: Probes in one round.
+        timeout: Seconds within which a round must begin.
+    """
+
+    def __init__(
+        self,
+        settings: GuardSettings,
+        control_plane: SharedControlPlane,
+        request: httpx.Request,
+        line: Line,
+        state: RouteState,
+        *,
+        successes: int,
+        timeout: float,
+    ) -> None:
+        self.probes = 0
+        """How many probes were sent."""
+        self.has_reached = False
+        """Whether every probe of the last round got an answer that came from the trainer."""
+        self._settings = settings
+        self._control_plane = control_plane
+        self._request = request
+        self._line = line
+        self._state = state
+        self._successes = successes
+        self._timeout = timeout
+        self._clock = asyncio.get_running_loop().time
+        self._started_at = self._clock()
+
+    async def run(self) -> Refusal | None:
+        """Probe until the real request should be sent (None) or more waiting cannot help.
+
+        None also when a probe fails in another way, or when the control plane cannot say
+        anything: what that means, the real request shows.
+        """
+        rounds = AsyncRetrying(
+            retry=retry_if_result(lambda refusal: refusal is not None),
+            wait=self._delay,
+            stop=self._is_over,
+            sleep=asyncio.sleep,
+            before_sleep=self._say_what_is_waited_for,
+            retry_error_callback=self._end,
+        )
+        refusal: Refusal | None = await rounds(self._round)
+        return refusal
+
+    async def _round(self) -> Refusal | None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._probe(self._line.transport))]
+            tasks += [group.create_task(self._probe_afresh()) for _ in range(self._successes - 1)]
+        self.probes += self._successes
+        results = [task.result() for task in tasks]
+        not_founds = [result for result in results if isinstance(result, NotFound)]
+        self.has_reached = all(result is True for result in results)
+        if not not_founds:
+            return None
+        # Where replicas answer differently, the gateway's own word says the most.
+        not_found = min(not_founds, key=lambda found: found.source is not Source.GATEWAY)
+        answer = await self._control_plane.ask(self._state, self._request.headers)
+        if answer.failure is not None:
+            return None
+        judgement = judge(not_found.source, answer)
+        assert judgement is not None
+        return Refusal(judgement, not_found, answer)
+
+    async def _probe_afresh(self) -> NotFound | bool:
+        async with self._line.probe_transport() as transport:
+            return await self._probe(transport)
+
+    async def _probe(self, transport: httpx.AsyncBaseTransport) -> NotFound | bool:
+        """Send one probe; the 404 it met, or whether it reached the trainer."""
+        settings = self._settings
+        probe = httpx.Request(
+            "GET",
+            self._state.route.url + settings.warmup_probe_path,
+            headers=[
+                (name, value)
+                for name, value in self._request.headers.multi_items()
+                if name.lower() not in _NOT_FOR_PROBES
+            ],
+            extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
+        )
+        response: httpx.Response | None = None
+        try:
+            async with asyncio.timeout(settings.probe_timeout):
+                response = await transport.handle_async_request(probe)
+                if response.status_code != 404:
+                    return True
+                source = await read_source(response)
+                if source is Source.TRAINER:
+                    return True
+                not_found = NotFound(source, *await _kept(response))
+        except Exception:
+            # Refused, broken or too slow.
+            return False
+        finally:
+            if response is not None:
+                await response.aclose()
+        await self._line.replace(transport)
+        return not_found
+
+    def _delay(self, call: RetryCallState) -> float:
+        # The first round has been sent at once; from here on each one waits, hence `+ 1`.
+        return backoff(
+            call.attempt_number + 1,
+            initial=self._settings.backoff_initial,
+            maximum=self._settings.backoff_max,
+            jitter=random.random(),
+        )
+
+    def _is_over(self, call: RetryCallState) -> bool:
+        refusal = _refusal_of(call)
+        if refusal.answer.phase is JobPhase.STOPPED:
+            return True
+        timeout = self._timeout
+        if refusal.not_found.source is Source.UNKNOWN:
+            timeout = min(timeout, self._settings.retry_timeout)
+        elapsed = self._clock() - self._started_at
+        return not may_begin(elapsed=elapsed, delay=call.upcoming_sleep, budget=timeout)
+
+    @staticmethod
+    def _end(call: RetryCallState) -> Refusal | None:
+        refusal = _refusal_of(call)
+        is_unknown = refusal.not_found.source is Source.UNKNOWN
+        if is_unknown and refusal.answer.phase is not JobPhase.STOPPED:
+            # Nobody can be named for these 404s, and the job is alive: perhaps this trainer
+            # answers the probe's path like that. A refusal would break a run that works without
+            # the guard.
+            return None
+        return refusal
+
+    def _say_what_is_waited_for(self, call: RetryCallState) -> None:
+        telemetry.log_waiting(
+            self._state,
+            f"waiting for its route (control plane: {_refusal_of(call).answer.state})",
+            call.upcoming_sleep,
+        )
+
+
+def _refusal_of(call: RetryCallState) -> Refusal:
+    """The refusal with which the last round ended; tenacity asks only after one."""
+    assert call.outcome is not None
+    refusal: Refusal = call.outcome.result()
+    return refusal
+
+
+async def _kept(response: httpx.Response) -> tuple[httpx.Headers, bytes]:
+    """What of a probe's 404 can be handed back to a waiting request."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > PEEK_LIMIT:
+            break
+    headers = response.headers.copy()
+    # The body is kept decoded, which these would contradict.
+    for name in ("content-encoding", "transfer-encoding", "content-length"):
+        headers.pop(name, None)
+    return headers, bytes(body)
