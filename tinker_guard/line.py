@@ -7,7 +7,7 @@ route, every resend over the connection meets the same 404; a new connection may
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -82,6 +82,10 @@ class Line:
             return None
 
 
+_NOWHERE: Final = httpx.AsyncBaseTransport()
+"""In the place of a transport that is closed; refuses every request."""
+
+
 class _Spare(httpx.AsyncBaseTransport):
     """A transport that knows what is in flight on it, and so when it can be closed."""
 
@@ -110,8 +114,11 @@ class _Spare(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         if not self.is_closed:
             self.is_closed = True
+            # Let go of it too: pyqwest's closes its connections when nobody refers to it, and an
+            # answer that went through here may refer to this object for long.
+            transport, self.transport = self.transport, _NOWHERE
             try:
-                await self.transport.aclose()
+                await transport.aclose()
             except Exception:
                 telemetry.log_fault("closing a replaced transport")
 

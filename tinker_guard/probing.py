@@ -104,7 +104,7 @@ class Probing:
 
     async def _round(self) -> Refusal | None:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._probe(self._line.transport))]
+            tasks = [group.create_task(self._probe_on_line())]
             tasks += [group.create_task(self._probe_afresh()) for _ in range(self._successes - 1)]
         self.probes += self._successes
         results = [task.result() for task in tasks]
@@ -120,6 +120,9 @@ class Probing:
         judgement = judge(not_found.source, answer)
         assert judgement is not None
         return Refusal(judgement, not_found, answer)
+
+    async def _probe_on_line(self) -> NotFound | bool:
+        return await self._probe(self._line.transport)
 
     async def _probe_afresh(self) -> NotFound | bool:
         async with self._line.probe_transport() as transport:

@@ -1,0 +1,192 @@
+"""The guard over real sockets, without an SDK: nothing leaks, and real failures have real names."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import threading
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.gateway import Fault, LocalGateway, Race
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tinker_guard.gateway.faults import ControlPlaneMode
+
+
+def pyqwest_transport() -> httpx.AsyncBaseTransport:
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
+    return transport
+
+
+def client_of(
+    gateway: LocalGateway, make: Callable[[], httpx.AsyncBaseTransport], **settings: Any
+) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=GuardTransport(make(), settings=GuardSettings(**settings), new_transport=make),
+        base_url=gateway.base_url,
+        headers={"X-Api-Key": gateway.api_key},
+    )
+
+
+def established(port: int) -> int:
+    """How many connections to a local port are open, as the server sees them."""
+    wanted = f":{port:04X}"
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(1 for row in rows if row[1].endswith(wanted) and row[3] == "01")
+
+
+def open_sockets() -> int:
+    return sum(
+        1
+        for descriptor in Path("/proc/self/fd").iterdir()
+        if descriptor.is_symlink() and str(descriptor.readlink()).startswith("socket:")
+    )
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counts sockets in /proc")
+
+
+@linux_only
+@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
+def test_many_races_leave_nothing_behind(make: Callable[[], httpx.AsyncBaseTransport]) -> None:
+    fault = Fault(races=tuple(Race("healthz", n, 0.05) for n in range(2, 60, 3)))
+    before = open_sockets()
+
+    async def run() -> None:
+        async with client_of(gateway, make) as client:
+            for _ in range(40):
+                assert (await client.get("/api/v1/healthz")).status_code == 200
+            # The transport in use, and the first one, which is kept to the end.
+            assert established(int(gateway.origin.rpartition(":")[2])) <= 3
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    with LocalGateway(fault) as gateway:
+        asyncio.run(run())
+    races = sum(1 for e in gateway.requests if e.path.endswith("healthz") and e.status == 404)
+    assert races >= 10
+    assert open_sockets() == before
+
+
+@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
+def test_a_storm_recovers_with_few_questions(
+    make: Callable[[], httpx.AsyncBaseTransport],
+) -> None:
+    fault = Fault(races=(Race("healthz", 2, 1.5),))
+
+    async def run() -> list[httpx.Response]:
+        async with client_of(gateway, make) as client:
+            await client.get("/api/v1/healthz")
+            return await asyncio.gather(*(client.get("/api/v1/healthz") for _ in range(50)))
+
+    with LocalGateway(fault) as gateway:
+        responses = asyncio.run(run())
+    assert {response.status_code for response in responses} == {200}
+    at = [e.at for e in gateway.requests if e.answered_by == "control_plane"]
+    assert 1 <= len(at) <= 3
+    sent = sum(1 for e in gateway.requests if e.path.endswith("healthz"))
+    assert sent <= 1 + 50 + 50 + 10
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason", "line"),
+    [
+        ("down", "control_plane_error", "is out of order (500)"),
+        ("unauthorized", "control_plane_error", "TINKER_GUARD_CONTROL_PLANE_API_KEY"),
+        ("redirect", "control_plane_error", "a redirect (302), which is not followed"),
+        ("not_json", "control_plane_error", "no job's state in it"),
+        ("no_state", "control_plane_error", "no job's state in it"),
+        ("dropped", "control_plane_error", "could not be reached (RemoteProtocolError)"),
+        ("slow", "control_plane_timeout", "TINKER_GUARD_CONTROL_PLANE_TIMEOUT"),
+    ],
+)
+def test_a_failing_control_plane_is_named(
+    mode: ControlPlaneMode, reason: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fault = Fault(races=(Race("healthz", 1, 60.0),), control_plane=mode)
+    with LocalGateway(fault) as gateway:
+        response = asyncio.run(_get(gateway, control_plane_timeout=0.3))
+    assert response.status_code == 404
+    assert f"(unverified, {reason})" in caplog.text
+    assert line in caplog.text
+    assert gateway.api_key not in caplog.text
+
+
+async def _get(gateway: LocalGateway, **settings: Any) -> httpx.Response:
+    async with client_of(
+        gateway, httpx.AsyncHTTPTransport, warmup_successes=0, **settings
+    ) as client:
+        return await client.get("/api/v1/healthz")
+
+
+def test_a_control_plane_that_refuses_connections(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(socket.socket()) as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with LocalGateway(Fault(races=(Race("healthz", 1, 60.0),))) as gateway:
+            response = asyncio.run(_get(gateway, control_plane_url=f"http://127.0.0.1:{port}"))
+    assert response.status_code == 404
+    assert "could not be reached (ConnectError)" in caplog.text
+    assert "TINKER_GUARD_CONTROL_PLANE_URL" in caplog.text
+
+
+def test_a_control_plane_without_tls(caplog: pytest.LogCaptureFixture) -> None:
+    with LocalGateway(Fault(races=(Race("healthz", 1, 60.0),))) as gateway:
+        url = gateway.origin.replace("http://", "https://")
+        response = asyncio.run(_get(gateway, control_plane_url=url))
+    assert response.status_code == 404
+    assert "could not be reached (ConnectError)" in caplog.text
+
+
+@contextmanager
+def _server_of(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that notes what it is sent, answers with these bytes and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    heard: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                heard.append(connection.recv(65536))
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], heard
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_the_key_does_not_follow_a_redirect_of_the_control_plane() -> None:
+    with _server_of(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (there, heard_there):
+        redirect = (
+            "HTTP/1.1 307 Temporary Redirect\r\n"
+            f"Location: http://127.0.0.1:{there}/\r\nContent-Length: 0\r\n\r\n"
+        )
+        with (
+            _server_of(redirect.encode()) as (here, heard_here),
+            LocalGateway(Fault(races=(Race("healthz", 1, 60.0),))) as gateway,
+        ):
+            response = asyncio.run(_get(gateway, control_plane_url=f"http://127.0.0.1:{here}"))
+    assert response.status_code == 404
+    assert len(heard_here) == 1
+    assert gateway.api_key.encode() in heard_here[0]
+    assert heard_there == []
