@@ -396,6 +396,25 @@ async def test_a_race_is_told_when_met_and_when_over(caplog: pytest.LogCaptureFi
     assert len(lines) == 2
 
 
+async def test_a_race_after_one_that_was_given_up_is_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transport = guard(FakeGateway(lambda _: gateway_404()), retry_timeout=3)
+    for _ in range(2):
+        await send(transport)
+        await asyncio.sleep(60)
+    assert [line[:12] for line in caplog.messages] == ["routing race", "404 for job "] * 2
+
+
+async def test_requests_that_fail_together_say_it_once(caplog: pytest.LogCaptureFixture) -> None:
+    transport = guard(FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_FAILED"))
+    await asyncio.gather(*(send(transport) for _ in range(50)))
+    assert len(caplog.messages) == 1
+    await asyncio.sleep(60)
+    await send(transport)
+    assert len(caplog.messages) == 2
+
+
 @pytest.mark.parametrize(
     ("state", "end"),
     [

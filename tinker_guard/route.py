@@ -17,7 +17,7 @@ from tinker_guard.single_flight import SingleFlight
 if TYPE_CHECKING:
     import httpx
 
-    from tinker_guard.verdict import Answer, Refusal
+    from tinker_guard.verdict import Answer, Judgement, Refusal
 
 _PREFIX: Final = b"/training/v1/rlorTrainerJobs/"
 # Unreserved characters only (RFC 3986, 2.3): an id with an escape in it could mean another
@@ -68,7 +68,7 @@ class LoopState:
 class RouteState:
     """What this process knows about one route."""
 
-    __slots__ = ("_loops", "is_warm", "race_met_at", "route")
+    __slots__ = ("_loops", "is_warm", "race_met_at", "route", "said")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -76,6 +76,8 @@ class RouteState:
         """Whether the gate is open: requests are sent without waiting."""
         self.race_met_at: float | None = None
         """Loop time at which the current race was first met; None when there is none."""
+        self.said: tuple[Judgement | None, float] = (None, 0.0)
+        """The last verdict that was logged with a 404 handed back, and the loop time then."""
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
 
     @property

@@ -10,14 +10,14 @@ import logging
 import re
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, assert_never
 
 from opentelemetry import context, trace
 from opentelemetry.instrumentation.utils import suppress_http_instrumentation
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from tinker_guard._version import __version__
-from tinker_guard.verdict import Judgement, Outcome, Verdict, outcome_of
+from tinker_guard.verdict import TRAINER_ANSWERED, Judgement, Outcome, Reason, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +44,8 @@ _COLLECTIONS: Final = frozenset({"checkpoints", "samplers", "sessions", "trainin
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_REPEAT_AFTER: Final = 10.0
 
 _faults_logged: set[str] = set()
 
@@ -374,29 +376,50 @@ def log_warm(state: RouteState, seconds: float, probes: int) -> None:
 def log_handed_back(
     state: RouteState, judgement: Judgement, answer: Answer | None, seconds: float
 ) -> None:
-    """Say why a 404 is handed back, after how long, and what a person can do about it."""
-    job_state = answer.state if answer is not None else None
-    match judgement.verdict:
-        case Verdict.ROUTING_RACE:
-            message = (
-                "the job runs, but the gateway has not learnt its route. If this lasts, tell the "
-                "operator of the gateway; a longer TINKER_GUARD_RETRY_TIMEOUT waits longer."
-            )
-        case Verdict.UNVERIFIED:
-            message = f"it could not be verified: {answer.detail if answer else 'nobody to ask'}"
-        case Verdict.GENUINE_NOT_FOUND if answer is None:
-            # A trainer's own 404 is part of normal traffic (a server without an endpoint).
-            logger.debug("job %s: the trainer itself answered 404; handed back.", state.route)
-            return
-        case Verdict.GENUINE_NOT_FOUND if job_state is None:
-            message = "the control plane knows no such job. Check the account and job in base_url."
-        case _:
-            message = f"the control plane says that it is {job_state}."
-    logger.warning(
+    """Say why a 404 is handed back, after how long, and what a person can do about it.
+
+    Requests that fail together say it once: the same verdict on the same route is repeated at
+    the DEBUG level only, for `_REPEAT_AFTER` seconds.
+    """
+    state.race_met_at = None
+    now = asyncio.get_running_loop().time()
+    said, said_at = state.said
+    is_news = said != judgement or now - said_at >= _REPEAT_AFTER
+    if judgement is TRAINER_ANSWERED:
+        # A trainer's own 404 is part of normal traffic (a server without an endpoint, say).
+        level = logging.DEBUG
+    elif is_news:
+        level = logging.WARNING
+        state.said = (judgement, now)
+    else:
+        level = logging.DEBUG
+    logger.log(
+        level,
         "404 for job %s handed back after %.2f s (%s, %s): %s",
         state.route,
         seconds,
         judgement.verdict.value,
         judgement.reason.value,
-        message,
+        _explanation(judgement, answer),
     )
+
+
+def _explanation(judgement: Judgement, answer: Answer | None) -> str:
+    match judgement.reason:
+        case Reason.JOB_RUNNING:
+            return (
+                "the job runs, but the gateway has not learnt its route. If this lasts, tell the "
+                "operator of the gateway; a longer TINKER_GUARD_RETRY_TIMEOUT waits longer."
+            )
+        case Reason.JOB_NOT_RUNNING:
+            return f"the control plane says that it is {answer.state if answer else 'stopped'}."
+        case Reason.JOB_MISSING:
+            return "the control plane knows no such job. Check the account and job in base_url."
+        case Reason.TRAINER_ANSWERED:
+            return "the trainer itself answered."
+        case Reason.NO_CONTROL_PLANE:
+            return "there is nobody to ask."
+        case Reason.CONTROL_PLANE_ERROR | Reason.CONTROL_PLANE_TIMEOUT:
+            return f"it could not be verified: {answer.detail if answer else 'see above'}"
+        case _:
+            assert_never(judgement.reason)
