@@ -185,6 +185,18 @@ async def test_many_askers_share_one_question() -> None:
     assert plane.questions == 1
 
 
+async def test_transports_with_the_same_control_plane_share_its_answers() -> None:
+    server, state = Server(running()), route_state()
+    transport = httpx.MockTransport(server.handle)
+    for _ in range(3):
+        plane = FireworksControlPlane(api_key=SecretStr("fw"), transport=transport)
+        await SharedControlPlane(GuardSettings(), plane).ask(state, HEADERS)
+    assert len(server.requests) == 1
+    other = FireworksControlPlane(api_key=SecretStr("other"), transport=transport)
+    await SharedControlPlane(GuardSettings(), other).ask(state, HEADERS)
+    assert len(server.requests) == 2
+
+
 async def test_an_answer_serves_for_the_time_set() -> None:
     plane, state = FakeControlPlane(), route_state()
     shared = SharedControlPlane(GuardSettings(verdict_ttl=1), plane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
@@ -67,8 +68,11 @@ class ControlPlaneError(Exception):
         self.status_code = status_code
 
 
+@dataclass(frozen=True)
 class FireworksControlPlane:
     """The Fireworks control plane: `GET {api}/v1/accounts/{account}/rlorTrainerJobs/{job}`.
+
+    Equal ones share their answers: every transport has one of its own.
 
     Args:
         url: Base URL of the control plane; None asks the route's own origin.
@@ -77,22 +81,14 @@ class FireworksControlPlane:
         transport: For tests: what carries the question.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        api_key: SecretStr | None = None,
-        timeout: float = 5.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._url = url
-        self._api_key = api_key
-        self._timeout = timeout
-        self._transport = transport
+    url: str | None = None
+    api_key: SecretStr | None = None
+    timeout: float = 5.0
+    transport: httpx.AsyncBaseTransport | None = None
 
     def url_for(self, account: str, job: str, *, origin: str) -> httpx.URL:
         """What is fetched to learn a job's state."""
-        return httpx.URL(f"{self._url or origin}/v1/accounts/{account}/rlorTrainerJobs/{job}")
+        return httpx.URL(f"{self.url or origin}/v1/accounts/{account}/rlorTrainerJobs/{job}")
 
     async def job_state(
         self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
@@ -103,8 +99,8 @@ class FireworksControlPlane:
             ControlPlaneError: The answer was none that can be used.
         """
         url = self.url_for(account, job, origin=origin)
-        if self._api_key is not None:
-            credentials = {"x-api-key": self._api_key.get_secret_value()}
+        if self.api_key is not None:
+            credentials = {"x-api-key": self.api_key.get_secret_value()}
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError)),
             stop=stop_after_attempt(2),
@@ -127,11 +123,12 @@ class FireworksControlPlane:
         # question never rides on a connection that is stuck to a stale replica.
         async with (
             httpx.AsyncClient(
-                verify=_ssl_context(),
-                timeout=self._timeout,
+                # Plain http needs no certificate authorities, which take long to load.
+                verify=_ssl_context() if url.scheme == "https" else False,
+                timeout=self.timeout,
                 # A redirect would take the key to a place that nobody configured.
                 follow_redirects=False,
-                transport=self._transport,
+                transport=self.transport,
             ) as client,
             client.stream("GET", url, headers=dict(credentials)) as response,
         ):
