@@ -138,10 +138,12 @@ def test_closing_answers_held_polls() -> None:
     assert asyncio.run(scenario())["type"] == "try_again"
 
 
-def test_a_resent_request_is_done_once(client: TrainerClient) -> None:
+@pytest.mark.parametrize("second_key", ["a", "b"])
+def test_a_resent_request_is_done_once(client: TrainerClient, second_key: str) -> None:
+    # The guard keeps the key; the SDK's own retry after a 5xx draws a new one.
     body = forward_backward_body(client.model_id, 1)
     first = client.json("forward_backward", body, key="a")
-    again = client.json("forward_backward", body, key="a")
+    again = client.json("forward_backward", body, key=second_key)
     assert again["request_id"] == first["request_id"]
     assert client.trainer.applied == [Applied(1, "forward_backward")]
     assert client.trainer.unexpected == []
@@ -153,13 +155,11 @@ def test_the_same_work_under_a_new_seq_id_is_done_again(client: TrainerClient) -
     assert [applied.seq_id for applied in client.trainer.applied] == [1, 2]
 
 
-@pytest.mark.parametrize(("key", "loss_fn"), [("b", "cross_entropy"), ("a", "other")])
-def test_a_used_seq_id_with_another_key_or_body_is_refused(
-    client: TrainerClient, key: str, loss_fn: str
-) -> None:
+@pytest.mark.parametrize("second_key", ["a", "b"])
+def test_a_used_seq_id_with_another_body_is_refused(client: TrainerClient, second_key: str) -> None:
     client.json("forward_backward", forward_backward_body(client.model_id, 1), key="a")
-    body = forward_backward_body(client.model_id, 1, loss_fn)
-    reply = client.post("forward_backward", json.dumps(body).encode(), key=key)
+    body = forward_backward_body(client.model_id, 1, loss_fn="other")
+    reply = client.post("forward_backward", json.dumps(body).encode(), key=second_key)
     assert reply.status == 400
     assert len(client.trainer.unexpected) == 1
     assert len(client.trainer.applied) == 1

@@ -31,7 +31,6 @@ class _Future:
 
     request_id: str
     operation: str
-    idempotency_key: str | None
     body_sha256: str
     result: Result | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -299,12 +298,7 @@ class Trainer:
         return model
 
     def _new_future(self, call: Call) -> _Future:
-        future = _Future(
-            f"request-{next(self._request_numbers)}",
-            call.operation,
-            call.idempotency_key,
-            call.body_sha256,
-        )
+        future = _Future(f"request-{next(self._request_numbers)}", call.operation, call.body_sha256)
         self._futures[future.request_id] = future
         return future
 
@@ -313,9 +307,11 @@ class Trainer:
         future.wake.set()
 
     def _repeat(self, call: Call, future: _Future) -> Reply:
-        """Answer a resent request with its first future, and refuse anything that is no resend."""
-        if call.idempotency_key is None or call.idempotency_key != future.idempotency_key:
-            raise _RejectedError(400, f"seq_id {call.seq_id} was used before, by another request")
+        """Answer a resent request with its first future, and refuse anything that is no resend.
+
+        The idempotency key plays no part: the SDK's own retry after a 5xx sends the same bytes
+        under a new key.
+        """
         if (call.operation, call.body_sha256) != (future.operation, future.body_sha256):
             raise _RejectedError(400, f"seq_id {call.seq_id} was resent with another body")
         return Reply.json({"request_id": future.request_id})
