@@ -1,0 +1,441 @@
+"""The command line: `demo` end to end in processes of its own, and what judges and draws it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from tinker_guard import __version__, cli
+from tinker_guard.demo import commands, judge, screen, spans
+from tinker_guard.demo.run import Run
+from tinker_guard.demo.serve import line_of
+from tinker_guard.gateway import FAULTS, Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOSSES = (4.158883083359672, 3.966264687323382, 3.77521673198419)
+HEALTHY = Run(losses=LOSSES, seconds=0.3, applied=(1, 2, 3, 4, 5, 6))
+RECOVERED = replace(HEALTHY, resends=2, questions=1, verdicts=Counter(routing_race=2))
+NOT_FOUND = Run(
+    error_type="NotFoundError",
+    error="Error code: 404",
+    seconds=0.3,
+    applied=(1, 2),
+    verdicts=Counter(genuine_not_found=1),
+)
+UNVERIFIED = replace(NOT_FOUND, verdicts=Counter(unverified=1))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tinker_guard.cli", *arguments]
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        timeout=50,
+        check=False,
+    )
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    """Run in this process, which is faster; for everything that trains nothing."""
+    result = CliRunner().invoke(commands.app, arguments)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+# -- the commands themselves ---------------------------------------------------------------------
+
+
+def test_version_and_help() -> None:
+    assert invoke("--version") == (0, f"tinker-guard {__version__}")
+    exit_code, text = invoke("--help")
+    assert exit_code == 0
+    assert "demo" in text
+    assert "gateway" in text
+    assert "dispatch, poll, reply-lost" in invoke("demo", "--help")[1]
+    assert "Ctrl-C" in invoke("gateway", "--help")[1]
+
+
+@pytest.mark.parametrize("module", ["typer", "tinker"])
+def test_without_the_extra_one_line_says_what_to_install(module: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from tinker_guard.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert module in ended.stderr
+    assert "pip install 'tinker-guard[demo]'" in ended.stderr
+
+
+def test_a_module_that_is_missing_for_another_reason_is_not_hidden() -> None:
+    assert cli._is_of_the_extra("opentelemetry.sdk.trace")
+    assert not cli._is_of_the_extra("opentelemetry")
+    assert not cli._is_of_the_extra("tinker_guard.demo.nothing")
+
+
+@pytest.mark.parametrize("subcommand", ["demo", "gateway"])
+def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> None:
+    exit_code, text = invoke(subcommand, "--fault", "nope")
+    assert exit_code == 2
+    assert "'nope'" in text
+    assert all(name in text for name in FAULTS if name != "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("demo", "--otlp", "localhost"), "http://localhost:4318"),
+        (("demo", "--otlp", "http://"), "http://localhost:4318"),
+        (("demo", "--svg", "no/such/folder/x.svg"), "cannot be written"),
+        (("gateway", "--fault-file", "no/such/file.json"), "does not exist"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_runs(
+    arguments: tuple[str, ...], says: str
+) -> None:
+    exit_code, text = invoke(*arguments)
+    assert exit_code == 2
+    assert says in text
+
+
+def test_a_setting_that_cannot_work_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_GUARD_RETRY_TIMEOUT", "soon")
+    exit_code, text = invoke("demo")
+    assert exit_code == 2
+    assert "TINKER_GUARD_RETRY_TIMEOUT" in text
+
+
+def test_a_missing_exporter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    exit_code, text = invoke("demo", "--otlp", "http://localhost:4318")
+    assert exit_code == 2
+    assert "pip install 'tinker-guard[demo,otlp]'" in text
+
+
+# -- gateway -------------------------------------------------------------------------------------
+
+
+def test_the_faults_are_listed() -> None:
+    exit_code, text = invoke("gateway", "--list")
+    assert exit_code == 0
+    assert all(fault.name in text and fault.description in text for fault in FAULTS.values())
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_the_gateway_serves_until_it_is_stopped(tmp_path: Path, signal_number: int) -> None:
+    own = tmp_path / "fault.json"
+    own.write_text('{"name": "mine", "races": [{"operation": "healthz", "seconds": 0.0}]}')
+    with subprocess.Popen(
+        command("gateway", "--fault-file", str(own), "--port", "0"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while "Ctrl-C" not in (line := process.stdout.readline()):
+            assert line, "it ended early"
+            lines.append(line)
+        text = "".join(lines)
+        assert "'mine'" in text
+        base_url = re.findall(r"TINKER_BASE_URL=(\S+)", text)[0]
+        key = re.findall(r"TINKER_API_KEY=(\S+)", text)[0]
+        origin, _, job = base_url.partition("/training/v1/")
+        with httpx.Client(trust_env=False, headers={"x-api-key": key}) as client:
+            assert client.get(f"{base_url}/api/v1/healthz").status_code == 404
+            assert client.get(f"{base_url}/api/v1/healthz").status_code == 200
+            job = job.replace("rlorTrainerJobs/demo", "accounts/demo/rlorTrainerJobs")
+            assert client.get(f"{origin}/v1/{job}").status_code == 200
+        assert "404  GET /api/v1/healthz from replica 0" in process.stdout.readline()
+        assert "200  control plane asked" in process.stdout.readline()
+        process.send_signal(signal_number)
+        assert process.stdout.read() == "Stopped.\n"
+        assert process.wait(timeout=10) == 0
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        exit_code, text = invoke("gateway", "--port", str(port))
+    assert exit_code == 1
+    assert text == (
+        f"tinker-guard: cannot serve on 127.0.0.1:{port}: Address already in use; "
+        "--port 0 takes a free one"
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"nope": 1}', '{"races": ["x"]}', '{"body": "x"}'])
+def test_a_file_that_holds_no_fault_is_one_line(tmp_path: Path, content: str) -> None:
+    own = tmp_path / "fault.json"
+    own.write_text(content)
+    exit_code, text = invoke("gateway", "--fault-file", str(own))
+    assert exit_code == 2
+    assert f"{own} holds no fault: " in text
+
+
+def test_a_fault_is_given_once(tmp_path: Path) -> None:
+    own = tmp_path / "fault.json"
+    own.write_text("{}")
+    assert invoke("gateway", "--fault-file", str(own), "--fault", "poll")[0] == 2
+
+
+def test_which_exchanges_get_a_line() -> None:
+    fine = Exchange("POST", "/api/v1/x", 200, 1, 0, 3, "idem", "", 0.5, "trainer")
+    assert line_of(fine) is None
+    lost = line_of(replace(fine, status=404, answered_by="gateway"))
+    assert lost == "    0.50 s  404  POST /api/v1/x from replica 1, seq_id 3"
+    own = line_of(replace(fine, status=404, seq_id=None))
+    assert own == "    0.50 s  404  POST /api/v1/x from the trainer"
+    asked = line_of(replace(fine, status=0, answered_by="control_plane"))
+    assert asked == "    0.50 s  dropped  control plane asked: POST /api/v1/x"
+
+
+# -- demo, end to end ----------------------------------------------------------------------------
+
+
+class Backend(ThreadingHTTPServer):
+    """Takes spans over OTLP/HTTP and keeps their names."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _TakeSpans)
+        self.span_names: Counter[str] = Counter()
+
+
+class _TakeSpans(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+        body = self.rfile.read(int(self.headers["content-length"]))
+        sent = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
+        assert isinstance(self.server, Backend)
+        if self.path == "/v1/traces":
+            self.server.span_names.update(
+                span.name
+                for resource in sent.resource_spans
+                for scope in resource.scope_spans
+                if scope.scope.name == "tinker_guard"
+                for span in scope.spans
+            )
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def backend() -> Iterator[Backend]:
+    with Backend() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_demo_of_a_race(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    picture = tmp_path / "demo.svg"
+    with backend() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        # What a shell may hold must neither switch the guard off nor lead it elsewhere.
+        ended = run(
+            *("demo", "--fault", "dispatch", "--otlp", url, "--svg", str(picture)),
+            TINKER_GUARD_ENABLED="false",
+            TINKER_GUARD_CONTROL_PLANE_URL="http://127.0.0.1:9",
+            HTTP_PROXY="http://127.0.0.1:9",
+            OTEL_SDK_DISABLED="true",
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert server.span_names["POST /api/v1/forward_backward"] == 5
+        assert server.span_names["resend POST /api/v1/forward_backward"] >= 1
+    out = ended.stdout
+    assert ended.stderr == ""
+    assert "NotFoundError: Error code: 404" in out
+    assert "routing race" in out
+    assert "all 5 identical" in out
+    assert out.count("1-10 once each") == 2
+    assert "tinker_guard.outcome recovered" in out
+    assert "CLIENT span of pyqwest" in out
+    assert "Right: " in out
+    assert f"spans to {url}/v1/traces" in out
+    assert "\x1b" not in out
+    assert not [line for line in out.splitlines() if len(line) > 100 and not line.startswith(" ")]
+    svg = picture.read_text(encoding="utf-8")
+    assert set(re.findall(r"https?://[^\"' <)]+", svg)) == {"http://www.w3.org/2000/svg"}
+    assert "@font-face" not in svg
+    assert "identical" in svg
+
+
+def test_demo_of_a_deleted_job_with_a_backend_that_is_down() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    place = f"127.0.0.1:{free_port()}"
+    ended = run("demo", "--fault", "deleted", "--otlp", f"http://user:secret@{place}/x?key=secret")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "genuine_not_found" in ended.stdout
+    assert "ended rightly" in ended.stdout
+    assert "secret" not in ended.stdout + ended.stderr
+    assert ended.stderr == (
+        f"tinker-guard: the backend at http://{place}/x did not take the spans. Does it run?\n"
+    )
+
+
+class _NoRecorder:
+    def begin(self, run: str) -> None:
+        pass
+
+    def spans(self, run: str | None = None) -> list[Any]:
+        return []
+
+
+def test_a_wrong_run_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "Recorder", _NoRecorder)
+    monkeypatch.setattr(commands, "_prepare_environment", lambda: None)
+    different = replace(HEALTHY, losses=(*LOSSES[:2], 3.5))
+
+    def carry_out(fault: object, *, is_guarded: bool, on_tick: object) -> Run:
+        return different if is_guarded else HEALTHY
+
+    monkeypatch.setattr(commands, "carry_out", carry_out)
+    exit_code, text = invoke("demo")
+    assert exit_code == 1
+    assert "Wrong: the loss of step 3 is 3.5 instead of 3.77521673198419" in text
+    assert "not the same" in text
+
+
+def test_a_run_that_hangs_does_not_hang_the_demo() -> None:
+    code = """
+import functools
+from tinker_guard.demo import commands, run
+from tinker_guard.gateway import FAULTS, Fault, Race
+commands.carry_out = functools.partial(run.carry_out, timeout=1.5)
+commands.FAULTS = {**FAULTS, "dispatch": Fault(races=(Race("create_model", seconds=99.0),))}
+commands.app(["demo", "--fault", "dispatch"])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40)
+    assert ended.returncode == 1
+    assert "Wrong: the guarded run was still waiting after 2 s" in ended.stdout
+    assert "waiting for its route" in ended.stdout or "resending" in ended.stdout
+
+
+# -- the judgement -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "guarded"),
+    [
+        ("dispatch", RECOVERED),
+        ("late-route", replace(RECOVERED, resends=0)),
+        ("fresh-404", HEALTHY),
+        ("deleted", NOT_FOUND),
+        ("control-plane-down", UNVERIFIED),
+    ],
+)
+def test_right_runs(fault: str, guarded: Run) -> None:
+    assert judge.problems(FAULTS[fault], HEALTHY, guarded) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "guarded", "says"),
+    [
+        ("poll", replace(RECOVERED, is_stuck=True, seconds=60.0), "still waiting after 60 s"),
+        ("poll", NOT_FOUND, "NotFoundError instead of finishing"),
+        ("poll", replace(RECOVERED, losses=(*LOSSES[:2], 3.7)), "loss of step 3 is 3.7"),
+        ("poll", replace(RECOVERED, losses=LOSSES[:2]), "2 losses instead of 3"),
+        ("poll", replace(RECOVERED, applied=(1, 2, 3, 3, 4, 5, 6)), "1-6, but 3 twice"),
+        ("poll", replace(RECOVERED, applied=(1, 2, 3, 4)), "not all of the work"),
+        ("poll", replace(RECOVERED, applied=(2, 1, 3, 4, 5, 6)), "out of order"),
+        ("poll", replace(RECOVERED, unexpected=("POST x: odd",)), "POST x: odd"),
+        ("deleted", RECOVERED, "no trainer to reach"),
+        ("deleted", replace(NOT_FOUND, resends=1), "sent again"),
+        ("deleted", replace(NOT_FOUND, error_type="ValueError"), "ValueError instead of"),
+        ("deleted", replace(NOT_FOUND, seconds=31.0), "31.0 s"),
+        ("deleted", UNVERIFIED, "should be genuine_not_found, but was: unverified"),
+        ("control-plane-down", NOT_FOUND, "should be unverified"),
+        ("control-plane-down", replace(UNVERIFIED, verdicts=Counter()), "was: none"),
+    ],
+)
+def test_wrong_runs(fault: str, guarded: Run, says: str) -> None:
+    found = judge.problems(FAULTS[fault], HEALTHY, guarded)
+    assert len(found) == 1
+    assert says in found[0]
+
+
+def test_without_a_healthy_run_nothing_is_right() -> None:
+    assert judge.problems(FAULTS["poll"], NOT_FOUND, RECOVERED)
+    assert judge.problems(FAULTS["poll"], replace(HEALTHY, is_stuck=True, losses=None), RECOVERED)
+
+
+@pytest.mark.parametrize(
+    ("applied", "said"),
+    [
+        ((), "none"),
+        ((1,), "1 once"),
+        ((1, 2, 3), "1-3 once each"),
+        ((1, 2, 4), "1-2, 4 once each"),
+        ((1, 2, 2, 2, 3, 3), "1-3, but 2 3 times, 3 twice"),
+        ((2, 1), "1-2, out of order"),
+    ],
+)
+def test_how_applied_work_is_said(applied: tuple[int, ...], said: str) -> None:
+    assert judge.say_applied(applied) == said
+
+
+# -- spans and pictures --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "completed"),
+    [
+        ("http://localhost:4318", "http://localhost:4318/v1/traces"),
+        ("https://example.com/", "https://example.com/v1/traces"),
+        ("http://localhost:4318/own/path", "http://localhost:4318/own/path"),
+    ],
+)
+def test_the_path_of_a_backend(given: str, completed: str) -> None:
+    assert spans.traces_url(given) == completed
+
+
+def test_long_rows_of_spans_are_cut_in_the_middle() -> None:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    def node(name: str, *children: spans.Node) -> spans.Node:
+        return spans.Node(ReadableSpan(name, start_time=0, end_time=1), list(children))
+
+    def labels(count: int) -> list[str]:
+        root = node("root", *(node(f"child {number}") for number in range(count)))
+        return [str(child.label).split("  ")[0] for child in screen.tree_of(root).children]
+
+    assert labels(7) == [f"child {number}" for number in range(7)]
+    assert labels(8)[3:6] == ["child 3", "... 2 more like these ...", "child 6"]
