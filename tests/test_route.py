@@ -82,10 +82,6 @@ def test_table_is_bounded_and_drops_the_oldest() -> None:
     assert table.find(urls[0]) is not first
 
 
-def test_table_of_none_holds_none() -> None:
-    assert RouteTable(limit=0).find(httpx.URL(f"{BASE}/api")) is None
-
-
 def test_each_event_loop_has_its_own_locks() -> None:
     state = RouteTable().find(httpx.URL(f"{BASE}/api"))
     assert state is not None

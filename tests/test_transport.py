@@ -23,6 +23,8 @@ from tinker_guard.settings import InvalidSettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 pytestmark = pytest.mark.anyio
 
 
@@ -105,11 +107,12 @@ async def test_a_404_on_no_trainer_route_is_the_inner_transports_own() -> None:
     assert response.stream is stream
 
 
-async def test_switched_off_by_settings() -> None:
+async def test_switched_off_by_settings(spans: InMemorySpanExporter) -> None:
     gateway = FakeGateway(lambda _: gateway_404())
     response = await guard(gateway, enabled=False).handle_async_request(post())
     assert response.status_code == 404
     assert len(gateway.exchanges) == 1
+    assert spans.get_finished_spans() == ()
 
 
 async def test_disabled_later() -> None:

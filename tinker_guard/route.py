@@ -91,7 +91,7 @@ class RouteState:
 
 
 class RouteTable:
-    """The routes that a process has met, the oldest dropped beyond `limit` (0 holds none)."""
+    """The routes that a process has met, the oldest dropped beyond `limit`."""
 
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
@@ -119,7 +119,7 @@ class RouteTable:
     def _add(self, key: _Key) -> RouteState | None:
         scheme, host, port, path = key
         match = _TRAINER_PATH.fullmatch(path)
-        if match is None or scheme not in (b"http", b"https") or self._limit == 0:
+        if match is None or scheme not in (b"http", b"https"):
             return None
         account, job = (part.decode("ascii") for part in match.groups())
         name = host.decode("ascii")

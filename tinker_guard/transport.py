@@ -10,7 +10,7 @@ from tinker_guard import telemetry
 from tinker_guard.control_plane import ControlPlane, SharedControlPlane
 from tinker_guard.line import Line
 from tinker_guard.recovery import Recovery
-from tinker_guard.route import ROUTES, RouteState, RouteTable
+from tinker_guard.route import ROUTES, RouteState
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.verdict import NO_CONTROL_PLANE
@@ -55,13 +55,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._line = Line(transport, new_transport)
         self._control_plane = SharedControlPlane(self._settings, control_plane)
         self._gate = Gate(self._settings, self._control_plane)
-        self._routes = ROUTES
-        if not self._settings.enabled:
-            self.disable()
+        self._is_enabled = self._settings.enabled
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
-        state = self._routes.find(request.url)
+        if not self._is_enabled:
+            return await self._line.transport.handle_async_request(request)
+        state = ROUTES.find(request.url)
         with RequestReport(request, state) as report:
             if state is not None and not state.is_warm:
                 refusal = await self._pass_gate(request, state, report)
@@ -103,7 +103,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     def disable(self) -> None:
         """From now on hand every request through; requests under way are seen to their end."""
-        self._routes = RouteTable(limit=0)
+        self._is_enabled = False
 
     async def aclose(self) -> None:
         """Close the wrapped transport, and those it was replaced by."""
