@@ -136,7 +136,12 @@ class FakeTransport(httpx.AsyncBaseTransport):
     def __init__(self, gateway: FakeGateway, connection: int) -> None:
         self._gateway = gateway
         self.connection = connection
+        self.is_entered = False
         self.is_closed = False
+
+    async def __aenter__(self) -> FakeTransport:
+        self.is_entered = True
+        return self
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         assert not self.is_closed

@@ -123,10 +123,10 @@ async def test_disabled_later() -> None:
     assert len(gateway.exchanges) == 1
 
 
-async def test_closing_closes_the_transport() -> None:
+async def test_entering_and_leaving_reaches_the_transport() -> None:
     gateway = FakeGateway()
-    async with guard(gateway):
-        pass
+    async with httpx.AsyncClient(transport=guard(gateway)):
+        assert gateway.transports[0].is_entered
     assert gateway.transports[0].is_closed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -104,6 +104,10 @@ class GuardTransport(httpx.AsyncBaseTransport):
     def disable(self) -> None:
         """From now on hand every request through; requests under way are seen to their end."""
         self._is_enabled = False
+
+    async def __aenter__(self) -> Self:
+        await self._line.transport.__aenter__()
+        return self
 
     async def aclose(self) -> None:
         """Close the wrapped transport, and those it was replaced by."""
