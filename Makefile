@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format floors clean
+.PHONY: help demo test check format sdk-suite floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  let ruff fix what it can"
+	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
 
@@ -29,6 +30,16 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The tests that the SDK ships in its own wheel, with the guard installed.
+sdk-suite:
+	$(PYTHON) -m venv --clear .venv-sdk
+	.venv-sdk/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable . tinker==0.38.0 pytest pytest-asyncio
+	cd .venv-sdk && touch empty.ini && PYTHONPATH=../scripts bin/python -m pytest \
+	  -c empty.ini -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function \
+	  -p install_guard_plugin --import-mode=importlib -p no:cacheprovider -q \
+	  $$(find lib -path '*/site-packages/tinker/*' -name '*_test.py')
+
 # Twice: the SDK's own dependencies raise some bounds, so the core is also tried without it.
 floors:
 	$(PYTHON) -m venv --clear .venv-floors
@@ -43,7 +54,7 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
