@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -101,6 +101,7 @@ async def test_a_job_that_does_not_exist() -> None:
         (httpx.Response(200, text="<html>"), "no job's state in it. Set TINKER_GUARD_CONTROL_"),
         (httpx.Response(200, json={"name": "x"}), "no job's state in it"),
         (httpx.Response(200, json={"state": 3}), "no job's state in it"),
+        (httpx.Response(200, json={"state": "A\nB"}), "no job's state in it"),
         (httpx.Response(200, json=["state"]), "no job's state in it"),
         (httpx.Response(200, text="[" * 2_000_000), "no job's state in it"),
     ],
@@ -169,12 +170,13 @@ async def test_one_that_raises_names_its_type_alone() -> None:
     assert answer.detail == "FakeControlPlane raised ValueError."
 
 
-async def test_one_that_returns_nonsense() -> None:
+@pytest.mark.parametrize("nonsense", [7, "", "RUNNING\nERROR forged line", "x" * 65])
+async def test_one_that_returns_nonsense(nonsense: Any) -> None:
     plane = FakeControlPlane()
-    plane.state = 7  # type: ignore[assignment]
+    plane.state = nonsense
     answer = await SharedControlPlane(GuardSettings(), plane).ask(route_state(), HEADERS)
     assert answer.failure is CONTROL_PLANE_ERROR
-    assert "must return a state's name or None, not int" in answer.detail
+    assert "must return None or a state's name such as JOB_STATE_RUNNING" in answer.detail
 
 
 async def test_many_askers_share_one_question() -> None:
@@ -212,6 +214,31 @@ async def test_other_credentials_ask_for_themselves() -> None:
     await shared.ask(state, HEADERS)
     await shared.ask(state, httpx.Headers({"x-api-key": "other"}))
     assert plane.questions == 2
+
+
+async def test_two_keys_in_turns_do_not_queue_behind_each_other() -> None:
+    plane, state = FakeControlPlane(takes=99), route_state()
+    shared = SharedControlPlane(GuardSettings(control_plane_timeout=5), plane)
+    keys = [httpx.Headers({"x-api-key": f"key-{n % 2}"}) for n in range(100)]
+    await asyncio.gather(*(shared.ask(state, headers) for headers in keys))
+    assert (plane.questions, loop_time()) == (2, 5.0)
+
+
+async def test_a_key_of_the_control_planes_own_is_one_asker() -> None:
+    server, state = Server(running()), route_state()
+    shared = SharedControlPlane(GuardSettings(), server.plane("https://api.test", "fw-key"))
+    for n in range(3):
+        await shared.ask(state, httpx.Headers({"x-api-key": f"key-{n}"}))
+    assert len(server.requests) == 1
+
+
+async def test_what_is_kept_is_bounded_and_holds_no_key() -> None:
+    plane, state = FakeControlPlane(), route_state()
+    shared = SharedControlPlane(GuardSettings(verdict_ttl=9), plane)
+    for n in range(100):
+        await shared.ask(state, httpx.Headers({"x-api-key": f"tml-{n}"}))
+    assert len(state.here._questions) == 8
+    assert "tml-" not in repr(state.here._questions)
 
 
 async def test_a_cancelled_asker_hands_over() -> None:

@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import gc
 import importlib.machinery
+import importlib.metadata
 import sys
 import types
+import weakref
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests.fakes import BASE, FakeControlPlane, FakeGateway, FakeTransport, gateway_404, ok
+from tests import sdk
+from tests.fakes import (
+    BASE,
+    Exchange,
+    FakeControlPlane,
+    FakeGateway,
+    FakeTransport,
+    gateway_404,
+    ok,
+)
 from tinker_guard import (
     GuardSettings,
     GuardTransport,
@@ -23,17 +34,14 @@ from tinker_guard import (
 from tinker_guard.hooks import AlreadyInstalledError, Sdk, UnsupportedSdkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-holder = pytest.importorskip("tinker.lib.internal_client_holder", reason="needs the tinker SDK")
-_client = importlib.import_module("tinker._client")
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 GATEWAY = FakeGateway()
 
 
 def sdk_client(**kwargs: Any) -> Any:
-    kwargs = {"api_key": "tml-key", "base_url": BASE} | kwargs
-    return _client.AsyncTinker(**kwargs)
+    return sdk.client(**{"api_key": "tml-key", "base_url": BASE} | kwargs)
 
 
 def own_transport(client: Any) -> httpx.AsyncBaseTransport:
@@ -43,20 +51,22 @@ def own_transport(client: Any) -> httpx.AsyncBaseTransport:
 
 @pytest.fixture
 def original_init() -> Any:
-    return _client.AsyncTinker.__init__
+    return sdk.client_class.__init__
 
 
 def test_a_client_built_after_installation_is_guarded() -> None:
+    unguarded = type(own_transport(sdk_client()))
     install_guard()
     transport = own_transport(sdk_client())
     assert isinstance(transport, GuardTransport)
-    assert type(transport.transport).__module__ == "pyqwest.httpx._transport"
+    assert type(transport.transport) is unguarded
+    assert unguarded.__module__.split(".")[0] == ("pyqwest" if sdk.HAS_PYQWEST else "httpx")
 
 
 def test_clients_of_the_holder_are_guarded() -> None:
     install_guard()
-    loop = holder._internal_client_holder_thread_singleton.get_loop()
-    pool = holder.ClientConnectionPool(loop, 1, {"api_key": "tml-key", "base_url": BASE})
+    loop = sdk.holder._internal_client_holder_thread_singleton.get_loop()
+    pool = sdk.holder.ClientConnectionPool(loop, 1, {"api_key": "tml-key", "base_url": BASE})
 
     async def take() -> Any:
         with pool.aclient() as one, pool.aclient() as two:
@@ -67,8 +77,8 @@ def test_clients_of_the_holder_are_guarded() -> None:
 
 
 def test_a_client_that_exists_already_is_guarded_with_what_its_pool_knows() -> None:
-    loop = holder._internal_client_holder_thread_singleton.get_loop()
-    pool = holder.ClientConnectionPool(loop, 1, {"api_key": "tml-key", "base_url": BASE})
+    loop = sdk.holder._internal_client_holder_thread_singleton.get_loop()
+    pool = sdk.holder.ClientConnectionPool(loop, 1, {"api_key": "tml-key", "base_url": BASE})
 
     async def take() -> Any:
         with pool.aclient() as client:
@@ -87,7 +97,7 @@ def test_proxy_mounts_are_guarded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "localhost")
     install_guard()
-    client = _plain_httpx_client()
+    client = sdk_client(transport="httpx")
     mounts = client._client._mounts
     assert [mount is None for mount in mounts.values()].count(True) >= 1
     proxied = [mount for mount in mounts.values() if mount is not None]
@@ -99,14 +109,9 @@ def test_proxy_mounts_are_guarded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spare.transport.transport._pool._proxy_url.host == b"127.0.0.1"
 
 
-def _plain_httpx_client() -> Any:
-    config = importlib.import_module("tinker.types.client_config_response")
-    return sdk_client(_client_config=config.ClientConfigResponse(use_pyqwest_transport=False))
-
-
 def test_a_spare_transport_is_built_the_way_the_sdk_builds_its_own() -> None:
     install_guard()
-    for client in (sdk_client(), _plain_httpx_client()):
+    for client in (sdk_client(), sdk_client(transport="httpx")):
         guard = own_transport(client)
         assert isinstance(guard, GuardTransport)
         spare = guard._line._build()
@@ -137,10 +142,10 @@ def test_a_client_around_a_users_own_httpx_client_is_guarded() -> None:
 
 def test_twice_is_harmless(original_init: Any) -> None:
     install_guard()
-    once = _client.AsyncTinker.__init__
+    once = sdk.client_class.__init__
     install_guard()
     install_guard(GuardSettings())
-    assert _client.AsyncTinker.__init__ is once is not original_init
+    assert sdk.client_class.__init__ is once is not original_init
 
 
 def test_other_settings_are_an_error_unless_replacing() -> None:
@@ -156,6 +161,66 @@ def test_other_settings_are_an_error_unless_replacing() -> None:
         assert guard._settings.retry_timeout == 5
 
 
+def test_an_automatic_installation_gives_way_to_the_programs_own() -> None:
+    instrumentor = TinkerGuardInstrumentor()
+    instrumentor.instrument()
+    try:
+        install_guard(GuardSettings(retry_timeout=60))
+        guard = own_transport(sdk_client())
+        assert isinstance(guard, GuardTransport)
+        assert guard._settings.retry_timeout == 60
+        with pytest.raises(AlreadyInstalledError):
+            install_guard(GuardSettings(retry_timeout=61))
+    finally:
+        instrumentor.uninstrument()
+
+
+@pytest.mark.parametrize("change", ["replace", "uninstall"])
+def test_a_change_during_a_race_leaves_the_client_working(change: str) -> None:
+    is_known, has_probed = asyncio.Event(), asyncio.Event()
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            has_probed.set()
+        return ok() if is_known.is_set() else gateway_404()
+
+    gateway = FakeGateway(answer)
+    client = httpx.AsyncClient(transport=gateway.new_transport())
+
+    async def run() -> list[int]:
+        install_guard(GuardSettings(warmup_successes=0), control_plane=FakeControlPlane())
+        sdk_client(http_client=client)
+        guard = client._transport
+        assert isinstance(guard, GuardTransport)
+        guard._line._new_transport = gateway.new_transport
+        first = asyncio.create_task(client.get(f"{BASE}/api/v1/healthz"))
+        await has_probed.wait()
+        if change == "replace":
+            install_guard(GuardSettings(retry_timeout=9), replace=True)
+            assert client._transport is guard
+        else:
+            uninstall_guard()
+            assert client._transport is gateway.transports[0]
+        is_known.set()
+        answers = [await first, *[await client.get(f"{BASE}/api/v1/healthz") for _ in range(2)]]
+        return [answer.status_code for answer in answers]
+
+    assert asyncio.run(run()) == [200, 200, 200]
+
+
+def test_a_client_that_goes_out_of_use_is_freed_at_once() -> None:
+    install_guard()
+    gc.collect()
+    gc.disable()
+    try:
+        client = sdk_client()
+        gone = weakref.ref(client)
+        del client
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_uninstalling_leaves_the_sdk_as_it_was(original_init: Any) -> None:
     before = sdk_client()
     inner = own_transport(before)
@@ -163,10 +228,10 @@ def test_uninstalling_leaves_the_sdk_as_it_was(original_init: Any) -> None:
     during = sdk_client()
     uninstall_guard()
     uninstall_guard()
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
     assert own_transport(before) is inner
     for client in (before, during, sdk_client()):
-        assert type(own_transport(client)).__module__ == "pyqwest.httpx._transport"
+        assert type(own_transport(client)) is type(inner)
 
 
 def test_uninstalling_below_somebody_elses_wrapper(caplog: pytest.LogCaptureFixture) -> None:
@@ -182,21 +247,21 @@ def test_uninstalling_below_somebody_elses_wrapper(caplog: pytest.LogCaptureFixt
     client = httpx.AsyncClient(transport=gateway.new_transport())
     sdk_client(http_client=client)
     client._transport = Wrapper(client._transport)
-    guarded_init = _client.AsyncTinker.__init__
+    guarded_init = sdk.client_class.__init__
 
     def wrapped_init(self: Any, *args: Any, **kwargs: Any) -> None:
         guarded_init(self, *args, **kwargs)
 
-    _client.AsyncTinker.__init__ = wrapped_init
+    sdk.client_class.__init__ = wrapped_init
     try:
         uninstall_guard()
-        assert "something else has wrapped AsyncTinker since" in caplog.text
+        assert f"something else has wrapped {sdk.client_class.__name__} since" in caplog.text
         assert not isinstance(own_transport(sdk_client()), GuardTransport)
         response = asyncio.run(client.get(f"{BASE}/api/v1/healthz"))
         assert response.status_code == 404
         assert len(gateway.exchanges) == 1
     finally:
-        _client.AsyncTinker.__init__ = guarded_init.__wrapped__
+        sdk.client_class.__init__ = guarded_init.__wrapped__
 
 
 def test_switched_off_by_the_environment(
@@ -204,21 +269,23 @@ def test_switched_off_by_the_environment(
 ) -> None:
     monkeypatch.setenv("TINKER_GUARD_ENABLED", "0")
     install_guard()
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
 
 
 def test_switched_off_again_when_replacing(original_init: Any) -> None:
     install_guard()
     install_guard(GuardSettings(enabled=False), replace=True)
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
 
 
 def test_a_client_that_cannot_be_guarded_works_unguarded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install_guard()
-    monkeypatch.setattr(hooks, "_transports", _fail)
-    assert not isinstance(own_transport(sdk_client()), GuardTransport)
+    with monkeypatch.context() as broken:
+        broken.setattr(hooks, "_transports", _fail)
+        client = sdk_client()
+    assert not isinstance(own_transport(client), GuardTransport)
     assert "a fault of its own in guarding a client" in caplog.text
 
 
@@ -242,8 +309,8 @@ class ClientConnectionPool:
     exec(source, module.__dict__)
     module.__spec__ = importlib.machinery.ModuleSpec("fake_sdk", None)
     monkeypatch.setitem(sys.modules, "fake_sdk", module)
-    sdk = Sdk("fake_sdk", "fake_sdk", "Client", tested="1 to 2")
-    monkeypatch.setattr(hooks, "SDKS", (*hooks.SDKS, sdk))
+    fake = Sdk("fake_sdk", "fake_sdk", "fake_sdk", "Client", tested=("1", "2"))
+    monkeypatch.setattr(hooks, "SDKS", (*hooks.SDKS, fake))
     yield module
     uninstall_guard()
 
@@ -272,13 +339,92 @@ def test_an_sdk_without_the_hook_point_is_refused_and_nothing_is_changed(
     assert message.startswith("tinker_guard cannot guard fake_sdk unknown version: it has no ")
     assert named in message
     assert "Tested versions: 1 to 2." in message
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
 
 
 def test_a_client_class_without_an_httpx_client_is_refused(fake_sdk: Any) -> None:
     del fake_sdk.Client.__annotations__["_client"]
     with pytest.raises(UnsupportedSdkError, match=r"it has no fake_sdk\.Client\._client"):
         install_guard()
+
+
+@pytest.fixture
+def set_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Pretends that a version of the fake SDK is installed."""
+    version_of = importlib.metadata.version
+
+    def pretend(version: str) -> None:
+        monkeypatch.setattr(
+            importlib.metadata,
+            "version",
+            lambda name: version if name == "fake_sdk" else version_of(name),
+        )
+
+    return pretend
+
+
+@pytest.mark.parametrize("version", ["0.9.9", "2.0.1", "3.0rc1", "built by hand"])
+def test_a_release_that_was_not_tested_is_guarded_with_one_warning(
+    fake_sdk: Any,
+    set_version: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    version: str,
+) -> None:
+    set_version(version)
+    install_guard()
+    install_guard()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        f"tinker_guard is installed into fake_sdk {version}, which it was not tested with. "
+        "Tested versions: 1 to 2."
+    ]
+    client = fake_sdk.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+
+
+@pytest.mark.parametrize("version", ["1", "1.9", "2.0.0"])
+def test_a_tested_release_is_guarded_without_a_word(
+    fake_sdk: Any,
+    set_version: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    version: str,
+) -> None:
+    set_version(version)
+    install_guard()
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("package", "holder_module", "is_installed"),
+    [
+        ("no_such_sdk", "no_such_sdk.holder", False),
+        ("no_such_parent.sdk", "no_such_parent.sdk.holder", False),
+        ("json", "json.decoder", True),
+        # A part of the SDK itself is missing: it is there, and `find_hook_point()` names the part.
+        ("json", "json.no_such_holder", True),
+    ],
+)
+def test_whether_an_sdk_is_installed(package: str, holder_module: str, is_installed: bool) -> None:
+    one = Sdk("some-sdk", package, holder_module, "Client", tested=("1", "2"))
+    assert one.is_installed() is is_installed
+    if is_installed:
+        with pytest.raises(UnsupportedSdkError, match=r"it has no json\."):
+            one.find_hook_point()
+
+
+def test_an_sdk_that_lacks_what_it_needs_is_not_installed(
+    fake_sdk: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "poor_sdk.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    poor = Sdk("poor-sdk", "poor_sdk", "poor_sdk", "Client", tested=("1", "2"))
+    assert not poor.is_installed()
+    monkeypatch.setattr(hooks, "SDKS", (poor, *hooks.SDKS))
+    install_guard()
+    assert TinkerGuardInstrumentor().instrumentation_dependencies() == (
+        f"{sdk.NAME.split()[0]} >= {sdk.TESTED[0]}",
+        "fake_sdk >= 1",
+    )
 
 
 def test_an_installation_that_fails_half_way_is_rolled_back(
@@ -296,7 +442,7 @@ def test_an_installation_that_fails_half_way_is_rolled_back(
     monkeypatch.setattr(hooks._Installation, "_wrap_constructor", fail_on_the_second)
     with pytest.raises(ZeroDivisionError):
         install_guard()
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
     assert own_transport(client) is inner
 
 
@@ -323,10 +469,10 @@ def test_the_instrumentor_installs_and_uninstalls(original_init: Any) -> None:
     instrumentor = TinkerGuardInstrumentor()
     instrumentor.instrument()
     try:
-        assert _client.AsyncTinker.__init__ is not original_init
+        assert sdk.client_class.__init__ is not original_init
     finally:
         instrumentor.uninstrument()
-    assert _client.AsyncTinker.__init__ is original_init
+    assert sdk.client_class.__init__ is original_init
 
 
 def test_answers_reach_the_caller_through_an_installed_guard() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -72,6 +73,40 @@ async def test_a_replaced_one_is_closed_after_an_error_too() -> None:
         await line.transport.handle_async_request(post())
     assert gateway.transports[1].is_closed
     assert not gateway.transports[2].is_closed
+
+
+async def test_one_that_does_not_close_keeps_no_other_open() -> None:
+    @dataclass
+    class Stubborn(httpx.AsyncBaseTransport):
+        """Not hashable, and raises when it is closed."""
+
+        name: str
+
+        async def aclose(self) -> None:
+            raise OSError(self.name)
+
+    gateway = FakeGateway()
+    stubborn = Stubborn("first")
+    line = Line(stubborn, gateway.new_transport)
+    await line.replace(stubborn)
+    with pytest.raises(OSError, match="first"):
+        await line.aclose()
+    assert gateway.transports[0].is_closed
+    await line.replace(line.transport)
+    assert len(gateway.transports) == 1
+
+
+async def test_released_it_goes_back_to_the_first_for_good() -> None:
+    gateway = FakeGateway(lambda _: ok())
+    first = gateway.new_transport()
+    line = Line(first, gateway.new_transport)
+    await line.replace(first)
+    in_flight = await line.transport.handle_async_request(post())
+    assert line.release() is first is line.transport
+    await line.replace(first)
+    assert line.transport is first
+    await in_flight.aread()
+    assert [transport.is_closed for transport in gateway.transports] == [False, True]
 
 
 async def test_closing_the_line_closes_them_all() -> None:

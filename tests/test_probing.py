@@ -36,6 +36,7 @@ def probing(
     *,
     successes: int = 1,
     timeout: float = 30.0,
+    awaits_start: bool = True,
     **settings: Any,
 ) -> Probing:
     guard_settings = GuardSettings(**settings)
@@ -49,6 +50,7 @@ def probing(
         state,
         successes=successes,
         timeout=timeout,
+        awaits_start=awaits_start,
     )
 
 
@@ -102,10 +104,40 @@ async def test_the_gateways_own_word_wins_over_an_unknown_one() -> None:
 
 
 async def test_unknown_404s_refuse_nobody() -> None:
-    probe = probing(FakeGateway(lambda _: plain_404()), timeout=120, retry_timeout=6)
+    probe = probing(FakeGateway(lambda _: plain_404()), timeout=120)
     assert await probe.run() is None
-    assert not probe.has_reached
-    assert 4.5 < loop_time() < 6.0
+    assert (probe.has_reached, probe.is_unclear, probe.probes) == (False, True, 3)
+    assert loop_time() < 0.5
+
+
+async def test_unknown_404s_of_a_job_that_is_starting_are_waited_out() -> None:
+    """It has no trainer yet that could have written them."""
+    gateway = FakeGateway(lambda e: ok() if e.at >= 60 else plain_404())
+    plane = FakeControlPlane("JOB_STATE_CREATING", states=[(59.9, "JOB_STATE_RUNNING")])
+    probe = probing(gateway, plane, timeout=120)
+    assert await probe.run() is None
+    assert probe.has_reached
+    assert 60.0 <= loop_time() < 63.0
+
+
+async def test_a_job_that_is_starting_ends_it_where_that_is_not_awaited() -> None:
+    plane = FakeControlPlane("JOB_STATE_PENDING")
+    refusal = await probing(FakeGateway(lambda _: gateway_404()), plane, awaits_start=False).run()
+    assert refusal is not None
+    assert refusal.judgement == JOB_NOT_RUNNING
+    assert loop_time() == 0.0
+
+
+async def test_a_fault_of_a_probe_is_no_fault_of_the_request() -> None:
+    class BadStream(httpx.AsyncByteStream):
+        async def __aiter__(self) -> Any:
+            yield b"{}"
+
+        async def aclose(self) -> None:
+            raise httpx.ReadError("cut")
+
+    gateway = FakeGateway(lambda _: httpx.Response(200, stream=BadStream()))
+    assert await probing(gateway).run() is None
 
 
 async def test_the_probed_connection_is_the_one_that_the_request_goes_over() -> None:

@@ -5,6 +5,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import httpx
 import pytest
 
@@ -14,6 +15,7 @@ from tests.fakes import (
     Exchange,
     FakeControlPlane,
     FakeGateway,
+    TrackedStream,
     gateway_404,
     known_from,
     loop_time,
@@ -172,6 +174,86 @@ async def test_the_gateways_own_404_stays_a_race_whatever_the_probes_say() -> No
 async def test_an_unknown_404_is_no_evidence_while_probes_fail_too() -> None:
     gateway = FakeGateway(lambda e: ok() if e.at >= 20.0 else plain_404())
     assert (await send(guard(gateway))).status_code == 200
+
+
+async def test_where_probes_prove_nothing_the_request_is_the_probe() -> None:
+    """A trainer, or an edge before it, answers the probe's path with a 404 of its own kind."""
+    gateway = FakeGateway(
+        lambda e: plain_404() if e.is_probe else ok() if e.at >= race else gateway_404()
+    )
+    transport, probes = guard(gateway), []
+    for race in (0.3, 10.3, 20.3, 30.3, 40.3):
+        await asyncio.sleep(race - 0.3 - loop_time())
+        assert (await send(transport)).status_code == 200
+        assert loop_time() < race + 0.6
+        probes.append(len(gateway.probes))
+    # After three times it is clear, and no probe is sent any more.
+    assert 0 < probes[0] < probes[1] < probes[2] == probes[3] == probes[4]
+
+
+async def test_followers_build_no_transport_while_the_route_is_lost() -> None:
+    """Building one takes milliseconds of the event loop, and the SDK has a client per request."""
+    gateway = FakeGateway(known_from(2.0))
+    transports = [guard(gateway) for _ in range(100)]
+    answers = await asyncio.gather(*(send(transport) for transport in transports))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(gateway.transports) - 100 <= len(gateway.probes) + 1
+    assert len(gateway.sent) == 200
+
+
+async def test_a_leader_whose_budget_ends_releases_nobody() -> None:
+    gateway = FakeGateway(known_from(40.0))
+    transport = guard(gateway)
+
+    async def later(seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return (await send(transport)).status_code
+
+    answers = await asyncio.gather(*(later(n / 10) for n in range(200)))
+    # Those who came early run out of time; nobody is sent again but once.
+    assert set(answers) == {200, 404}
+    assert answers == sorted(answers, reverse=True)
+    assert len(gateway.sent) <= 2 * 200 + 20
+
+
+async def test_a_job_that_falls_back_to_starting_is_handed_back() -> None:
+    plane = FakeControlPlane(states=[(4.0, "JOB_STATE_PENDING")])
+    transport = guard(FakeGateway(lambda _: gateway_404()), plane)
+    assert (await send(transport)).status_code == 404
+    assert 4.0 <= loop_time() < 6.0
+
+
+async def test_a_fault_in_scouting_lets_the_request_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tinker_guard.recovery.Probing.run", fail)
+    gateway = FakeGateway(known_from(0.3))
+    assert (await send(guard(gateway))).status_code == 200
+    assert "a fault of its own in scouting" in caplog.text
+
+
+async def test_cancelled_again_and_again_as_anyio_does() -> None:
+    stream = TrackedStream([b"x"], pause=100)
+    gateway = FakeGateway(lambda _: httpx.Response(404, stream=stream))
+    transport = guard(gateway)
+    with anyio.move_on_after(5) as scope:
+        await send(transport)
+    assert scope.cancelled_caught
+    assert stream.is_closed
+
+
+async def test_closing_the_client_during_a_race() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    transport = guard(gateway)
+    task = asyncio.create_task(send(transport))
+    await asyncio.sleep(1)
+    await transport.aclose()
+    with pytest.raises(httpx.TransportError, match="the client was closed"):
+        await task
+    assert all(transport.is_closed for transport in gateway.transports)
 
 
 async def test_no_race_is_called_genuine_over_many_schedules(
@@ -418,7 +500,7 @@ async def test_requests_that_fail_together_say_it_once(caplog: pytest.LogCapture
 @pytest.mark.parametrize(
     ("state", "end"),
     [
-        (None, "the control plane knows no such job. Check the account and job in base_url."),
+        (None, "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."),
         ("JOB_STATE_FAILED", "the control plane says that it is JOB_STATE_FAILED."),
         (OSError("secret"), "it could not be verified: FakeControlPlane raised OSError."),
     ],

@@ -93,6 +93,21 @@ def test_each_event_loop_has_its_own_locks() -> None:
     assert asyncio.run(here()) is not asyncio.run(here())
 
 
+def test_loops_that_have_ended_are_forgotten() -> None:
+    state = RouteTable().find(httpx.URL(f"{BASE}/api"))
+    assert state is not None
+
+    async def contend() -> None:
+        async def hold() -> None:
+            await asyncio.sleep(0)
+
+        await asyncio.gather(*(state.here.scouting.run(hold) for _ in range(3)))
+
+    for _ in range(5):
+        asyncio.run(contend())
+    assert len(state._loops) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_forgets_what_its_parent_knew() -> None:

@@ -49,6 +49,7 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONTROL_PLANE_URL", "https://api.test?key=1", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test:port", "must be a URL such as"),
         ("WARMUP_PROBE_PATH", "api/v1", "must be a path such as"),
+        ("WARMUP_PROBE_PATH", "/api/v1/x\n", "must be a path such as"),
     ],
 )
 def test_a_wrong_variable_is_refused_at_install_by_its_name(
@@ -76,6 +77,19 @@ def test_backoffs_must_fit_each_other() -> None:
         GuardSettings(backoff_initial=2.0, backoff_max=1.0)
 
 
+def test_a_key_needs_the_place_that_it_is_for() -> None:
+    with pytest.raises(InvalidSettingsError, match="control_plane_api_key needs control_plane_url"):
+        GuardSettings(control_plane_api_key="fw-secret")
+    with pytest.raises(InvalidSettingsError, match=r"control_plane_api_key: .*at least 1"):
+        GuardSettings(control_plane_api_key="", control_plane_url="https://api.test")
+
+
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONTROL_PLANE_API_KEY", "CONTROL_PLANE_URL", "RETRY_TIMEOUT", "ENABLED"):
+        monkeypatch.setenv(f"TINKER_GUARD_{name}", "")
+    assert GuardSettings() == GuardSettings(enabled=True, retry_timeout=30.0)
+
+
 def test_a_rejected_value_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_GUARD_RETRY_TIMEOUT", "tml-secret")
     with pytest.raises(InvalidSettingsError) as caught:
@@ -85,6 +99,7 @@ def test_a_rejected_value_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_API_KEY", "fw-secret")
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_URL", "https://api.test")
     settings = GuardSettings()
     assert settings.control_plane_api_key is not None
     assert settings.control_plane_api_key.get_secret_value() == "fw-secret"

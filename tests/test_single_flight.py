@@ -51,9 +51,13 @@ async def test_a_result_serves_for_its_time_to_live() -> None:
     assert await flight.run(lead, ttl=5) == 2
 
 
-async def test_another_key_finds_out_for_itself() -> None:
-    flight, lead = SingleFlight[int](), Counted()
-    assert await asyncio.gather(*(flight.run(lead, key=key, ttl=9) for key in "aab")) == [1, 1, 2]
+async def test_coming_again_at_the_very_moment_of_a_result_finds_out_anew() -> None:
+    flight, results = SingleFlight[int](), iter(range(9))
+
+    async def lead() -> int:
+        return next(results)
+
+    assert [await flight.run(lead) for _ in range(3)] == [0, 1, 2]
 
 
 async def test_a_cancelled_leader_hands_over() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import sys
 import threading
@@ -97,6 +98,37 @@ def test_a_storm_recovers_with_few_questions(
     assert 1 <= len(at) <= 3
     sent = sum(1 for e in gateway.requests if e.path.endswith("healthz"))
     assert sent <= 1 + 50 + 50 + 10
+
+
+@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
+def test_a_resend_goes_over_the_connection_that_its_probe_proved(
+    make: Callable[[], httpx.AsyncBaseTransport],
+) -> None:
+    """Three of four replicas are stale for good, and connections stick to theirs."""
+    fault = Fault(
+        replicas=4,
+        assignment="random",
+        seed=3,
+        route_known_after=(0.0, None, None, None),
+        body="plain",
+    )
+
+    async def run() -> None:
+        for _ in range(12):
+            async with client_of(gateway, make, warmup_successes=0, backoff_initial=0.01) as client:
+                assert (await client.get("/api/v1/healthz")).status_code == 200
+
+    with LocalGateway(fault) as gateway:
+        asyncio.run(run())
+    on_route = [e for e in gateway.requests if e.answered_by != "control_plane"]
+    resends = [
+        (before, exchange)
+        for before, exchange in itertools.pairwise(on_route)
+        if exchange.path.endswith("healthz") and not before.path.endswith("healthz")
+    ]
+    proved = [(before, exchange) for before, exchange in resends if before.status == 200]
+    assert len(proved) >= 5
+    assert all(before.connection == exchange.connection for before, exchange in proved)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
 from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.fakes import (
@@ -394,6 +395,32 @@ async def test_the_inner_transport_runs_in_the_requests_span(spans: InMemorySpan
     assert inside == [root.context.span_id]
 
 
+async def test_no_other_instrumentation_adds_a_client_span_to_a_resend(
+    spans: InMemorySpanExporter,
+) -> None:
+    allowed: list[bool] = []
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        allowed.append(is_http_instrumentation_enabled())
+        return gateway_404() if exchange.connection == 0 else ok()
+
+    await send(guard(FakeGateway(answer)))
+    first, probe, resend = allowed
+    assert (first, probe, resend) == (True, True, False)
+    assert spans.get_finished_spans()[-2].kind is SpanKind.CLIENT
+
+
+async def test_a_misconfigured_opentelemetry_breaks_no_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(trace, "get_tracer_provider", fail)
+    await send(guard(FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())))
+    assert "a fault of its own in telemetry (the tracer provider)" in caplog.text
+
+
 async def test_no_secret_in_any_span_or_line(
     spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -434,7 +461,7 @@ class _TracerOfBrokenSpans:
 async def test_broken_telemetry_breaks_no_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tracer: object
 ) -> None:
-    monkeypatch.setattr(telemetry, "_tracer", tracer)
+    monkeypatch.setattr(telemetry, "_tracer", lambda: tracer)
     gateway = FakeGateway(lambda e: gateway_404() if e.at < 1 else ok())
     transport = guard(gateway, warmup_successes=3)
     for _ in range(3):

@@ -8,7 +8,9 @@ import pytest
 import tinker_guard
 from tests.fakes import (
     BASE,
+    GATEWAY_BODY,
     KEY,
+    ORIGIN,
     FakeControlPlane,
     FakeGateway,
     TrackedStream,
@@ -115,12 +117,29 @@ async def test_switched_off_by_settings(spans: InMemorySpanExporter) -> None:
     assert spans.get_finished_spans() == ()
 
 
-async def test_disabled_later() -> None:
+async def test_released() -> None:
     gateway = FakeGateway(lambda _: gateway_404())
     transport = guard(gateway)
-    transport.disable()
+    assert transport.release() is gateway.transports[0]
     await transport.handle_async_request(post())
     assert len(gateway.exchanges) == 1
+
+
+async def test_a_refusal_of_the_gate_is_a_response_like_any_other() -> None:
+    def answer(_: Any) -> httpx.Response:
+        response = gateway_404()
+        response.headers["set-cookie"] = "a=b"
+        return response
+
+    gateway = FakeGateway(answer)
+    transport = GuardTransport(gateway.new_transport(), control_plane=FakeControlPlane(None))
+    async with (
+        httpx.AsyncClient(transport=transport) as client,
+        client.stream("GET", f"{BASE}/api/v1/x") as response,
+    ):
+        assert b"".join([chunk async for chunk in response.aiter_raw()]) == GATEWAY_BODY
+    assert response.elapsed.total_seconds() >= 0
+    assert "set-cookie" not in response.headers
 
 
 async def test_entering_and_leaving_reaches_the_transport() -> None:
@@ -138,5 +157,5 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("show", [repr, str])
 def test_nothing_secret_is_shown(show: Callable[[object], str]) -> None:
-    transport = guard(FakeGateway(), control_plane_api_key="fw-secret")
+    transport = guard(FakeGateway(), control_plane_api_key="fw-secret", control_plane_url=ORIGIN)
     assert "fw-secret" not in show(transport)

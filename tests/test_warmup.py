@@ -203,10 +203,22 @@ async def test_after_a_refusal_the_next_request_warms_anew() -> None:
     assert await send(transport) == 200
 
 
-async def test_a_404_that_names_nobody_holds_the_gate_for_the_retry_budget_only() -> None:
+async def test_404s_that_name_nobody_do_not_hold_a_running_jobs_gate_for_long() -> None:
     gateway = FakeGateway(lambda e: plain_404() if e.is_probe else ok())
-    assert await send(guard(gateway, retry_timeout=8)) == 200
-    assert 5.0 < loop_time() < 8.0
+    assert await send(guard(gateway)) == 200
+    assert loop_time() < 0.5
+
+
+async def test_no_waiter_waits_longer_than_its_own_timeout() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    transport = guard(gateway, warmup_timeout=20)
+    leaders = [asyncio.create_task(send(transport)) for _ in range(3)]
+    last = asyncio.create_task(send(transport))
+    for number, leader in enumerate(leaders):
+        await asyncio.sleep(19 if number == 0 else 0.1)
+        leader.cancel()
+    assert await last == 404
+    assert loop_time() <= 20.0
 
 
 async def test_a_404_that_names_nobody_for_a_stopped_job() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -22,7 +24,7 @@ from tinker_guard.verdict import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from pydantic import SecretStr
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tinker_guard.settings import GuardSettings
 
 _CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
+_STATE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ANSWER_LIMIT: Final = 1024 * 1024
 """Bytes of an answer that are read; a job's description takes a few thousand."""
 
@@ -164,12 +167,15 @@ class SharedControlPlane:
             headers: The guarded request's headers, for the credentials among them.
         """
         credentials = {name: headers[name] for name in _CREDENTIAL_HEADERS if name in headers}
-        return await state.here.question.run(
-            lambda: self._question(state, credentials),
-            # Another key may be answered differently, and so may another control plane.
-            key=(self._control_plane, credentials),
-            ttl=self._ttl,
-        )
+        plane = self._control_plane
+        if not isinstance(plane, FireworksControlPlane):
+            asker: Hashable = id(plane), _digest(credentials)
+        elif plane.api_key is None:
+            asker = plane, _digest(credentials)
+        else:
+            asker = plane
+        question = state.here.question(asker)
+        return await question.run(lambda: self._question(state, credentials), ttl=self._ttl)
 
     async def _question(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
         route = state.route
@@ -193,10 +199,10 @@ class SharedControlPlane:
                 job_state = await self._control_plane.job_state(
                     route.account, route.job, origin=route.origin, credentials=credentials
                 )
-            if not isinstance(job_state, str | None):
+            if job_state is not None and not _is_state(job_state):
                 raise ControlPlaneError(
-                    f"{type(self._control_plane).__name__}.job_state() must return a state's "
-                    f"name or None, not {type(job_state).__name__}."
+                    f"{type(self._control_plane).__name__}.job_state() must return None or a "
+                    "state's name such as JOB_STATE_RUNNING."
                 )
         except TimeoutError:
             return Answer(
@@ -217,6 +223,11 @@ class SharedControlPlane:
         found = 404 if job_state is None else 200
         is_http = isinstance(self._control_plane, FireworksControlPlane)
         return Answer(state=job_state, status_code=found if is_http else None)
+
+
+def _is_state(value: object) -> bool:
+    """Whether a value can be a state's name. Others must not reach a log line or a span."""
+    return isinstance(value, str) and _STATE.fullmatch(value) is not None
 
 
 def _state_in(url: httpx.URL, status_code: int, body: bytes) -> str | None:
@@ -249,13 +260,18 @@ def _state_in(url: httpx.URL, status_code: int, body: bytes) -> str | None:
             document: Any = json.loads(body)
         except (ValueError, RecursionError):
             document = None
-        if isinstance(document, dict) and isinstance(state := document.get("state"), str):
-            return state
+        if isinstance(document, dict) and _is_state(state := document.get("state")):
+            return str(state)
         problem = (
             f"{place} answered, but with no job's state in it. Set TINKER_GUARD_CONTROL_PLANE_URL "
             "if the control plane lives elsewhere."
         )
     raise ControlPlaneError(problem, status_code)
+
+
+def _digest(credentials: Mapping[str, str]) -> bytes:
+    # Kept as long as the answer, so not the key itself.
+    return hashlib.sha256(repr(sorted(credentials.items())).encode()).digest()
 
 
 def _place(url: httpx.URL) -> str:
@@ -265,4 +281,7 @@ def _place(url: httpx.URL) -> str:
 @lru_cache(maxsize=1)
 def _ssl_context() -> ssl.SSLContext:
     # Loading the certificate authorities takes tens of milliseconds; once is enough.
-    return httpx.create_ssl_context()
+    context = httpx.create_ssl_context()
+    # The SDK's own transport trusts the system's authorities too, a company's among them.
+    context.load_default_certs()
+    return context

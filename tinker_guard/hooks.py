@@ -22,6 +22,7 @@ from weakref import WeakSet
 from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
     BaseInstrumentor,
 )
+from packaging.version import InvalidVersion, Version
 
 from tinker_guard import telemetry
 from tinker_guard.line import BorrowedTransport
@@ -52,12 +53,14 @@ class Sdk:
 
     distribution: str
     """Name of the installed distribution, for its version."""
+    package: str
+    """The package that holds the SDK's clients. Without it, this SDK is not installed."""
     holder_module: str
     """The internal client holder."""
     client_name: str
     """The holder's global that names the client class it builds."""
-    tested: str
-    """The range of versions that the tests run against."""
+    tested: tuple[str, str]
+    """The oldest and the newest release that the tests ran against."""
 
     @property
     def version(self) -> str:
@@ -67,13 +70,43 @@ class Sdk:
         except importlib.metadata.PackageNotFoundError:
             return "unknown version"
 
+    @property
+    def tested_versions(self) -> str:
+        """The tested range, for people."""
+        return " to ".join(self.tested)
+
+    def is_installed(self) -> bool:
+        """Whether this SDK can be imported; fireworks-ai cannot without its extra."""
+        try:
+            if importlib.util.find_spec(self.package) is None:
+                return False
+            importlib.import_module(self.holder_module)
+        except ModuleNotFoundError as error:
+            # Something that the SDK needs is missing, or a package around it. A missing part of
+            # its own is for `find_hook_point()` to name.
+            return self._has(error.name)
+        return True
+
+    def is_tested(self) -> bool:
+        """Whether the installed version is within the tested range."""
+        oldest, newest = map(Version, self.tested)
+        try:
+            return oldest <= Version(self.version) <= newest
+        except InvalidVersion:
+            return False
+
     def find_hook_point(self) -> tuple[type[Any], type[Any]]:
         """The client class and the pool class.
 
         Raises:
             UnsupportedSdkError: This version has them not, or not in the expected form.
         """
-        holder = importlib.import_module(self.holder_module)
+        try:
+            holder = importlib.import_module(self.holder_module)
+        except ModuleNotFoundError as error:
+            if not self._has(error.name):
+                raise
+            raise self._unsupported(str(error.name)) from error
         client_class = getattr(holder, self.client_name, None)
         pool_class = getattr(holder, "ClientConnectionPool", None)
         missing = None
@@ -86,25 +119,51 @@ class Sdk:
         ):
             missing = f"{self.holder_module}.{self.client_name}._client"
         if missing is not None:
-            raise UnsupportedSdkError(
-                f"tinker_guard cannot guard {self.distribution} {self.version}: it has no "
-                f"{missing}. Tested versions: {self.tested}. Install one of those, or remove "
-                "install_guard() to run unguarded."
-            )
+            raise self._unsupported(missing)
         assert isinstance(client_class, type)
         assert isinstance(pool_class, type)
         return client_class, pool_class
 
+    def _has(self, module: str | None) -> bool:
+        return module is not None and f"{module}.".startswith(f"{self.package}.")
 
-SDKS: Final = (Sdk("tinker", "tinker.lib.internal_client_holder", "AsyncTinker", tested="0.38.0"),)
+    def _unsupported(self, missing: str) -> UnsupportedSdkError:
+        return UnsupportedSdkError(
+            f"tinker_guard cannot guard {self.distribution} {self.version}: it has no {missing}. "
+            f"Tested versions: {self.tested_versions}. Install one of those, or remove "
+            "install_guard() to run unguarded."
+        )
+
+
+SDKS: Final = (
+    Sdk(
+        "tinker",
+        "tinker",
+        "tinker.lib.internal_client_holder",
+        "AsyncTinker",
+        tested=("0.3.0", "0.38.0"),
+    ),
+    # Before 1.2.25, fireworks-ai used the installed tinker and had no such package.
+    Sdk(
+        "fireworks-ai",
+        "fireworks.training.sdk._core",
+        "fireworks.training.sdk._core.lib.internal_client_holder",
+        "AsyncTrainingHTTPClient",
+        tested=("1.2.28", "1.2.30"),
+    ),
+)
 
 
 class _Installation:
     """What `install_guard()` put in place, and how to take it away."""
 
-    def __init__(self, settings: GuardSettings, control_plane: ControlPlane | None) -> None:
+    def __init__(
+        self, settings: GuardSettings, control_plane: ControlPlane | None, *, is_automatic: bool
+    ) -> None:
         self.settings = settings
         self.control_plane = control_plane
+        self.is_automatic = is_automatic
+        """Whether an instrumentation installed it, which the program's own call overrides."""
         self._is_active = True
         self._undo = ExitStack()
         self._clients: WeakSet[httpx.AsyncClient] = WeakSet()
@@ -132,9 +191,15 @@ class _Installation:
         for client in list(self._clients):
             for pattern, transport in _transports(client):
                 if isinstance(transport, GuardTransport):
-                    _set_transport(client, pattern, transport.transport)
+                    _set_transport(client, pattern, transport.release())
         for guard in list(self._guards):
-            guard.disable()
+            guard.release()
+
+    def reconfigure(self, settings: GuardSettings, control_plane: ControlPlane | None) -> None:
+        """Go on with other settings; requests under way are seen to their end with the old."""
+        self.settings, self.control_plane = settings, control_plane
+        for guard in list(self._guards):
+            guard.configure(settings, control_plane)
 
     def _wrap_constructor(self, client_class: type[Any]) -> None:
         original = client_class.__init__
@@ -146,8 +211,12 @@ class _Installation:
             if not self._is_active:
                 return
 
+            # Not the client itself: that would be a cycle, and the SDK relies on a client that
+            # goes out of use being finalized at once.
+            own_class = type(client)
+
             def build() -> httpx.AsyncClient:
-                return _build_client(original, type(client), args, kwargs)
+                return _build_client(original, own_class, args, kwargs)
 
             # A client that was handed in cannot be built anew from these arguments.
             self._guard(client, None if kwargs.get("http_client") is not None else build)
@@ -262,7 +331,7 @@ def install_guard(
     control_plane: ControlPlane | None = None,
     replace: bool = False,
 ) -> None:
-    """Guard every request of the `tinker` SDK against routing races.
+    """Guard every request of the `tinker` and `fireworks-ai` training SDKs against routing races.
 
     Call it once at start-up; later is fine too, clients that exist already are guarded as well.
     Calling it again with the same arguments does nothing.
@@ -279,6 +348,16 @@ def install_guard(
         UnsupportedSdkError: No SDK is installed, or its version lacks the hook point.
         AlreadyInstalledError: The guard is installed with other settings.
     """
+    _install(settings, control_plane, replace=replace, is_automatic=False)
+
+
+def _install(
+    settings: GuardSettings | None,
+    control_plane: ControlPlane | None,
+    *,
+    replace: bool,
+    is_automatic: bool,
+) -> None:
     global _installation
     settings = settings or GuardSettings()
     with _lock:
@@ -286,7 +365,7 @@ def install_guard(
         if current is not None:
             if current.settings == settings and current.control_plane is control_plane:
                 return
-            if not replace:
+            if not replace and not current.is_automatic:
                 raise AlreadyInstalledError(
                     "install_guard() was called before with other settings. Pass replace=True to "
                     "change them, or call uninstall_guard() first."
@@ -295,16 +374,30 @@ def install_guard(
             logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
             _remove()
             return
-        sdks = [sdk for sdk in SDKS if importlib.util.find_spec(sdk.distribution) is not None]
+        sdks = [sdk for sdk in SDKS if sdk.is_installed()]
         if not sdks:
-            names = " or ".join(sdk.distribution for sdk in SDKS)
-            raise UnsupportedSdkError(f"tinker_guard found nothing to guard: install {names}.")
+            raise UnsupportedSdkError(
+                "tinker_guard found nothing to guard: no SDK can be imported. Install tinker or "
+                "fireworks-ai[training-sdk]."
+            )
+        if current is not None:
+            current.reconfigure(settings, control_plane)
+            current.is_automatic = is_automatic
+            return
         for sdk in sdks:
             sdk.find_hook_point()
-        _remove()
-        installation = _Installation(settings, control_plane)
+        installation = _Installation(settings, control_plane, is_automatic=is_automatic)
         installation.install(sdks)
         _installation = installation
+        for sdk in sdks:
+            if not sdk.is_tested():
+                logger.warning(
+                    "tinker_guard is installed into %s %s, which it was not tested with. Tested "
+                    "versions: %s.",
+                    sdk.distribution,
+                    sdk.version,
+                    sdk.tested_versions,
+                )
 
 
 def uninstall_guard() -> None:
@@ -328,10 +421,14 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """The SDKs that can be guarded."""
-        return ("tinker >= 0.3",)
+        # One SDK is enough, but all that is returned here is asked for.
+        installed = [sdk for sdk in SDKS if sdk.is_installed()]
+        return tuple(f"{sdk.distribution} >= {sdk.tested[0]}" for sdk in installed or SDKS[:1])
 
     def _instrument(self, **kwargs: Any) -> None:
-        install_guard(kwargs.get("settings"), control_plane=kwargs.get("control_plane"))
+        _install(
+            kwargs.get("settings"), kwargs.get("control_plane"), replace=False, is_automatic=True
+        )
 
     def _uninstrument(self, **_: Any) -> None:
         uninstall_guard()

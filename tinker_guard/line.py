@@ -6,7 +6,7 @@ route, every resend over the connection meets the same 404; a new connection may
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -37,6 +37,7 @@ class Line:
         self._original = transport
         self._new_transport = new_transport
         self._retired: list[_Spare] = []
+        self._is_closed = False
 
     async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
         """Put a new transport in the place of one that proved stale.
@@ -67,13 +68,26 @@ class Line:
         finally:
             await spare.aclose()
 
+    def release(self) -> httpx.AsyncBaseTransport:
+        """Go back to the first transport for good, and return it; it is not closed from here."""
+        self._new_transport = None
+        spare, self.transport = self.transport, self._original
+        if isinstance(spare, _Spare):
+            spare.is_retired = True
+        return self._original
+
     async def aclose(self) -> None:
         """Close the transport in use and those that it replaced."""
-        for transport in {self.transport, self._original, *self._retired}:
-            await transport.aclose()
+        self._is_closed = True
+        async with AsyncExitStack() as stack:
+            # The last one pushed is closed first, and an error keeps none of the others open.
+            stack.push_async_callback(self._original.aclose)
+            for spare in (self.transport, *self._retired):
+                if spare is not self._original:
+                    stack.push_async_callback(spare.aclose)
 
     def _build(self) -> _Spare | None:
-        if self._new_transport is None:
+        if self._new_transport is None or self._is_closed:
             return None
         try:
             return _Spare(self._new_transport())
@@ -82,8 +96,14 @@ class Line:
             return None
 
 
-_NOWHERE: Final = httpx.AsyncBaseTransport()
-"""In the place of a transport that is closed; refuses every request."""
+class _ClosedTransport(httpx.AsyncBaseTransport):
+    """In the place of a transport that is closed."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.TransportError("the client was closed", request=request)
+
+
+_NOWHERE: Final = _ClosedTransport()
 
 
 class _Spare(httpx.AsyncBaseTransport):
@@ -93,7 +113,7 @@ class _Spare(httpx.AsyncBaseTransport):
         self.transport = transport
         self.is_closed = False
         self._in_flight = 0
-        self._is_retired = False
+        self.is_retired = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self._in_flight += 1
@@ -108,7 +128,7 @@ class _Spare(httpx.AsyncBaseTransport):
 
     async def retire(self) -> None:
         """Take no new request; close when the last body in flight is closed."""
-        self._is_retired = True
+        self.is_retired = True
         await self._close_if_done()
 
     async def aclose(self) -> None:
@@ -127,7 +147,7 @@ class _Spare(httpx.AsyncBaseTransport):
         await self._close_if_done()
 
     async def _close_if_done(self) -> None:
-        if self._is_retired and self._in_flight == 0:
+        if self.is_retired and self._in_flight == 0:
             await self.aclose()
 
 

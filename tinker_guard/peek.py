@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
+from tinker_guard import telemetry
 from tinker_guard.verdict import PEEK_LIMIT, Source, source_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ async def read_source(response: httpx.Response) -> Source:
     return source_of(
         headers.get("content-type", ""), headers.get("content-encoding", ""), peeked.seen
     )
+
+
+async def discard(response: httpx.Response) -> None:
+    """Close an answer that nobody will read; what goes wrong with that is nobody's either."""
+    try:
+        await response.aclose()
+    except Exception:
+        telemetry.log_fault("closing a discarded answer")
 
 
 class _PeekedStream(httpx.AsyncByteStream):
@@ -89,8 +98,10 @@ class _PeekedStream(httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            await asyncio.wait({self._next})
-            self._next = None
-        await self._stream.aclose()
+        pending, self._next = self._next, None
+        try:
+            if pending is not None:
+                pending.cancel()
+                await asyncio.wait({pending})
+        finally:
+            await self._stream.aclose()

@@ -10,7 +10,7 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from tinker_guard import telemetry
-from tinker_guard.peek import read_source
+from tinker_guard.peek import discard, read_source
 from tinker_guard.verdict import (
     PEEK_LIMIT,
     JobPhase,
@@ -43,6 +43,10 @@ _NOT_FOR_PROBES: Final = frozenset(
 )
 
 
+_UNCLEAR_ROUNDS: Final = 3
+"""After how many rounds of 404s that name nobody the real request is sent, if the job runs."""
+
+
 class Probing:
     """Probes one route until it is known, waiting between rounds.
 
@@ -58,6 +62,7 @@ class Probing:
         state: The route.
         successes: Probes in one round.
         timeout: Seconds within which a round must begin.
+        awaits_start: Whether to wait for a job that is only on its way to running.
     """
 
     def __init__(
@@ -70,11 +75,14 @@ class Probing:
         *,
         successes: int,
         timeout: float,
+        awaits_start: bool,
     ) -> None:
         self.probes = 0
         """How many probes were sent."""
         self.has_reached = False
         """Whether every probe of the last round got an answer that came from the trainer."""
+        self.is_unclear = False
+        """Whether probing was given up because its 404s name nobody and the job runs."""
         self._settings = settings
         self._control_plane = control_plane
         self._request = request
@@ -82,6 +90,7 @@ class Probing:
         self._state = state
         self._successes = successes
         self._timeout = timeout
+        self._awaits_start = awaits_start
         self._clock = asyncio.get_running_loop().time
         self._started_at = self._clock()
 
@@ -110,6 +119,8 @@ class Probing:
         results = [task.result() for task in tasks]
         not_founds = [result for result in results if isinstance(result, NotFound)]
         self.has_reached = all(result is True for result in results)
+        if self.has_reached:
+            self._state.misled = 0
         if not not_founds:
             return None
         # Where replicas answer differently, the gateway's own word says the most.
@@ -131,34 +142,34 @@ class Probing:
     async def _probe(self, transport: httpx.AsyncBaseTransport) -> NotFound | bool:
         """Send one probe; the 404 it met, or whether it reached the trainer."""
         settings = self._settings
-        probe = httpx.Request(
-            "GET",
-            self._state.route.url + settings.warmup_probe_path,
-            headers=[
-                (name, value)
-                for name, value in self._request.headers.multi_items()
-                if name.lower() not in _NOT_FOR_PROBES
-            ],
-            extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
-        )
         response: httpx.Response | None = None
         try:
+            probe = httpx.Request(
+                "GET",
+                self._state.route.url + settings.warmup_probe_path,
+                headers=[
+                    (name, value)
+                    for name, value in self._request.headers.multi_items()
+                    if name.lower() not in _NOT_FOR_PROBES
+                ],
+                extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
+            )
             async with asyncio.timeout(settings.probe_timeout):
                 response = await transport.handle_async_request(probe)
-                if response.status_code != 404:
-                    return True
-                source = await read_source(response)
-                if source is Source.TRAINER:
-                    return True
-                not_found = NotFound(source, *await _kept(response))
+                is_404 = response.status_code == 404
+                source = await read_source(response) if is_404 else Source.TRAINER
+                # Read to its end, so that the connection which was proved can be used again.
+                kept = await _kept(response)
         except Exception:
             # Refused, broken or too slow.
             return False
         finally:
             if response is not None:
-                await response.aclose()
+                await discard(response)
+        if source is Source.TRAINER:
+            return True
         await self._line.replace(transport)
-        return not_found
+        return NotFound(source, *kept)
 
     def _delay(self, call: RetryCallState) -> float:
         # The first round has been sent at once; from here on each one waits, hence `+ 1`.
@@ -171,24 +182,18 @@ class Probing:
 
     def _is_over(self, call: RetryCallState) -> bool:
         refusal = _refusal_of(call)
-        if refusal.answer.phase is JobPhase.STOPPED:
+        phase = refusal.answer.phase
+        if phase is JobPhase.STOPPED or (phase is JobPhase.STARTING and not self._awaits_start):
             return True
-        timeout = self._timeout
-        if refusal.not_found.source is Source.UNKNOWN:
-            timeout = min(timeout, self._settings.retry_timeout)
+        if _is_unclear(refusal) and call.attempt_number >= _UNCLEAR_ROUNDS:
+            return True
         elapsed = self._clock() - self._started_at
-        return not may_begin(elapsed=elapsed, delay=call.upcoming_sleep, budget=timeout)
+        return not may_begin(elapsed=elapsed, delay=call.upcoming_sleep, budget=self._timeout)
 
-    @staticmethod
-    def _end(call: RetryCallState) -> Refusal | None:
+    def _end(self, call: RetryCallState) -> Refusal | None:
         refusal = _refusal_of(call)
-        is_unknown = refusal.not_found.source is Source.UNKNOWN
-        if is_unknown and refusal.answer.phase is not JobPhase.STOPPED:
-            # Nobody can be named for these 404s, and the job is alive: perhaps this trainer
-            # answers the probe's path like that. A refusal would break a run that works without
-            # the guard.
-            return None
-        return refusal
+        self.is_unclear = _is_unclear(refusal)
+        return None if self.is_unclear else refusal
 
     def _say_what_is_waited_for(self, call: RetryCallState) -> None:
         telemetry.log_waiting(
@@ -205,15 +210,25 @@ def _refusal_of(call: RetryCallState) -> Refusal:
     return refusal
 
 
+def _is_unclear(refusal: Refusal) -> bool:
+    """Whether a running job's trainer may itself answer the probe's path like that.
+
+    Then the real request has to show what there is: a refusal, or a long wait, would harm a run
+    that works without the guard.
+    """
+    is_running = refusal.answer.phase is JobPhase.RUNNING
+    return is_running and refusal.not_found.source is Source.UNKNOWN
+
+
 async def _kept(response: httpx.Response) -> tuple[httpx.Headers, bytes]:
-    """What of a probe's 404 can be handed back to a waiting request."""
+    """Read a probe's answer, and keep what of a 404 can be handed back to a waiting request."""
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
         if len(body) > PEEK_LIMIT:
             break
     headers = response.headers.copy()
-    # The body is kept decoded, which these would contradict.
-    for name in ("content-encoding", "transfer-encoding", "content-length"):
+    # The body is kept decoded, which these would contradict; and cookies are the prober's own.
+    for name in ("content-encoding", "transfer-encoding", "content-length", "set-cookie"):
         headers.pop(name, None)
     return headers, bytes(body)

@@ -12,7 +12,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from tinker_guard import telemetry
 from tinker_guard.line import emits_client_span
-from tinker_guard.peek import read_source
+from tinker_guard.peek import discard, read_source
 from tinker_guard.probing import Probing
 from tinker_guard.verdict import (
     CONTROL_PLANE_ERROR,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tinker_guard.route import RouteState
     from tinker_guard.settings import GuardSettings
     from tinker_guard.telemetry import RequestReport
-    from tinker_guard.verdict import Answer, Judgement
+    from tinker_guard.verdict import Answer, Judgement, Refusal
 
 
 class Recovery:
@@ -68,6 +68,8 @@ class Recovery:
         """When the last 404 was judged to be a race; None before that."""
         self._has_reached = False
         """Whether a probe of this request's own reached the trainer just before the resend."""
+        self._is_unclear = False
+        """Whether it gave up probing because the 404s of its probes name nobody."""
         self._reached_in_a_row = 0
         self._answer: Answer | None = None
         """What the control plane said to the last 404, if it was asked."""
@@ -99,7 +101,7 @@ class Recovery:
         try:
             await attempts(self._attempt)
         except BaseException:
-            await self._response.aclose()
+            await discard(self._response)
             raise
         self._conclude()
         return self._response
@@ -110,6 +112,8 @@ class Recovery:
             await self._wait_for_route()
             await self._resend(self._clock() - self._refused_at)
             if self._response.status_code != 404:
+                if self._is_unclear:
+                    self._state.misled += 1
                 return False
         try:
             judgement = await self._judge()
@@ -119,12 +123,12 @@ class Recovery:
         self._report.judgement = judgement
         if judgement.verdict is not Verdict.ROUTING_RACE:
             return False
-        telemetry.log_race_met(self._state)
-        self._refused_at = self._clock()
         if not isinstance(self._request.stream, httpx.ByteStream):
-            # The body was a one-way stream and is spent.
+            # The body was a stream and is spent.
             self._report.note("tinker_guard.replayable", False)
             return False
+        telemetry.log_race_met(self._state)
+        self._refused_at = self._clock()
         return True
 
     async def _judge(self) -> Judgement:
@@ -150,15 +154,30 @@ class Recovery:
     async def _wait_for_route(self) -> None:
         """Wait until a probe has reached the trainer, this request's or another's.
 
-        Ends early when the job has stopped or the budget is spent: the resend that follows then
-        fetches the 404 to hand back.
+        Ends early when the job has stopped, the budget is spent, or probes say nothing about
+        this route: the resend that follows then shows what there is.
         """
-        await self._line.replace(self._sent_on)
-        self._has_reached = is_leader = False
+        self._has_reached = self._is_unclear = False
+        try:
+            if self._report.resends > 0 or self._state.are_probes_blind:
+                # A follower's connection is replaced only now that it proved stale by itself:
+                # building one for each of many that wait would hold up their event loop.
+                await self._line.replace(self._sent_on)
+            if not self._state.are_probes_blind:
+                async with asyncio.timeout_at(self._deadline):
+                    await self._scout()
+        except TimeoutError:
+            pass
+        except Exception:
+            telemetry.log_fault("scouting")
 
-        async def lead() -> None:
+    async def _scout(self) -> None:
+        is_leader = False
+
+        async def lead() -> Refusal | None:
             nonlocal is_leader
             is_leader = True
+            await self._line.replace(self._sent_on)
             probing = Probing(
                 self._settings,
                 self._control_plane,
@@ -167,18 +186,21 @@ class Recovery:
                 self._state,
                 successes=1,
                 timeout=self._deadline - self._clock(),
+                awaits_start=False,
             )
-            await probing.run()
-            self._has_reached = probing.has_reached
+            refusal = await probing.run()
+            self._has_reached, self._is_unclear = probing.has_reached, probing.is_unclear
+            return refusal
 
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                await self._state.here.scouting.run(lead)
-                if not is_leader:
-                    # All of them are released at once; they need not arrive at once.
-                    await asyncio.sleep(random.random() * self._settings.backoff_initial)
-        except TimeoutError:
-            pass
+        while True:
+            refusal = await self._state.here.scouting.run(lead)
+            if is_leader or (refusal is not None and refusal.judgement != ROUTING_RACE):
+                return
+            if refusal is None:
+                # All followers are released at once; they need not arrive at once.
+                await asyncio.sleep(random.random() * self._settings.backoff_initial)
+                return
+            # The leader's budget was spent, not this one's: its turn has come.
 
     async def _resend(self, pause: float) -> None:
         report = self._report
@@ -197,7 +219,7 @@ class Recovery:
             span.answered(self._response.status_code)
 
     async def _discard_and_sleep(self, seconds: float) -> None:
-        await self._response.aclose()
+        await discard(self._response)
         if seconds > 0:
             telemetry.log_waiting(self._state, "a resend met the race again", seconds)
         await asyncio.sleep(seconds)

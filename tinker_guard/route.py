@@ -15,6 +15,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from tinker_guard.single_flight import SingleFlight
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     import httpx
 
     from tinker_guard.verdict import Answer, Judgement, Refusal
@@ -51,29 +53,45 @@ class Route(NamedTuple):
         return f"{self.account}/{self.job}"
 
 
+_ASKERS: Final = 8
+"""Different credentials whose answers are kept for one route and event loop."""
+
+_MISLED_LIMIT: Final = 3
+
+
 class LoopState:
     """What the requests of one event loop find out together about one route."""
 
-    __slots__ = ("question", "scouting", "warmup")
+    __slots__ = ("_questions", "scouting", "warmup")
 
     def __init__(self) -> None:
         self.warmup: SingleFlight[Refusal | None] = SingleFlight()
         """Whether a cold route's gate may open."""
-        self.question: SingleFlight[Answer] = SingleFlight()
-        """What the control plane says."""
-        self.scouting: SingleFlight[None] = SingleFlight()
+        self.scouting: SingleFlight[Refusal | None] = SingleFlight()
         """When a route that was lost answers again."""
+        self._questions: dict[Hashable, SingleFlight[Answer]] = {}
+
+    def question(self, key: Hashable) -> SingleFlight[Answer]:
+        """What the control plane says to one asker; other askers may be told otherwise."""
+        flight = self._questions.get(key)
+        if flight is None:
+            while len(self._questions) >= _ASKERS:
+                del self._questions[next(iter(self._questions))]
+            flight = self._questions[key] = SingleFlight()
+        return flight
 
 
 class RouteState:
     """What this process knows about one route."""
 
-    __slots__ = ("_loops", "is_warm", "race_met_at", "route", "said")
+    __slots__ = ("_loops", "is_warm", "misled", "race_met_at", "route", "said")
 
     def __init__(self, route: Route) -> None:
         self.route = route
         self.is_warm = False
         """Whether the gate is open: requests are sent without waiting."""
+        self.misled = 0
+        """How often in a row a request got through after probes had met 404s that name nobody."""
         self.race_met_at: float | None = None
         """Loop time at which the current race was first met; None when there is none."""
         self.said: tuple[Judgement | None, float] = (None, 0.0)
@@ -81,11 +99,19 @@ class RouteState:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopState] = WeakKeyDictionary()
 
     @property
+    def are_probes_blind(self) -> bool:
+        """Whether probes say nothing about this route: its trainer does not know their path."""
+        return self.misled >= _MISLED_LIMIT
+
+    @property
     def here(self) -> LoopState:
         """The state shared on the running event loop."""
         loop = asyncio.get_running_loop()
         state = self._loops.get(loop)
         if state is None:
+            # A lock that was waited for refers to its loop, which the weak keys cannot undo.
+            for ended in [known for known in self._loops if known.is_closed()]:
+                del self._loops[ended]
             state = self._loops[loop] = LoopState()
         return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any, Final
 
 import httpx
@@ -31,7 +32,7 @@ def _http_url(value: str | None) -> str | None:
 
 
 def _absolute_path(value: str) -> str:
-    if not value.startswith("/") or "?" in value or "#" in value:
+    if not re.fullmatch(r"/[!-~]*", value) or "?" in value or "#" in value:
         raise ValueError("must be a path such as /api/v1/get_server_capabilities")
     return value
 
@@ -55,6 +56,8 @@ class GuardSettings(BaseSettings):
         extra="forbid",
         # A rejected value may be a secret that was put into the wrong variable.
         hide_input_in_errors=True,
+        # `VARIABLE=` in a shell or a compose file means that nothing is set.
+        env_ignore_empty=True,
     )
 
     enabled: bool = True
@@ -80,8 +83,9 @@ class GuardSettings(BaseSettings):
     """Where to ask for a job's state; None asks the route's own origin."""
     control_plane_timeout: Seconds = 5.0
     """Seconds that one control-plane question may take."""
-    control_plane_api_key: SecretStr | None = None
-    """Key for the control plane; None uses the key that the request itself carries."""
+    control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
+    """Key for `control_plane_url`, which must be set too: this key goes to no other place. None
+    uses the key that the request itself carries."""
     verdict_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds for which one answer of the control plane serves every request of a route."""
 
@@ -93,7 +97,12 @@ class GuardSettings(BaseSettings):
             raise InvalidSettingsError(_explain(error, values)) from None
 
     @model_validator(mode="after")
-    def _check_backoff(self) -> GuardSettings:
+    def _check_together(self) -> GuardSettings:
+        if self.control_plane_api_key is not None and self.control_plane_url is None:
+            # A gateway can redirect a request to any origin, which would then be asked.
+            raise ValueError(
+                "control_plane_api_key needs control_plane_url, the only place it is sent to"
+            )
         if self.backoff_initial > self.backoff_max:
             raise ValueError("backoff_initial must not exceed backoff_max")
         return self

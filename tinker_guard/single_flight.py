@@ -18,33 +18,33 @@ class SingleFlight(Generic[_T]):
     that the next in line leads; nobody waits for a task that is gone.
     """
 
-    __slots__ = ("_key", "_lock", "_result")
+    __slots__ = ("_lock", "_number", "_result")
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._result: tuple[float, _T] | None = None
-        self._key: object = None
+        # Counts results. Times could tie, and a caller that comes again at the very moment of a
+        # result would be given that result for ever.
+        self._number = 0
 
-    async def run(
-        self, lead: Callable[[], Awaitable[_T]], *, key: object = None, ttl: float = 0.0
-    ) -> _T:
+    async def run(self, lead: Callable[[], Awaitable[_T]], *, ttl: float = 0.0) -> _T:
         """Return a result that is not older than this call, or than `ttl`.
 
         Args:
             lead: Finds the result out; called if nobody has found one.
-            key: Results are shared between calls with an equal key only.
             ttl: Seconds for which a result also serves calls that come later.
 
         Raises:
             Exception: What `lead` raises when this call leads.
         """
         clock = asyncio.get_running_loop().time
-        arrived_at = clock()
+        number = self._number
         async with self._lock:
-            if self._result is not None and self._key == key:
+            if self._result is not None:
                 found_at, result = self._result
-                if found_at >= arrived_at or clock() - found_at < ttl:
+                if self._number > number or clock() - found_at < ttl:
                     return result
             result = await lead()
-            self._result, self._key = (clock(), result), key
+            self._result = clock(), result
+            self._number += 1
             return result

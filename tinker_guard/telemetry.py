@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, assert_never
 
 from opentelemetry import context, trace
@@ -33,14 +33,27 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("tinker_guard")
 
-_tracer: Final = trace.get_tracer("tinker_guard", __version__)
-
 _NOT_RECORDING: Final = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
 
 # `forward_backward` or `v1`; anything with other characters in it is an id of something, and so
 # is what follows the name of a collection in the SDK's paths.
 _PATH_WORD: Final = re.compile(r"[a-z_]*|v\d")
 _COLLECTIONS: Final = frozenset({"checkpoints", "samplers", "sessions", "training_runs"})
+
+
+def _is_recording() -> bool:
+    """Whether anybody may want spans; a misconfigured OpenTelemetry wants none."""
+    try:
+        return not isinstance(trace.get_tracer_provider(), _NOT_RECORDING)
+    except Exception:
+        log_fault("telemetry (the tracer provider)")
+        return False
+
+
+@lru_cache(maxsize=1)
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer("tinker_guard", __version__)
+
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -102,7 +115,7 @@ class RequestReport:
         self._attributes: dict[str, AttributeValue] | None = None
 
     def __enter__(self) -> RequestReport:
-        if not isinstance(trace.get_tracer_provider(), _NOT_RECORDING):
+        if _is_recording():
             self._start_span()
         return self
 
@@ -142,7 +155,7 @@ class RequestReport:
         if state is not None:
             attributes["tinker_guard.account"] = state.route.account
             attributes["tinker_guard.job"] = state.route.job
-        span = _tracer.start_span(
+        span = _tracer().start_span(
             span_name(self._request, state), kind=SpanKind.INTERNAL, attributes=attributes
         )
         if span.is_recording():
@@ -219,9 +232,9 @@ def _child(name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]) 
 def _open_child(
     name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]
 ) -> tuple[Span, Token[context.Context]] | None:
-    if isinstance(trace.get_tracer_provider(), _NOT_RECORDING):
+    if not _is_recording():
         return None
-    span = _tracer.start_span(name, kind=kind, attributes=attributes)
+    span = _tracer().start_span(name, kind=kind, attributes=attributes)
     return span, context.attach(trace.set_span_in_context(span))
 
 
@@ -256,7 +269,9 @@ def resend_span(
     attributes["http.request.resend_count"] = resend
     attributes["tinker_guard.pause"] = round(pause, 3)
     kind = SpanKind.CLIENT if is_client_span else SpanKind.INTERNAL
-    with _child(f"resend {span_name(request, state)}", kind, attributes) as child:
+    # An instrumented httpx would add a second CLIENT span to ours.
+    is_alone = suppress_http_instrumentation() if is_client_span else nullcontext()
+    with _child(f"resend {span_name(request, state)}", kind, attributes) as child, is_alone:
         yield child
 
 
@@ -414,7 +429,10 @@ def _explanation(judgement: Judgement, answer: Answer | None) -> str:
         case Reason.JOB_NOT_RUNNING:
             return f"the control plane says that it is {answer.state if answer else 'stopped'}."
         case Reason.JOB_MISSING:
-            return "the control plane knows no such job. Check the account and job in base_url."
+            return (
+                "the control plane knows no such job. Check the account and job in base_url, and "
+                "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
+            )
         case Reason.TRAINER_ANSWERED:
             return "the trainer itself answered."
         case Reason.NO_CONTROL_PLANE:

@@ -28,7 +28,10 @@ class GuardTransport(httpx.AsyncBaseTransport):
     that it is, never as an exception. Needs asyncio.
 
     `install_guard()` puts one around every transport of the `tinker` SDK. For a client of your
-    own: `httpx.AsyncClient(transport=GuardTransport(httpx.AsyncHTTPTransport()))`.
+    own:
+
+        make = httpx.AsyncHTTPTransport
+        httpx.AsyncClient(transport=GuardTransport(make(), new_transport=make))
 
     Args:
         transport: The transport to guard. Closed with this one.
@@ -51,11 +54,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         control_plane: ControlPlane | None = None,
         new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
     ) -> None:
-        self._settings = settings or GuardSettings()
         self._line = Line(transport, new_transport)
-        self._control_plane = SharedControlPlane(self._settings, control_plane)
-        self._gate = Gate(self._settings, self._control_plane)
-        self._is_enabled = self._settings.enabled
+        self.configure(settings or GuardSettings(), control_plane)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
@@ -101,9 +101,20 @@ class GuardTransport(httpx.AsyncBaseTransport):
         """The transport that requests are sent on now."""
         return self._line.transport
 
-    def disable(self) -> None:
-        """From now on hand every request through; requests under way are seen to their end."""
+    def configure(self, settings: GuardSettings, control_plane: ControlPlane | None) -> None:
+        """Use other settings from the next request on; see the class for the arguments."""
+        self._settings = settings
+        self._control_plane = SharedControlPlane(settings, control_plane)
+        self._gate = Gate(settings, self._control_plane)
+        self._is_enabled = settings.enabled
+
+    def release(self) -> httpx.AsyncBaseTransport:
+        """From now on hand every request through, and return the first wrapped transport.
+
+        Requests under way are seen to their end.
+        """
         self._is_enabled = False
+        return self._line.release()
 
     async def __aenter__(self) -> Self:
         await self._line.transport.__aenter__()

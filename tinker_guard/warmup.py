@@ -39,22 +39,24 @@ class Gate:
             None when the request may be sent; the 404 to hand back when the job is stopped or
             missing, or when `warmup_timeout` is over.
         """
+        deadline = asyncio.get_running_loop().time() + self._settings.warmup_timeout
 
         async def lead() -> Refusal | None:
             # Another one may have opened the gate while this one waited for its turn.
-            return None if state.is_warm else await self._warm_up(request, line, state)
+            return None if state.is_warm else await self._warm_up(request, line, state, deadline)
 
-        if self._settings.warmup_successes > 0:
+        if self._settings.warmup_successes > 0 and not state.are_probes_blind:
             refusal = await state.here.warmup.run(lead)
             if refusal is not None:
                 report.judgement = refusal.judgement
                 not_found = refusal.not_found
-                return httpx.Response(404, headers=not_found.headers, content=not_found.body)
+                stream = httpx.ByteStream(not_found.body)
+                return httpx.Response(404, headers=not_found.headers, stream=stream)
         state.is_warm = True
         return None
 
     async def _warm_up(
-        self, request: httpx.Request, line: Line, state: RouteState
+        self, request: httpx.Request, line: Line, state: RouteState, deadline: float
     ) -> Refusal | None:
         clock = asyncio.get_running_loop().time
         started_at = clock()
@@ -65,7 +67,9 @@ class Gate:
             line,
             state,
             successes=self._settings.warmup_successes,
-            timeout=self._settings.warmup_timeout,
+            # Counted from when this request came: it may have waited for other leaders before.
+            timeout=deadline - started_at,
+            awaits_start=True,
         )
         with telemetry.warmup_span(state) as span:
             refusal = await probing.run()

@@ -24,6 +24,7 @@ EVERYTHING = Fault(
     control_plane_delay=0.5,
     trainer_lacks=("client/dynamic_config",),
     transport="httpx",
+    protobuf=False,
     compress=True,
 )
 

@@ -107,6 +107,8 @@ class Fault:
         control_plane_delay: Seconds before a `slow` control plane answers.
         trainer_lacks: Operations this trainer is too old to know; it answers its own 404.
         transport: Inner HTTP transport that `client/config` tells the SDK to use.
+        protobuf: Whether `client/config` asks the SDK for protobuf request bodies. tinker 0.22 to
+            0.24 listen to it; older ones send JSON, newer ones protobuf, whatever it says.
         compress: Whether `client/config` asks the SDK for zstd request bodies.
     """
 
@@ -125,6 +127,7 @@ class Fault:
     control_plane_delay: float = 10.0
     trainer_lacks: tuple[str, ...] = ()
     transport: Transport = "pyqwest"
+    protobuf: bool = True
     compress: bool = False
 
     def __post_init__(self) -> None:

@@ -61,6 +61,7 @@ class LocalGateway:
         self._trainer = Trainer(
             lacks=fault.trainer_lacks,
             use_pyqwest=fault.transport == "pyqwest",
+            protobuf=fault.protobuf,
             compress=fault.compress,
             hold_seconds=hold_seconds,
         )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import tinker
+from typing import Any
 
 __all__ = ["train_five_steps"]
 
@@ -17,9 +14,17 @@ SEQUENCES = (
 )
 
 
-def train_five_steps(service_client: tinker.ServiceClient) -> list[float]:
-    """Train five steps and return the loss per token of each step."""
-    from tinker import types
+def train_five_steps(service_client: Any, types: Any = None) -> list[float]:
+    """Train five steps and return the loss per token of each step.
+
+    Args:
+        service_client: A `tinker.ServiceClient`, or one of an SDK that looks the same.
+        types: That SDK's module `types`. Default `tinker.types`.
+    """
+    if types is None:
+        from tinker import types as tinker_types
+
+        types = tinker_types
 
     created = service_client.create_lora_training_client(base_model="tinker-guard/bigram", rank=8)
     # Older SDKs return the client itself, newer ones a future of it.

@@ -65,6 +65,7 @@ class Trainer:
     Args:
         lacks: Operations that this trainer is too old to know. Default none.
         use_pyqwest: What `client/config` says about the SDK's inner transport. Default true.
+        protobuf: Whether `client/config` asks for protobuf bodies. Default true.
         compress: Whether `client/config` asks for zstd bodies. Default false.
         hold_seconds: How long a poll for unfinished work is held open before it is answered
             "try again". The SDK polls again at once, so this is what keeps it from spinning.
@@ -76,6 +77,7 @@ class Trainer:
         *,
         lacks: Collection[str] = (),
         use_pyqwest: bool = True,
+        protobuf: bool = True,
         compress: bool = False,
         hold_seconds: float = 2.0,
     ) -> None:
@@ -83,6 +85,7 @@ class Trainer:
         self.unexpected: list[str] = []
         self._lacks = lacks
         self._use_pyqwest = use_pyqwest
+        self._protobuf = protobuf
         self._compress = compress
         self._hold_seconds = hold_seconds
         self._closing = False
@@ -153,6 +156,7 @@ class Trainer:
                 "pjwt_auth_enabled": False,
                 "credential_default_source": "api_key",
                 "use_pyqwest_transport": self._use_pyqwest,
+                "proto_write_fwdbwd": self._protobuf,
                 "proto_compress_fwdbwd": self._compress,
             }
         )

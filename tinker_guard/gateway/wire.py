@@ -7,6 +7,7 @@ that the gateway itself does without the SDK.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,8 +139,7 @@ def forward_json(result: ForwardResult) -> dict[str, Any]:
 
 def forward_protobuf(result: ForwardResult) -> bytes:
     """Return the answer of a forward pass as a protobuf message."""
-    from tinker.proto import tinker_public_pb2 as pb
-
+    pb = _messages()
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
     message.metrics["loss:sum"] = result.loss
     record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(result.logprobs))
@@ -152,9 +152,16 @@ def forward_protobuf(result: ForwardResult) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _forward_backward_fields(body: bytes) -> dict[str, Any]:
-    from tinker.proto import tinker_public_pb2 as pb
+def _messages() -> Any:
+    """The message classes of the SDK that is installed; on the wire both SDKs' are the same."""
+    try:
+        return importlib.import_module("tinker.proto.tinker_public_pb2")
+    except ModuleNotFoundError:
+        return importlib.import_module("fireworks.training.sdk._core.proto.tinker_public_pb2")
 
+
+def _forward_backward_fields(body: bytes) -> dict[str, Any]:
+    pb = _messages()
     dtypes = {pb.DTYPE_FLOAT32: np.float32, pb.DTYPE_INT64: np.int64, pb.DTYPE_INT32: np.int32}
     message = pb.ForwardBackwardRequest()
     try:

@@ -1,0 +1,117 @@
+"""The SDK that the tests drive, and what its release can do.
+
+`make matrix` runs the tests with many releases. What differs between them is told here, so that a
+test need not know them: it asks for a feature, and is skipped with the reason where a release
+lacks it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tinker_guard import hooks
+from tinker_guard.gateway import Fault, LocalGateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tinker_guard.gateway.faults import Transport
+
+_installed = next((sdk for sdk in hooks.SDKS if sdk.is_installed()), None)
+if _installed is None:
+    pytest.skip("needs the tinker SDK or fireworks-ai", allow_module_level=True)
+
+NAME = f"{_installed.distribution} {_installed.version}"
+TESTED = _installed.tested
+IS_FIREWORKS = _installed.distribution == "fireworks-ai"
+
+_core = _installed.holder_module.removesuffix(".lib.internal_client_holder")
+_root = "fireworks.training.sdk" if IS_FIREWORKS else "tinker"
+
+holder = importlib.import_module(_installed.holder_module)
+client_class: Any = getattr(holder, _installed.client_name)
+types = importlib.import_module(f"{_root}.types")
+_exceptions = importlib.import_module(f"{_core}._exceptions")
+NotFoundError: type[Exception] = _exceptions.NotFoundError
+SdkError: type[Exception] = _exceptions.TrainingError if IS_FIREWORKS else _exceptions.TinkerError
+
+_has_config = "_client_config" in inspect.signature(client_class.__init__).parameters
+HAS_PYQWEST = _has_config and "use_pyqwest_transport" in types.ClientConfigResponse.model_fields
+HAS_JSON_AND_PROTOBUF = (
+    not IS_FIREWORKS
+    and _has_config
+    and "proto_write_fwdbwd" in types.ClientConfigResponse.model_fields
+)
+
+TRANSPORTS = [
+    pytest.param(
+        "pyqwest",
+        marks=pytest.mark.skipif(not HAS_PYQWEST, reason=f"{NAME} does not send over pyqwest"),
+    ),
+    "httpx",
+]
+"""Values for `@pytest.mark.parametrize("transport", ...)`."""
+
+
+class Gateway(LocalGateway):
+    """A gateway whose key looks like one of the SDK's.
+
+    A Fireworks client with a `tml-` key behaves like one of tinker.
+    """
+
+    api_key = "fw-local-gateway-key" if IS_FIREWORKS else LocalGateway.api_key
+
+
+def client(*, transport: Transport | None = None, **kwargs: Any) -> Any:
+    """Build the SDK's async client, over one inner transport or the one that it chooses."""
+    if transport is not None and HAS_PYQWEST:
+        use_pyqwest = transport == "pyqwest"
+        kwargs["_client_config"] = types.ClientConfigResponse(use_pyqwest_transport=use_pyqwest)
+    return client_class(**kwargs)
+
+
+@contextmanager
+def connected(gateway: LocalGateway) -> Iterator[Any]:
+    """A service client, closed in the end, come what may."""
+    root, config = importlib.import_module(_root), {}
+    if IS_FIREWORKS and gateway.fault.transport == "httpx":
+        # It has a configuration of its own and does not ask the server for one.
+        firetitan = importlib.import_module("fireworks.training.sdk.client")
+        settings = firetitan.FIRETITAN_TINKER_CLIENT_CONFIG | {"use_pyqwest_transport": False}
+        config["_client_config"] = settings
+    service = root.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key, **config)
+    try:
+        yield service
+    finally:
+        # Closing sends requests too, which a fault may still hit.
+        with suppress(SdkError):
+            _close(service)
+
+
+def _close(service: Any) -> None:
+    if not hasattr(service, "close"):
+        service.holder.close()
+    elif "status" in inspect.signature(service.close).parameters:
+        service.close("success").result()
+    else:
+        service.close()
+
+
+def create_training_client(service: Any) -> Any:
+    """Create a model, and wait until it is there."""
+    created = service.create_lora_training_client(base_model="tinker-guard/bigram", rank=8)
+    return created.result() if hasattr(created, "result") else created
+
+
+def operations_of(fault: Fault) -> set[str]:
+    """The operations whose requests set the fault off; without them, nothing goes wrong."""
+    operations = {race.operation for race in fault.races}
+    operations |= {lost.operation for lost in fault.lost_replies}
+    if fault.stop is not None:
+        operations.add(fault.stop.operation)
+    return operations | set(fault.trainer_lacks)
