@@ -25,6 +25,7 @@ ORDER = [
     "line",
     "control_plane",
     "probing",
+    "waiting",
     "warmup",
     "recovery",
     "transport",

@@ -23,7 +23,7 @@ from tinker_guard import __version__, cli
 from tinker_guard.demo import commands, judge, screen, spans
 from tinker_guard.demo.run import Run
 from tinker_guard.demo.serve import line_of
-from tinker_guard.gateway import FAULTS, Exchange
+from tinker_guard.gateway import FAULTS, Exchange, Fault, LocalGateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -439,3 +439,28 @@ def test_long_rows_of_spans_are_cut_in_the_middle() -> None:
 
     assert labels(7) == [f"child {number}" for number in range(7)]
     assert labels(8)[3:6] == ["child 3", "... 2 more like these ...", "child 6"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (Fault(route_known_after=(0.4,)), 0, "Ready: the trainer answers."),
+        (Fault(route_known_after=(None,)), 3, "Timed out"),
+        (Fault(job_states=((0.0, "JOB_STATE_FAILED"),)), 4, "Gone"),
+        (Fault(route_known_after=(None,), control_plane="down"), 5, "Not verifiable"),
+    ],
+)
+def test_wait_tells_its_ends_apart(
+    fault: Fault, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalGateway(fault) as gateway:
+        monkeypatch.setenv("TINKER_API_KEY", gateway.api_key)
+        exit_code, output = invoke("wait", gateway.base_url, "--timeout", "1")
+    assert (exit_code, said in output) == (code, True)
+    assert gateway.api_key not in output
+
+
+def test_wait_for_no_trainer_route() -> None:
+    exit_code, output = invoke("wait", "https://tinker.test/services")
+    assert exit_code == 2
+    assert "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB" in output

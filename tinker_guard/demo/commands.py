@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
@@ -30,6 +31,7 @@ from tinker_guard.demo.spans import (
 )
 from tinker_guard.gateway import FAULTS, Fault
 from tinker_guard.settings import GuardSettings, InvalidSettingsError
+from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -72,6 +74,50 @@ def _common(
     ] = False,
 ) -> None:
     """Sees training runs through the routing races of an API gateway."""
+
+
+@app.command()
+def wait(
+    url: Annotated[str, typer.Argument(help="The trainer's base URL, as given to the SDK.")],
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait at the most.", show_default=True)
+    ] = 120.0,
+) -> None:
+    """Wait until a trainer's route answers, by the rule of a guarded run's warmup.
+
+    The key is read from TINKER_API_KEY. Exit codes: 0 ready, 2 wrong usage, 3 timed out, 4 the
+    job is stopped or missing, 5 not verifiable.
+    """
+    logger = logging.getLogger("tinker_guard")
+    logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    try:
+        readiness = wait_until_routable(
+            url, api_key=os.environ.get("TINKER_API_KEY"), timeout=timeout
+        )
+    except ValueError as error:
+        # `InvalidSettingsError` is one too; both name what is wrong and what would be right.
+        typer.echo(f"tinker-guard wait: {error}", err=True)
+        raise typer.Exit(_USAGE_ERROR) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    finally:
+        logger.removeHandler(handler)
+    typer.echo(_READINESS[readiness])
+    raise typer.Exit(int(readiness))
+
+
+_READINESS: Final = {
+    Readiness.READY: "Ready: the trainer answers.",
+    Readiness.TIMED_OUT: "Timed out: the gateway does not know the route yet.",
+    Readiness.JOB_GONE: "Gone: the job is stopped or does not exist.",
+    Readiness.UNVERIFIABLE: (
+        "Not verifiable: the gateway could not be reached, or the control plane could not say "
+        "whether the job runs."
+    ),
+}
 
 
 def _known_fault(name: str | None) -> str | None:
