@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format sdk-suite floors clean
+.PHONY: help demo test check format bench sdk-suite floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
 	@echo "make test    run the tests"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  let ruff fix what it can"
+	@echo "make bench   measure, beside peers; about ten minutes"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
@@ -29,6 +30,9 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks --markdown --docs docs
 
 # The tests that the SDK ships in its own wheel, with the guard installed.
 sdk-suite:

@@ -256,6 +256,7 @@ async def test_closing_the_client_during_a_race() -> None:
     assert all(transport.is_closed for transport in gateway.transports)
 
 
+@pytest.mark.timeout(300)
 async def test_no_race_is_called_genuine_over_many_schedules(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

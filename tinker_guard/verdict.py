@@ -271,8 +271,8 @@ def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> fl
             replica may know the route already.
         initial: Seconds before the second resend.
         maximum: Seconds that no delay exceeds.
-        jitter: A random number from 0 to 1; 1 shortens the delay by a fifth, so that requests
-            that failed together do not come back together.
+        jitter: A random number from 0 to 1; 1 halves the delay, so that processes that failed
+            together do not come back together.
 
     Returns:
         Seconds to wait.
@@ -281,7 +281,7 @@ def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> fl
         return 0.0
     # Beyond 200 steps every delay is at its maximum, and 1.15**n would overflow in the end.
     delay = min(initial * GROWTH ** min(resend - 2, 200), maximum)
-    return delay * (1 - 0.2 * jitter)
+    return delay * (1 - 0.5 * jitter)
 
 
 def retry_after(headers: Mapping[str, str], *, now: float) -> float:

@@ -1,0 +1,113 @@
+"""What every benchmark shares: rows of the table of goals, statistics, and how both are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from tinker_guard import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+console: Final = Console(width=120)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table of goals.
+
+    Args:
+        what: What is measured.
+        goal: The goal in words.
+        peer: The best peer's figure, measured in this very run.
+        ours: The guard's figure.
+        ratio: Ours over the peer's, where both are numbers that can be compared.
+        ok: Whether the goal is reached.
+    """
+
+    what: str
+    goal: str
+    peer: str
+    ours: str
+    ratio: float | None
+    ok: bool
+
+
+def ratio_of(ours: float, peer: float) -> float | None:
+    """Ours over the peer's; None where there is nothing to divide by."""
+    return ours / peer if peer > 0 and math.isfinite(peer) else None
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, and the range that the middle half lies in, such as `3.1 (2.9-3.4)`."""
+    ordered = sorted(values)
+    quarter = len(ordered) // 4
+    return f"{median(ordered):.3g} ({ordered[quarter]:.3g}-{ordered[-1 - quarter]:.3g})"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns after the first are right-aligned."""
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*(str(cell) for cell in row))
+    console.print(shown)
+
+
+def show_goals(rows: Iterable[Row]) -> None:
+    """Print the table of goals."""
+    table(
+        "Goals",
+        ("what", "goal", "peer", "ours", "ratio", ""),
+        (
+            (
+                row.what,
+                row.goal,
+                row.peer,
+                row.ours,
+                "" if row.ratio is None else f"{row.ratio:.2g}",
+                "[green]ok[/green]" if row.ok else "[red]miss[/red]",
+            )
+            for row in rows
+        ),
+    )
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+def write_json(path: Path, rows: Iterable[Row], details: Mapping[str, Any]) -> None:
+    """Write the goals, and everything that was measured, to a file."""
+    document = {
+        "tinker_guard": __version__,
+        "tinker": version("tinker"),
+        "httpx": httpx.__version__,
+        "opentelemetry-api": version("opentelemetry-api"),
+        "python": platform.python_version(),
+        "goals": [asdict(row) for row in rows],
+        **details,
+    }
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of arguments with those that all benchmarks know."""
+    arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    arguments.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    return arguments
