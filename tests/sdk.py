@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tinker_guard import hooks
-from tinker_guard.gateway import Fault, LocalGateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +25,10 @@ _installed = next((sdk for sdk in hooks.SDKS if sdk.is_installed()), None)
 if _installed is None:
     pytest.skip("needs the tinker SDK or fireworks-ai", allow_module_level=True)
 
+# The gateway needs an extra, which may be missing where there is no SDK.
+from tinker_guard.gateway import Fault, LocalGateway  # noqa: E402
+
 NAME = f"{_installed.distribution} {_installed.version}"
-TESTED = _installed.tested
 IS_FIREWORKS = _installed.distribution == "fireworks-ai"
 
 _core = _installed.holder_module.removesuffix(".lib.internal_client_holder")
@@ -93,9 +94,18 @@ def connected(gateway: LocalGateway) -> Iterator[Any]:
             _close(service)
 
 
+_closed: list[Any] = []
+"""Service clients of old releases, kept from the garbage collector.
+
+It may run on the SDK's own event loop, and there tinker 0.3.0's destructor waits for that very
+loop, for ever.
+"""
+
+
 def _close(service: Any) -> None:
     if not hasattr(service, "close"):
         service.holder.close()
+        _closed.append(service)
     elif "status" in inspect.signature(service.close).parameters:
         service.close("success").result()
     else:

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from tinker_guard.settings import GuardSettings
 from tinker_guard.transport import GuardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Container
 
     import httpx
 
@@ -169,8 +170,12 @@ class _Installation:
         self._clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._guards: WeakSet[GuardTransport] = WeakSet()
 
-    def install(self, sdks: list[Sdk]) -> None:
+    def install(self, sdks: list[Sdk], imported_before: Container[str]) -> None:
         """Hook into SDKs; if one of them cannot be hooked into, into none.
+
+        Args:
+            sdks: The SDKs.
+            imported_before: Modules that others have imported, and so may have clients of.
 
         Raises:
             UnsupportedSdkError: One of them lacks the hook point.
@@ -179,7 +184,8 @@ class _Installation:
             for sdk in sdks:
                 client_class, pool_class = sdk.find_hook_point()
                 self._wrap_constructor(client_class)
-                self._guard_existing(client_class, pool_class)
+                if sdk.holder_module in imported_before:
+                    self._guard_existing(client_class, pool_class)
         except BaseException:
             self.uninstall()
             raise
@@ -360,6 +366,7 @@ def _install(
 ) -> None:
     global _installation
     settings = settings or GuardSettings()
+    imported_before = frozenset(sys.modules)
     with _lock:
         current = _installation
         if current is not None:
@@ -387,7 +394,7 @@ def _install(
         for sdk in sdks:
             sdk.find_hook_point()
         installation = _Installation(settings, control_plane, is_automatic=is_automatic)
-        installation.install(sdks)
+        installation.install(sdks, imported_before)
         _installation = installation
         for sdk in sdks:
             if not sdk.is_tested():
@@ -421,9 +428,10 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """The SDKs that can be guarded."""
-        # One SDK is enough, but all that is returned here is asked for.
+        # All that is named here is asked for, but one SDK is enough. No versions: a release that
+        # was not tested is worth a warning, and `install_guard()` gives it.
         installed = [sdk for sdk in SDKS if sdk.is_installed()]
-        return tuple(f"{sdk.distribution} >= {sdk.tested[0]}" for sdk in installed or SDKS[:1])
+        return tuple(sdk.distribution for sdk in installed or SDKS[:1])
 
     def _instrument(self, **kwargs: Any) -> None:
         _install(
