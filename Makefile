@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench sdk-suite floors clean
+.PHONY: help demo test check format bench matrix sdk-suite floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  let ruff fix what it can"
 	@echo "make bench   measure, beside peers; about ten minutes"
+	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
@@ -33,6 +34,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks --markdown --docs docs
+
+# Every release of the SDKs, each in an environment of its own. Takes a while.
+matrix:
+	$(PYTHON) scripts/matrix.py
 
 # The tests that the SDK ships in its own wheel, with the guard installed.
 sdk-suite:
@@ -58,7 +63,7 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .venv-sdk .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .matrix .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
