@@ -407,7 +407,9 @@ async def test_a_race_that_ends_in_the_trainers_own_404() -> None:
     assert len(gateway.sent) == 2
 
 
-async def test_a_body_that_cannot_be_replayed_is_sent_once() -> None:
+async def test_a_body_that_cannot_be_replayed_is_sent_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def body() -> AsyncIterator[bytes]:
         yield b"once"
 
@@ -415,6 +417,8 @@ async def test_a_body_that_cannot_be_replayed_is_sent_once() -> None:
     request = httpx.Request("POST", f"{BASE}/api/v1/upload", content=body())
     assert (await send(guard(gateway), request)).status_code == 404
     assert [exchange.body for exchange in gateway.exchanges] == [b"once"]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("is a stream and cannot be sent again. Give it as bytes.")
 
 
 async def test_four_hundred_requests_share_questions_and_all_recover() -> None:

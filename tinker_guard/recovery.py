@@ -123,8 +123,7 @@ class Recovery:
         self._report.judgement = judgement
         if judgement.verdict is not Verdict.ROUTING_RACE:
             return False
-        if not isinstance(self._request.stream, httpx.ByteStream):
-            # The body was a stream and is spent.
+        if not self._is_replayable:
             self._report.note("tinker_guard.replayable", False)
             return False
         telemetry.log_race_met(self._state)
@@ -248,5 +247,15 @@ class Recovery:
             if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
                 # A job that is resumed comes up anew, replica by replica.
                 self._state.is_warm = False
-            seconds = self._clock() - self._started_at
-            telemetry.log_handed_back(self._state, judgement, self._answer, seconds)
+            telemetry.log_handed_back(
+                self._state,
+                judgement,
+                self._answer,
+                self._clock() - self._started_at,
+                is_replayable=self._is_replayable,
+            )
+
+    @property
+    def _is_replayable(self) -> bool:
+        # Any other body may have been a one-way stream, and is spent.
+        return isinstance(self._request.stream, httpx.ByteStream)

@@ -389,7 +389,12 @@ def log_warm(state: RouteState, seconds: float, probes: int) -> None:
 
 
 def log_handed_back(
-    state: RouteState, judgement: Judgement, answer: Answer | None, seconds: float
+    state: RouteState,
+    judgement: Judgement,
+    answer: Answer | None,
+    seconds: float,
+    *,
+    is_replayable: bool = True,
 ) -> None:
     """Say why a 404 is handed back, after how long, and what a person can do about it.
 
@@ -415,12 +420,17 @@ def log_handed_back(
         seconds,
         judgement.verdict.value,
         judgement.reason.value,
-        _explanation(judgement, answer),
+        _explanation(judgement, answer, is_replayable=is_replayable),
     )
 
 
-def _explanation(judgement: Judgement, answer: Answer | None) -> str:
+def _explanation(judgement: Judgement, answer: Answer | None, *, is_replayable: bool) -> str:
     match judgement.reason:
+        case Reason.JOB_RUNNING if not is_replayable:
+            return (
+                "the job runs, but the request's body is a stream and cannot be sent again. Give "
+                "it as bytes."
+            )
         case Reason.JOB_RUNNING:
             return (
                 "the job runs, but the gateway has not learnt its route. If this lasts, tell the "
