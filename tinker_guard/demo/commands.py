@@ -89,6 +89,7 @@ def wait(
     job is stopped or missing, 5 not verifiable.
     """
     logger = logging.getLogger("tinker_guard")
+    level = logger.level
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -105,6 +106,7 @@ def wait(
         raise typer.Exit(130) from None
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
     typer.echo(_READINESS[readiness])
     raise typer.Exit(int(readiness))
 
