@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +28,8 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees what another one left in the process."""
+    """No test sees what another one left in the process, and jitter is the same in every run."""
+    random.seed(os.environ.get("TINKER_GUARD_TEST_SEED", "1"))
     for name in ("TINKER_GUARD_ENABLED", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield

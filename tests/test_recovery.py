@@ -210,10 +210,12 @@ async def test_a_leader_whose_budget_ends_releases_nobody() -> None:
         return (await send(transport)).status_code
 
     answers = await asyncio.gather(*(later(n / 10) for n in range(200)))
-    # Those who came early run out of time; nobody is sent again but once.
+    # Those who came early run out of time, each at the end of its own; released together, they
+    # would be sent almost four times each.
     assert set(answers) == {200, 404}
-    assert answers == sorted(answers, reverse=True)
-    assert len(gateway.sent) <= 2 * 200 + 20
+    assert answers[0] == 404
+    assert answers[-1] == 200
+    assert len(gateway.sent) <= 2.5 * 200
 
 
 async def test_a_job_that_falls_back_to_starting_is_handed_back() -> None:
