@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import httpx
@@ -222,18 +223,24 @@ def run_real(processes: int, in_flight: int, seconds: float) -> dict[str, float]
     }
 
 
-@pytest.mark.parametrize(("processes", "tolerance"), [(1, 1.5), (10, 0.7)])
+@pytest.mark.parametrize(("processes", "rounds"), [(1, 50), (10, 8)])
 @pytest.mark.parametrize("seconds", [2.0, 10.0])
 def test_the_model_of_a_fleet_agrees_with_the_transport(
-    processes: int, tolerance: float, seconds: float
+    processes: int, rounds: int, seconds: float
 ) -> None:
-    real = run_real(processes, fleet.IN_FLIGHT, seconds)
-    load = fleet.simulate("guard", processes, seconds=seconds)
-    assert load.each("requests") == real["requests"] == 2 * fleet.IN_FLIGHT
-    assert load.each("probes") == pytest.approx(real["probes"], abs=tolerance)
-    assert load.each("questions") == pytest.approx(real["questions"], abs=tolerance)
+    """On average: chance alone moves the probes of one process by one or two."""
+    real = [run_real(processes, fleet.IN_FLIGHT, seconds) for _ in range(rounds)]
+    loads = [
+        fleet.simulate("guard", processes, seconds=seconds, seed=seed) for seed in range(rounds)
+    ]
+    for load, measured in zip(loads, real, strict=True):
+        assert load.each("requests") == measured["requests"] == 2 * fleet.IN_FLIGHT
+    for what in ("probes", "questions"):
+        modelled = mean(load.each(what) for load in loads)
+        assert modelled == pytest.approx(mean(one[what] for one in real), abs=1.0)
     # One last wait between two probes, at most.
-    assert abs(load.mean_beyond - real["beyond"]) <= max(0.5, seconds / 4)
+    beyond = mean(load.mean_beyond for load in loads) - mean(one["beyond"] for one in real)
+    assert abs(beyond) <= max(0.5, seconds / 4)
 
 
 def test_the_model_of_a_and_b() -> None:
