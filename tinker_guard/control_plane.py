@@ -144,7 +144,7 @@ class FireworksControlPlane:
 
 
 class SharedControlPlane:
-    """One control plane, asked at most once per `verdict_ttl`, route and event loop.
+    """One control plane, asked at most once per `verdict_ttl`, route, event loop and key.
 
     Requests that want to know while a question is under way wait for its answer. A request that
     is cancelled while it asks takes nothing with it: the next one asks.

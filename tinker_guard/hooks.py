@@ -391,8 +391,6 @@ def _install(
             current.reconfigure(settings, control_plane)
             current.is_automatic = is_automatic
             return
-        for sdk in sdks:
-            sdk.find_hook_point()
         installation = _Installation(settings, control_plane, is_automatic=is_automatic)
         installation.install(sdks, imported_before)
         _installation = installation

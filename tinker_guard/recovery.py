@@ -41,9 +41,9 @@ class Recovery:
     """Sees one request through the routing race that its 404 may come from.
 
     Resends the very same request (same bytes, same `X-Idempotency-Key`) and no other, so that
-    the trainer can tell a repeat from new work. It does so only when a probe has reached the
-    trainer: while a route is lost, all that is sent on it is one small probe at a time, however
-    many requests wait and however large they are.
+    the trainer can tell a repeat from new work. It does so when a probe has reached the trainer,
+    or when probes and waiting can tell no more: while a route is lost, all that is sent on it is
+    one small probe at a time, however many requests wait and however large they are.
     """
 
     def __init__(

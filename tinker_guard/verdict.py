@@ -262,9 +262,9 @@ GROWTH: Final = 1.15
 def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> float:
     """How long to wait before the n-th resend of one request.
 
-    The delays grow by 15 %, so the wait that is under way when the route comes up is at most
-    about a sixth of the time already waited: a race of W seconds costs W + W/6 + `initial`,
-    where doubling would cost up to 2 W. With the defaults: 0, 0.10, 0.12, 0.13, ... 3.00 s.
+    The delays grow by 15 %, so that, but for jitter, the wait that is under way when the route
+    comes up is about a seventh of the time already waited, where doubling would cost up to all
+    of it again. With the defaults, before jitter: 0, 0.10, 0.12, 0.13, ... 3.00 s.
 
     Args:
         resend: 1 for the first resend, which is sent at once: over a new connection, another
