@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tinker_guard import hooks
+from tinker_guard.sdks import SDKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tinker_guard.gateway.faults import Transport
 
-_installed = next((sdk for sdk in hooks.SDKS if sdk.is_installed()), None)
+_installed = next((sdk for sdk in SDKS if sdk.is_installed()), None)
 if _installed is None:
     pytest.skip("needs the tinker SDK or fireworks-ai", allow_module_level=True)
 

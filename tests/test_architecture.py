@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ PACKAGE = Path(tinker_guard.__file__).parent
 # From the bottom to the top; a module may import those before it.
 ORDER = [
     "_version",
+    "imports",
+    "children",
+    "running",
+    "sdks",
     "verdict",
     "settings",
     "single_flight",
@@ -30,6 +35,8 @@ ORDER = [
     "recovery",
     "transport",
     "hooks",
+    "auto",
+    "instrumentor",
     "__init__",
 ]
 
@@ -60,7 +67,7 @@ def test_only_telemetry_and_the_instrumentor_know_opentelemetry() -> None:
         for path in PACKAGE.glob("*.py")
         if "from opentelemetry" in path.read_text() or "import opentelemetry" in path.read_text()
     }
-    assert knowing == {"telemetry", "hooks"}
+    assert knowing == {"telemetry", "instrumentor"}
 
 
 def test_the_gateway_knows_nothing_of_the_guard() -> None:
@@ -71,6 +78,16 @@ def test_the_gateway_knows_nothing_of_the_guard() -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 0
             for name in [node.module or ""]
         }
+
+
+def test_every_public_name_can_be_had() -> None:
+    assert set(tinker_guard.__all__) == set(tinker_guard._MODULE_OF)
+    for name, module in tinker_guard._MODULE_OF.items():
+        value = getattr(tinker_guard, name)
+        assert value is getattr(import_module(f"tinker_guard.{module}"), name)
+    assert set(tinker_guard.__all__) <= set(dir(tinker_guard))
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = tinker_guard.no_such_name
 
 
 def test_a_plain_install_imports_without_the_extras() -> None:

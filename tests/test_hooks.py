@@ -31,7 +31,8 @@ from tinker_guard import (
     install_guard,
     uninstall_guard,
 )
-from tinker_guard.hooks import AlreadyInstalledError, Sdk, UnsupportedSdkError
+from tinker_guard.hooks import AlreadyInstalledError
+from tinker_guard.sdks import SDKS, Sdk, UnsupportedSdkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -310,7 +311,7 @@ class ClientConnectionPool:
     module.__spec__ = importlib.machinery.ModuleSpec("fake_sdk", None)
     monkeypatch.setitem(sys.modules, "fake_sdk", module)
     fake = Sdk("fake_sdk", "fake_sdk", "fake_sdk", "Client", tested=("1", "2"))
-    monkeypatch.setattr(hooks, "SDKS", (*hooks.SDKS, fake))
+    monkeypatch.setattr(hooks, "SDKS", (*SDKS, fake))
     yield module
     uninstall_guard()
 
@@ -399,8 +400,9 @@ def test_a_tested_release_is_guarded_without_a_word(
     [
         ("no_such_sdk", "no_such_sdk.holder", False),
         ("no_such_parent.sdk", "no_such_parent.sdk.holder", False),
+        ("json.decoder.sdk", "json.decoder.sdk.holder", False),
         ("json", "json.decoder", True),
-        # A part of the SDK itself is missing: it is there, and `find_hook_point()` names the part.
+        # A part of the SDK itself is missing: it is there, and the error names the part.
         ("json", "json.no_such_holder", True),
     ],
 )
@@ -410,21 +412,6 @@ def test_whether_an_sdk_is_installed(package: str, holder_module: str, is_instal
     if is_installed:
         with pytest.raises(UnsupportedSdkError, match=r"it has no json\."):
             one.find_hook_point()
-
-
-def test_an_sdk_that_lacks_what_it_needs_is_not_installed(
-    fake_sdk: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "poor_sdk.py").write_text("import no_such_dependency")
-    monkeypatch.syspath_prepend(tmp_path)
-    poor = Sdk("poor-sdk", "poor_sdk", "poor_sdk", "Client", tested=("1", "2"))
-    assert not poor.is_installed()
-    monkeypatch.setattr(hooks, "SDKS", (poor, *hooks.SDKS))
-    install_guard()
-    assert TinkerGuardInstrumentor().instrumentation_dependencies() == (
-        sdk.NAME.split()[0],
-        "fake_sdk",
-    )
 
 
 def test_an_installation_that_fails_half_way_is_rolled_back(
@@ -444,6 +431,81 @@ def test_an_installation_that_fails_half_way_is_rolled_back(
         install_guard()
     assert sdk.client_class.__init__ is original_init
     assert own_transport(client) is inner
+
+
+LATE_SDK = """
+import httpx
+class Client:
+    _client: httpx.AsyncClient
+    def __init__(self, **kwargs):
+        self._client = kwargs["make"]()
+"""
+POOL = "class ClientConnectionPool:\n    def aclient(self): ...\n"
+
+
+@pytest.fixture
+def late_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An SDK that is installed beside the real one, and not imported. The file is its holder."""
+    (tmp_path / "late_sdk").mkdir()
+    (tmp_path / "late_sdk" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    late = Sdk("late-sdk", "late_sdk", "late_sdk.holder", "Client", tested=("1", "2"))
+    monkeypatch.setattr(hooks, "SDKS", (*SDKS, late))
+    yield tmp_path / "late_sdk" / "holder.py"
+    uninstall_guard()
+    for name in ("late_sdk", "late_sdk.holder"):
+        sys.modules.pop(name, None)
+
+
+def test_an_sdk_is_guarded_when_it_is_imported_and_not_imported_for_that(late_sdk: Path) -> None:
+    late_sdk.write_text(LATE_SDK + POOL)
+    install_guard()
+    assert "late_sdk" not in sys.modules
+    late = importlib.import_module("late_sdk.holder")
+    client = late.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+    uninstall_guard()
+    assert not isinstance(own_transport(client), GuardTransport)
+
+
+def test_an_sdk_that_is_imported_after_uninstalling_is_left_alone(late_sdk: Path) -> None:
+    late_sdk.write_text(LATE_SDK + POOL)
+    install_guard()
+    uninstall_guard()
+    late = importlib.import_module("late_sdk.holder")
+    assert late.Client.__init__.__module__ == "late_sdk.holder"
+    assert not hasattr(late.Client.__init__, "__wrapped__")
+
+
+def test_an_sdk_that_turns_out_to_lack_the_hook_point_is_refused_by_its_import(
+    late_sdk: Path,
+) -> None:
+    late_sdk.write_text(LATE_SDK)
+    install_guard()
+    with pytest.raises(UnsupportedSdkError, match=r"no late_sdk\.holder\.ClientConnectionPool"):
+        importlib.import_module("late_sdk.holder")
+    assert isinstance(own_transport(sdk_client()), GuardTransport)
+
+
+def test_an_sdk_without_the_module_of_the_hook_point_is_refused_at_once(
+    late_sdk: Path, original_init: Any
+) -> None:
+    with pytest.raises(UnsupportedSdkError, match=r"it has no late_sdk\.holder\."):
+        install_guard()
+    assert sdk.client_class.__init__ is original_init
+
+
+def test_unattended_an_sdk_without_the_hook_point_runs_unguarded(
+    late_sdk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late_sdk.write_text(LATE_SDK)
+    hooks.install_unattended(None, None)
+    importlib.import_module("late_sdk.holder")
+    assert [record.getMessage() for record in caplog.records] == [
+        "tinker_guard: this process runs unguarded. tinker_guard cannot guard late-sdk unknown "
+        "version: it has no late_sdk.holder.ClientConnectionPool.aclient. Tested versions: 1 to 2. "
+        "Install one of those, or remove install_guard() to run unguarded."
+    ]
 
 
 def test_no_sdk_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

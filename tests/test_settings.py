@@ -12,6 +12,7 @@ from tinker_guard.settings import InvalidSettingsError
 def test_defaults_are_those_that_the_readme_lists() -> None:
     assert GuardSettings().model_dump() == {
         "enabled": True,
+        "child_processes": True,
         "warmup_successes": 3,
         "warmup_timeout": 120.0,
         "warmup_probe_path": "/api/v1/get_server_capabilities",

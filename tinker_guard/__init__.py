@@ -7,12 +7,17 @@ puts a guard around every request of the `tinker` SDK. On a 404 it asks the cont
 whether the job really runs, and only then resends the very same request.
 """
 
-from tinker_guard._version import __version__
-from tinker_guard.control_plane import ControlPlane
-from tinker_guard.hooks import TinkerGuardInstrumentor, install_guard, uninstall_guard
-from tinker_guard.settings import GuardSettings
-from tinker_guard.transport import GuardTransport
-from tinker_guard.verdict import Verdict
+# Names are looked up when they are used: `tinker-guard run` imports this package into every Python
+# process, and those that never use an SDK shall not pay for httpx and pydantic.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tinker_guard._version import __version__
+    from tinker_guard.control_plane import ControlPlane
+    from tinker_guard.hooks import install_guard, uninstall_guard
+    from tinker_guard.instrumentor import TinkerGuardInstrumentor
+    from tinker_guard.settings import GuardSettings
+    from tinker_guard.transport import GuardTransport
+    from tinker_guard.verdict import Verdict
 
 __all__ = [
     "ControlPlane",
@@ -24,3 +29,28 @@ __all__ = [
     "install_guard",
     "uninstall_guard",
 ]
+
+_MODULE_OF = {
+    "ControlPlane": "control_plane",
+    "GuardSettings": "settings",
+    "GuardTransport": "transport",
+    "TinkerGuardInstrumentor": "instrumentor",
+    "Verdict": "verdict",
+    "__version__": "_version",
+    "install_guard": "hooks",
+    "uninstall_guard": "hooks",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

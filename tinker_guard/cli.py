@@ -1,9 +1,11 @@
-"""The command `tinker-guard`. Its commands need the extra `demo`, this module does not."""
+"""The command `tinker-guard`. All but `run` need the extra `demo`; this module does not."""
 
 from __future__ import annotations
 
 import sys
 from typing import Final
+
+from tinker_guard.running import run
 
 _MISSING_EXTRA: Final = 2
 # What the extra `demo` brings along.
@@ -23,6 +25,8 @@ _OF_THE_EXTRA: Final = frozenset(
 
 def main() -> None:
     """Run the command line."""
+    if sys.argv[1:2] == ["run"]:
+        sys.exit(run(sys.argv[2:]))
     try:
         from tinker_guard.demo.commands import app
     except ModuleNotFoundError as error:

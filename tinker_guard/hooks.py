@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
-import importlib.metadata
-import importlib.util
+import json
 import logging
-import sys
+import os
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from opentelemetry.instrumentation.instrumentor import (  # type: ignore[attr-defined]
-    BaseInstrumentor,
-)
-from packaging.version import InvalidVersion, Version
-
 from tinker_guard import telemetry
+from tinker_guard.children import SETTINGS, bequeath
+from tinker_guard.imports import forget_all, when_imported
 from tinker_guard.line import BorrowedTransport
+from tinker_guard.sdks import SDKS, Sdk, UnsupportedSdkError
 from tinker_guard.settings import GuardSettings
 from tinker_guard.transport import GuardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Container
+    from collections.abc import Callable
 
     import httpx
 
@@ -40,119 +36,12 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("tinker_guard")
 
 
-class UnsupportedSdkError(RuntimeError):
-    """An SDK lacks the place where the guard hooks in, or there is no SDK; nothing was changed."""
-
-
 class AlreadyInstalledError(RuntimeError):
     """The guard is installed with other settings, and `replace=True` was not given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sdk:
-    """Where the guard hooks into one SDK."""
-
-    distribution: str
-    """Name of the installed distribution, for its version."""
-    package: str
-    """The package that holds the SDK's clients. Without it, this SDK is not installed."""
-    holder_module: str
-    """The internal client holder."""
-    client_name: str
-    """The holder's global that names the client class it builds."""
-    tested: tuple[str, str]
-    """The oldest and the newest release that the tests ran against."""
-
-    @property
-    def version(self) -> str:
-        """The installed version, or "unknown version"."""
-        try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return "unknown version"
-
-    @property
-    def tested_versions(self) -> str:
-        """The tested range, for people."""
-        return " to ".join(self.tested)
-
-    def is_installed(self) -> bool:
-        """Whether this SDK can be imported; fireworks-ai cannot without its extra."""
-        try:
-            if importlib.util.find_spec(self.package) is None:
-                return False
-            importlib.import_module(self.holder_module)
-        except ModuleNotFoundError as error:
-            # Something that the SDK needs is missing, or a package around it. A missing part of
-            # its own is for `find_hook_point()` to name.
-            return self._has(error.name)
-        return True
-
-    def is_tested(self) -> bool:
-        """Whether the installed version is within the tested range."""
-        oldest, newest = map(Version, self.tested)
-        try:
-            return oldest <= Version(self.version) <= newest
-        except InvalidVersion:
-            return False
-
-    def find_hook_point(self) -> tuple[type[Any], type[Any]]:
-        """The client class and the pool class.
-
-        Raises:
-            UnsupportedSdkError: This version has them not, or not in the expected form.
-        """
-        try:
-            holder = importlib.import_module(self.holder_module)
-        except ModuleNotFoundError as error:
-            if not self._has(error.name):
-                raise
-            raise self._unsupported(str(error.name)) from error
-        client_class = getattr(holder, self.client_name, None)
-        pool_class = getattr(holder, "ClientConnectionPool", None)
-        missing = None
-        if not isinstance(pool_class, type) or not hasattr(pool_class, "aclient"):
-            missing = f"{self.holder_module}.ClientConnectionPool.aclient"
-        elif not isinstance(client_class, type):
-            missing = f"{self.holder_module}.{self.client_name}"
-        elif not any(
-            "_client" in vars(base).get("__annotations__", {}) for base in client_class.__mro__
-        ):
-            missing = f"{self.holder_module}.{self.client_name}._client"
-        if missing is not None:
-            raise self._unsupported(missing)
-        assert isinstance(client_class, type)
-        assert isinstance(pool_class, type)
-        return client_class, pool_class
-
-    def _has(self, module: str | None) -> bool:
-        return module is not None and f"{module}.".startswith(f"{self.package}.")
-
-    def _unsupported(self, missing: str) -> UnsupportedSdkError:
-        return UnsupportedSdkError(
-            f"tinker_guard cannot guard {self.distribution} {self.version}: it has no {missing}. "
-            f"Tested versions: {self.tested_versions}. Install one of those, or remove "
-            "install_guard() to run unguarded."
-        )
-
-
-SDKS: Final = (
-    Sdk(
-        "tinker",
-        "tinker",
-        "tinker.lib.internal_client_holder",
-        "AsyncTinker",
-        tested=("0.3.0", "0.38.0"),
-    ),
-    # Before 1.2.25, fireworks-ai used the installed tinker and had no such package.
-    Sdk(
-        "fireworks-ai",
-        "fireworks.training.sdk._core",
-        "fireworks.training.sdk._core.lib.internal_client_holder",
-        "AsyncTrainingHTTPClient",
-        tested=("1.2.28", "1.2.30"),
-    ),
-)
+def _nothing() -> None:
+    """What there is to undo at first."""
 
 
 class _Installation:
@@ -164,35 +53,44 @@ class _Installation:
         self.settings = settings
         self.control_plane = control_plane
         self.is_automatic = is_automatic
-        """Whether an instrumentation installed it, which the program's own call overrides."""
+        """Whether nobody asked for it in the program, whose own call overrides it."""
         self._is_active = True
+        self._hooked: set[Sdk] = set()
         self._undo = ExitStack()
+        self._take_back: Callable[[], None] = _nothing
         self._clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._guards: WeakSet[GuardTransport] = WeakSet()
 
-    def install(self, sdks: list[Sdk], imported_before: Container[str]) -> None:
-        """Hook into SDKs; if one of them cannot be hooked into, into none.
+    def hook_into(self, sdk: Sdk, *, has_clients: bool) -> None:
+        """Guard an imported SDK's clients, unless that is done.
 
         Args:
-            sdks: The SDKs.
-            imported_before: Modules that others have imported, and so may have clients of.
+            sdk: The SDK.
+            has_clients: Whether it may have clients already.
 
         Raises:
-            UnsupportedSdkError: One of them lacks the hook point.
+            UnsupportedSdkError: It lacks the hook point.
         """
-        try:
-            for sdk in sdks:
-                client_class, pool_class = sdk.find_hook_point()
-                self._wrap_constructor(client_class)
-                if sdk.holder_module in imported_before:
-                    self._guard_existing(client_class, pool_class)
-        except BaseException:
-            self.uninstall()
-            raise
+        if not self._is_active or sdk in self._hooked:
+            return
+        client_class, pool_class = sdk.find_hook_point()
+        self._hooked.add(sdk)
+        self._wrap_constructor(client_class)
+        if has_clients:
+            self._guard_existing(client_class, pool_class)
+        if not sdk.is_tested():
+            logger.warning(
+                "tinker_guard is installed into %s %s, which it was not tested with. Tested "
+                "versions: %s.",
+                sdk.distribution,
+                sdk.version,
+                sdk.tested_versions,
+            )
 
     def uninstall(self) -> None:
         """Leave the SDKs as they were; guards that something else has wrapped go idle."""
         self._is_active = False
+        self._take_back()
         self._undo.close()
         for client in list(self._clients):
             for pattern, transport in _transports(client):
@@ -201,11 +99,25 @@ class _Installation:
         for guard in list(self._guards):
             guard.release()
 
+    def is_like(self, settings: GuardSettings, control_plane: ControlPlane | None) -> bool:
+        """Whether it was made with these."""
+        return self.settings == settings and self.control_plane is control_plane
+
     def reconfigure(self, settings: GuardSettings, control_plane: ControlPlane | None) -> None:
         """Go on with other settings; requests under way are seen to their end with the old."""
         self.settings, self.control_plane = settings, control_plane
         for guard in list(self._guards):
             guard.configure(settings, control_plane)
+
+    def bequeath(self, given: GuardSettings | None) -> None:
+        """Let child processes have the guard too, with the settings given in code if any."""
+        self._take_back()
+        self._take_back = _nothing
+        if self.settings.child_processes:
+            inherited = None
+            if given is not None:
+                inherited = given.model_dump_json(exclude={"control_plane_api_key"})
+            self._take_back = bequeath(os.environ, inherited)
 
     def _wrap_constructor(self, client_class: type[Any]) -> None:
         original = client_class.__init__
@@ -331,6 +243,16 @@ _lock = threading.Lock()
 _installation: _Installation | None = None
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    # A thread that held it does not exist in the child.
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def install_guard(
     settings: GuardSettings | None = None,
     *,
@@ -340,7 +262,8 @@ def install_guard(
     """Guard every request of the `tinker` and `fireworks-ai` training SDKs against routing races.
 
     Call it once at start-up; later is fine too, clients that exist already are guarded as well.
-    Calling it again with the same arguments does nothing.
+    Calling it again with the same arguments does nothing. An SDK that has not been imported yet
+    is not imported for this, but guarded when it is.
 
     Args:
         settings: How to behave; None reads `TINKER_GUARD_*` and the defaults. With
@@ -351,26 +274,45 @@ def install_guard(
 
     Raises:
         InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
-        UnsupportedSdkError: No SDK is installed, or its version lacks the hook point.
+        UnsupportedSdkError: No SDK is installed, or its version lacks the hook point. If only
+            importing the SDK shows this, its `import` statement raises it.
         AlreadyInstalledError: The guard is installed with other settings.
     """
     _install(settings, control_plane, replace=replace, is_automatic=False)
 
 
+def install_unattended(settings: GuardSettings | None, control_plane: ControlPlane | None) -> None:
+    """Install the guard where nobody can catch an error: it is logged, and the run unguarded.
+
+    What the program itself has installed stays. Without settings, those count that a parent
+    process was given in code.
+    """
+    try:
+        if settings is None and (inherited := os.environ.get(SETTINGS)):
+            settings = GuardSettings(**json.loads(inherited))
+        _install(settings, control_plane, replace=False, is_automatic=True)
+    except Exception as error:
+        _log_unguarded(error)
+
+
+def _log_unguarded(error: Exception) -> None:
+    logger.warning("tinker_guard: this process runs unguarded. %s", error)
+
+
 def _install(
-    settings: GuardSettings | None,
+    given: GuardSettings | None,
     control_plane: ControlPlane | None,
     *,
     replace: bool,
     is_automatic: bool,
 ) -> None:
     global _installation
-    settings = settings or GuardSettings()
-    imported_before = frozenset(sys.modules)
+    settings = given or GuardSettings()
     with _lock:
         current = _installation
         if current is not None:
-            if current.settings == settings and current.control_plane is control_plane:
+            if is_automatic or current.is_like(settings, control_plane):
+                current.is_automatic &= is_automatic
                 return
             if not replace and not current.is_automatic:
                 raise AlreadyInstalledError(
@@ -381,28 +323,41 @@ def _install(
             logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
             _remove()
             return
-        sdks = [sdk for sdk in SDKS if sdk.is_installed()]
-        if not sdks:
-            raise UnsupportedSdkError(
-                "tinker_guard found nothing to guard: no SDK can be imported. Install tinker or "
-                "fireworks-ai[training-sdk]."
-            )
         if current is not None:
             current.reconfigure(settings, control_plane)
-            current.is_automatic = is_automatic
+            current.bequeath(given)
+            current.is_automatic = False
             return
+        installed = [sdk for sdk in SDKS if sdk.is_installed()]
+        if not installed:
+            raise UnsupportedSdkError(
+                "tinker_guard found nothing to guard: no SDK is installed. Install tinker or "
+                "fireworks-ai[training-sdk]."
+            )
         installation = _Installation(settings, control_plane, is_automatic=is_automatic)
-        installation.install(sdks, imported_before)
+        try:
+            for sdk in installed:
+                sdk.check_holder()
+                if sdk.is_imported():
+                    installation.hook_into(sdk, has_clients=True)
+            installation.bequeath(given)
+        except BaseException:
+            installation.uninstall()
+            raise
         _installation = installation
-        for sdk in sdks:
-            if not sdk.is_tested():
-                logger.warning(
-                    "tinker_guard is installed into %s %s, which it was not tested with. Tested "
-                    "versions: %s.",
-                    sdk.distribution,
-                    sdk.version,
-                    sdk.tested_versions,
-                )
+    # Without the lock: an import that another thread has begun is waited for.
+    for sdk in SDKS:
+        when_imported(sdk.holder_module, partial(_hook_into_imported, installation, sdk))
+
+
+def _hook_into_imported(installation: _Installation, sdk: Sdk) -> None:
+    try:
+        with _lock:
+            installation.hook_into(sdk, has_clients=False)
+    except UnsupportedSdkError as error:
+        if not installation.is_automatic:
+            raise
+        _log_unguarded(error)
 
 
 def uninstall_guard() -> None:
@@ -416,25 +371,7 @@ def uninstall_guard() -> None:
 
 def _remove() -> None:
     global _installation
+    forget_all()
     installation, _installation = _installation, None
     if installation is not None:
         installation.uninstall()
-
-
-class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """The guard as an OpenTelemetry instrumentation: `instrument()` calls `install_guard()`."""
-
-    def instrumentation_dependencies(self) -> Collection[str]:
-        """The SDKs that can be guarded."""
-        # All that is named here is asked for, but one SDK is enough. No versions: a release that
-        # was not tested is worth a warning, and `install_guard()` gives it.
-        installed = [sdk for sdk in SDKS if sdk.is_installed()]
-        return tuple(sdk.distribution for sdk in installed or SDKS[:1])
-
-    def _instrument(self, **kwargs: Any) -> None:
-        _install(
-            kwargs.get("settings"), kwargs.get("control_plane"), replace=False, is_automatic=True
-        )
-
-    def _uninstrument(self, **_: Any) -> None:
-        uninstall_guard()

@@ -62,6 +62,9 @@ class GuardSettings(BaseSettings):
 
     enabled: bool = True
     """False: `install_guard()` does nothing and the SDK behaves as if it were not there."""
+    child_processes: bool = True
+    """Whether Python processes that this one starts guard their SDKs too, by way of PYTHONPATH
+    (see `tinker_guard.children`). They use the same settings, but never a key given in code."""
     warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""

@@ -13,6 +13,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
+from tinker_guard import running
 from tinker_guard._version import __version__
 from tinker_guard.demo import screen
 from tinker_guard.demo.judge import End, expected_end, problems
@@ -74,6 +75,14 @@ def _common(
     ] = False,
 ) -> None:
     """Sees training runs through the routing races of an API gateway."""
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+def run(
+    command: Annotated[list[str] | None, typer.Argument(help="The program to start.")] = None,
+) -> None:
+    """Start a program with the guard in it and in its child processes, without a line of code."""
+    raise typer.Exit(running.run(command or []))
 
 
 @app.command()

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tinker_guard import imports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory to import from; what was imported from it is forgotten in the end."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    imports.forget_all()
+    for name in set(sys.modules) - before:
+        if name.startswith("later"):
+            del sys.modules[name]
+
+
+def write(place: Path, name: str, source: str = "") -> None:
+    path = place / f"{name.replace('.', '/')}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(source)
+    importlib.invalidate_caches()
+
+
+def test_calls_back_after_the_module_has_been_executed(place: Path) -> None:
+    write(place, "later.__init__")
+    write(place, "later.holder", "value = 1")
+    seen = []
+    imports.when_imported("later.holder", lambda: seen.append(sys.modules["later.holder"].value))
+    importlib.import_module("later")
+    assert seen == []
+    module = importlib.import_module("later.holder")
+    assert seen == [1]
+    assert module.__spec__ is not None
+    assert type(module.__loader__).__name__ == "SourceFileLoader"
+    assert module.__spec__.loader is module.__loader__
+    importlib.reload(module)
+    assert seen == [1]
+
+
+def test_calls_back_at_once_if_it_is_imported_already() -> None:
+    seen = []
+    imports.when_imported("json.decoder", lambda: seen.append("now"))
+    assert seen == ["now"]
+
+
+def test_everybody_who_waits_is_told_in_order(place: Path) -> None:
+    write(place, "later_both")
+    seen: list[int] = []
+    for number in (1, 2):
+        imports.when_imported("later_both", lambda number=number: seen.append(number))  # type: ignore[misc]
+    importlib.import_module("later_both")
+    assert seen == [1, 2]
+
+
+def test_what_the_callback_raises_comes_out_of_the_import(place: Path) -> None:
+    write(place, "later_refused")
+
+    def refuse() -> None:
+        raise ZeroDivisionError
+
+    imports.when_imported("later_refused", refuse)
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("later_refused")
+    assert "later_refused" not in sys.modules
+    importlib.import_module("later_refused")
+
+
+def test_a_module_that_fails_to_import_is_told_of_when_it_succeeds(place: Path) -> None:
+    write(place, "later_broken", "import later_missing")
+    seen = []
+    imports.when_imported("later_broken", lambda: seen.append(1))
+    with pytest.raises(ModuleNotFoundError, match="later_missing"):
+        importlib.import_module("later_broken")
+    assert seen == []
+    write(place, "later_missing")
+    importlib.import_module("later_broken")
+    assert seen == [1]
+
+
+def test_nobody_is_told_after_forgetting(place: Path) -> None:
+    write(place, "later_forgotten")
+    imports.when_imported("later_forgotten", lambda: pytest.fail("was told"))
+    imports.forget_all()
+    importlib.import_module("later_forgotten")
+
+
+def test_an_import_that_another_thread_has_begun_is_waited_for(place: Path) -> None:
+    write(
+        place,
+        "later_slow",
+        "import threading\nbegun, go_on = threading.Event(), threading.Event()\n"
+        "import later_gate\nlater_gate.begun.set()\nlater_gate.go_on.wait(10)\ndone = True\n",
+    )
+    write(
+        place,
+        "later_gate",
+        "import threading\nbegun = threading.Event()\ngo_on = threading.Event()",
+    )
+    gate = importlib.import_module("later_gate")
+    importing = threading.Thread(target=importlib.import_module, args=["later_slow"])
+    importing.start()
+    assert gate.begun.wait(10)
+    seen = []
+    asking = threading.Thread(
+        target=imports.when_imported,
+        args=["later_slow", lambda: seen.append(sys.modules["later_slow"].done)],
+    )
+    asking.start()
+    gate.go_on.set()
+    for thread in (importing, asking):
+        thread.join(10)
+    assert seen == [True]
+
+
+def test_finding_imports_nothing(place: Path) -> None:
+    write(place, "later_package.__init__", "raise ZeroDivisionError")
+    write(place, "later_package.sub.__init__", "raise ZeroDivisionError")
+    write(place, "later_package.sub.leaf", "raise ZeroDivisionError")
+    assert imports.is_findable("later_package.sub.leaf")
+    assert not imports.is_findable("later_package.sub.other")
+    assert not imports.is_findable("later_package.sub.leaf.below")
+    assert not imports.is_findable("later_nothing.sub")
+    assert not any(name.startswith("later_package") for name in sys.modules)
