@@ -233,7 +233,7 @@ def test_requirements() -> list[str]:
     """What tinker_guard and the tests need, but for the SDK that `pyproject.toml` pins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["demo"], *extras["test"]]
+    needed = [*project["dependencies"], *extras["cli"], *extras["demo"], *extras["test"]]
     unneeded = ("tinker==", "tinker-guard", "mypy", "ruff")
     return [requirement for requirement in needed if not requirement.startswith(unneeded)]
 

@@ -19,7 +19,8 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from tinker_guard import __version__, cli
+from tinker_guard import __version__
+from tinker_guard.commands import app
 from tinker_guard.demo import commands, judge, screen, spans
 from tinker_guard.demo.run import Run
 from tinker_guard.demo.serve import line_of
@@ -59,7 +60,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def invoke(*arguments: str) -> tuple[int, str]:
     """Run in this process, which is faster; for everything that trains nothing."""
-    result = CliRunner().invoke(commands.app, arguments)
+    result = CliRunner().invoke(app, arguments)
     return result.exit_code, " ".join(result.output.split())
 
 
@@ -82,21 +83,48 @@ def test_version_and_help() -> None:
     assert "Ctrl-C" in invoke("gateway", "--help")[1]
 
 
-@pytest.mark.parametrize("module", ["typer", "tinker"])
-def test_without_the_extra_one_line_says_what_to_install(module: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None; from tinker_guard.cli import main; main()"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("typer", ["wait", "--help"], "cli"),
+        ("rich", ["--help"], "cli"),
+        ("numpy", ["demo", "--fault", "poll"], "demo"),
+        ("opentelemetry.sdk", ["gateway", "--help"], "demo"),
+    ],
+)
+def test_without_the_extra_one_line_says_what_to_install(
+    module: str, arguments: list[str], extra: str
+) -> None:
+    ended = run_without(module, *arguments)
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
     assert module in ended.stderr
-    assert "pip install 'tinker-guard[demo]'" in ended.stderr
+    assert f"pip install 'tinker-guard[{extra}]'" in ended.stderr
+
+
+def test_without_the_extra_demo_the_other_commands_work() -> None:
+    ended = run_without("starlette", "wait", "--help")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "(needs the extra `demo`)" in run_without("starlette", "--help").stdout
+
+
+def run_without(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.modules[{module!r}] = None; from tinker_guard.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def test_a_module_that_is_missing_for_another_reason_is_not_hidden() -> None:
-    assert cli._is_of_the_extra("opentelemetry.sdk.trace")
-    assert not cli._is_of_the_extra("opentelemetry")
-    assert not cli._is_of_the_extra("tinker_guard.demo.nothing")
+    for module in ("tinker_guard.demo.judge", "tinker_guard.waiting"):
+        ended = run_without(module, "--help")
+        assert ended.returncode == 1
+        assert f"import of {module} halted" in ended.stderr
 
 
 @pytest.mark.parametrize("subcommand", ["demo", "gateway"])
@@ -337,11 +365,12 @@ def test_a_wrong_run_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_hangs_does_not_hang_the_demo() -> None:
     code = """
 import functools
+from tinker_guard.commands import app
 from tinker_guard.demo import commands, run
 from tinker_guard.gateway import FAULTS, Fault, Race
 commands.carry_out = functools.partial(run.carry_out, timeout=1.5)
 commands.FAULTS = {**FAULTS, "dispatch": Fault(races=(Race("create_model", seconds=99.0),))}
-commands.app(["demo", "--fault", "dispatch"])
+app(["demo", "--fault", "dispatch"])
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=40)
     assert ended.returncode == 1

@@ -1,9 +1,8 @@
-"""The command line: `tinker-guard demo` and `tinker-guard gateway`."""
+"""The commands `demo` and `gateway`."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
@@ -13,8 +12,6 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from tinker_guard import running
-from tinker_guard._version import __version__
 from tinker_guard.demo import screen
 from tinker_guard.demo.judge import End, expected_end, problems
 from tinker_guard.demo.run import Run, carry_out
@@ -32,7 +29,6 @@ from tinker_guard.demo.spans import (
 )
 from tinker_guard.gateway import FAULTS, Fault
 from tinker_guard.settings import GuardSettings, InvalidSettingsError
-from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -50,84 +46,6 @@ _STORIES: Final = {
     "stale-replica": "one of the gateway's four replicas lacks the route for 20 s",
     "deleted": "the job is deleted in the third step",
     "control-plane-down": "the route is forgotten for 1 s, the control plane is down",
-}
-
-app = typer.Typer(
-    help="Sees training runs through the routing races of an API gateway.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
-def _show_version(is_wanted: bool) -> None:
-    if is_wanted:
-        typer.echo(f"tinker-guard {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _common(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
-    ] = False,
-) -> None:
-    """Sees training runs through the routing races of an API gateway."""
-
-
-@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-def run(
-    command: Annotated[list[str] | None, typer.Argument(help="The program to start.")] = None,
-) -> None:
-    """Start a program with the guard in it and in its child processes, without a line of code."""
-    raise typer.Exit(running.run(command or []))
-
-
-@app.command()
-def wait(
-    url: Annotated[str, typer.Argument(help="The trainer's base URL, as given to the SDK.")],
-    timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to wait at the most.", show_default=True)
-    ] = 120.0,
-) -> None:
-    """Wait until a trainer's route answers, by the rule of a guarded run's warmup.
-
-    The key is read from TINKER_API_KEY. Exit codes: 0 ready, 2 wrong usage, 3 timed out, 4 the
-    job is stopped or missing, 5 not verifiable.
-    """
-    logger = logging.getLogger("tinker_guard")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    try:
-        readiness = wait_until_routable(
-            url, api_key=os.environ.get("TINKER_API_KEY"), timeout=timeout
-        )
-    except ValueError as error:
-        # `InvalidSettingsError` is one too; both name what is wrong and what would be right.
-        typer.echo(f"tinker-guard wait: {error}", err=True)
-        raise typer.Exit(_USAGE_ERROR) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-    typer.echo(_READINESS[readiness])
-    raise typer.Exit(int(readiness))
-
-
-_READINESS: Final = {
-    Readiness.READY: "Ready: the trainer answers.",
-    Readiness.TIMED_OUT: "Timed out: the gateway does not know the route yet.",
-    Readiness.JOB_GONE: "Gone: the job is stopped or does not exist.",
-    Readiness.UNVERIFIABLE: (
-        "Not verifiable: the gateway could not be reached, or the control plane could not say "
-        "whether the job runs."
-    ),
 }
 
 
@@ -158,7 +76,6 @@ def _file_to_write(path: Path | None) -> Path | None:
     return path
 
 
-@app.command(short_help="Show a training run with and without the guard.")
 def demo(
     fault: Annotated[
         str,
@@ -313,7 +230,6 @@ def _tree_parts(roots: list[Node]) -> list[RenderableType]:
     return ["", Text(title, "bold"), screen.tree_of(root)]
 
 
-@app.command(short_help="Serve a local gateway to try your own training loop on.")
 def gateway(
     fault: Annotated[
         str | None,
@@ -373,3 +289,9 @@ def _read_fault(path: Path) -> Fault:
 def _fail(message: str, exit_code: int) -> NoReturn:
     typer.echo(f"tinker-guard: {message}", err=True)
     raise typer.Exit(exit_code)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command(short_help="Show a training run with and without the guard.")(demo)
+    app.command(short_help="Serve a local gateway to try your own training loop on.")(gateway)
