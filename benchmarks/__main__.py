@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import fleet, memory, overhead, recovery, storm
+from benchmarks import fleet, memory, overhead, recovery, startup, storm
 from benchmarks.report import console, parser, show_goals, write_json
 
 
@@ -27,6 +27,8 @@ def main() -> None:
     storm.show(storms)
     costs = overhead.measure_both()
     overhead.show(costs)
+    launches = startup.measure()
+    startup.show(launches)
     growth = memory.measure_both(given.requests)
     memory.show(growth)
     loads = fleet.measure()
@@ -36,13 +38,19 @@ def main() -> None:
     if given.markdown:
         console.print(recovery.as_markdown(recovered), markup=False, soft_wrap=True)
 
-    rows = [*recovery.rows(recovered), *storm.rows(storms), *overhead.rows(costs)]
+    rows = [
+        *recovery.rows(recovered),
+        *storm.rows(storms),
+        *overhead.rows(costs),
+        *startup.rows(launches),
+    ]
     show_goals(rows)
     if given.json:
         figures = (
             recovery.details(recovered)
             | storm.details(storms)
             | overhead.details(costs)
+            | startup.details(launches)
             | memory.details(growth)
             | fleet.details(loads)
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from benchmarks import baselines, fleet, memory, overhead, recovery, report, runs, storm
+from benchmarks import baselines, fleet, memory, overhead, recovery, report, runs, startup, storm
 from tests.fakes import KEY, ORIGIN, Exchange, FakeControlPlane, FakeGateway, gateway_404, ok
 from tests.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
@@ -267,6 +267,16 @@ def test_fleet_docs(tmp_path: Path) -> None:
 
 
 # -- each benchmark, tiny ------------------------------------------------------------------------
+
+
+def test_startup() -> None:
+    figures = startup.measure(rounds=1)
+    assert {name: len(values) for name, values in figures.items()} == dict.fromkeys(
+        ("bare", startup.GUARD, startup.PEER), 1
+    )
+    startup.show(figures)
+    (row,) = startup.rows({"bare": [10.0], startup.GUARD: [14.0], startup.PEER: [110.0]})
+    assert (row.ours, row.ratio, row.ok) == ("4.0 ms", 0.04, True)
 
 
 @pytest.mark.parametrize("is_recording", [False, True])

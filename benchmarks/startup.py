@@ -1,0 +1,110 @@
+"""What `tinker-guard run` and OpenTelemetry's launcher cost a program that imports no SDK.
+
+    python -m benchmarks.startup [--json PATH]
+
+Each program is `pass` in a new interpreter, which starts with what the launcher left in its
+environment. Contestants take turns; a launch's cost is its excess over the bare one beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from opentelemetry.instrumentation import auto_instrumentation
+
+from benchmarks.report import Row, parser, ratio_of, show_goals, spread, table, write_json
+from tinker_guard.children import bequeath
+
+GUARD: Final = "tinker-guard run"
+PEER: Final = "opentelemetry-instrument"
+GOAL: Final = 5.0
+"""Milliseconds; the requirement says "a few"."""
+
+
+def measure(rounds: int = 51) -> dict[str, list[float]]:
+    """Milliseconds from launch to end of each contestant, a figure for each round."""
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    guarded = dict(bare)
+    bequeath(guarded)
+    environments = {
+        "bare": bare,
+        GUARD: guarded,
+        PEER: {
+            **bare,
+            "PYTHONPATH": str(Path(auto_instrumentation.__file__).parent),
+            # Its own work alone, without anything that it launches.
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_METRICS_EXPORTER": "none",
+            "OTEL_LOGS_EXPORTER": "none",
+        },
+    }
+    figures: dict[str, list[float]] = {name: [] for name in environments}
+    for _ in range(rounds):
+        for name, environment in environments.items():
+            started_at = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "pass"], env=environment, check=True)
+            figures[name].append((time.perf_counter() - started_at) * 1e3)
+    return figures
+
+
+def added(figures: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Milliseconds on top of the bare launch beside it."""
+    return {
+        name: [each - bare for each, bare in zip(figures[name], figures["bare"], strict=True)]
+        for name in (GUARD, PEER)
+    }
+
+
+def rows(figures: dict[str, list[float]]) -> list[Row]:
+    """The line of the table of goals that this benchmark fills."""
+    extra = {name: median(values) for name, values in added(figures).items()}
+    return [
+        Row(
+            "start of a program without an SDK",
+            f"<= {GOAL:g} ms",
+            f"{PEER} {extra[PEER]:.0f} ms",
+            f"{extra[GUARD]:.1f} ms",
+            ratio_of(extra[GUARD], extra[PEER]),
+            extra[GUARD] <= GOAL,
+        )
+    ]
+
+
+def show(figures: dict[str, list[float]]) -> None:
+    """Print every figure."""
+    extra = added(figures)
+    table(
+        "Start of a program without an SDK, milliseconds: median (middle half)",
+        ("launcher", "a launch", "on top of bare"),
+        (
+            (name, spread(values), spread(extra[name]) if name in extra else "")
+            for name, values in figures.items()
+        ),
+    )
+
+
+def details(figures: dict[str, list[float]]) -> dict[str, Any]:
+    """Everything measured, for `--json`."""
+    return {"startup_ms": figures}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    given = parser(__doc__).parse_args()
+    figures = measure()
+    show(figures)
+    found = rows(figures)
+    show_goals(found)
+    if given.json:
+        write_json(given.json, found, details(figures))
+
+
+if __name__ == "__main__":
+    main()
