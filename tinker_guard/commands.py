@@ -11,6 +11,7 @@ import typer
 
 from tinker_guard import running
 from tinker_guard._version import __version__
+from tinker_guard.doctor.screen import doctor
 from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ _READINESS: Final = {
         "whether the job runs."
     ),
 }
+
+
+app.command(short_help="Check what a guarded run would meet here.")(doctor)
 
 
 def _register_demo() -> None:

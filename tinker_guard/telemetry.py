@@ -451,3 +451,8 @@ def _explanation(judgement: Judgement, answer: Answer | None, *, is_replayable: 
             return f"it could not be verified: {answer.detail if answer else 'see above'}"
         case _:
             assert_never(judgement.reason)
+
+
+def provider_name() -> str | None:
+    """The class of the tracer provider that takes this process's spans; None if none does."""
+    return type(trace.get_tracer_provider()).__qualname__ if _is_recording() else None

@@ -1,0 +1,123 @@
+"""Looks at what a guarded run would meet here: the checks behind `tinker-guard doctor`.
+
+Each check gives findings, and one that fails gives a finding that says so. No finding holds a
+secret: of keys it says whether they are set, of URLs it shows scheme, host, port, account and job,
+and of an exception that is not the guard's own only the type.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tinker_guard.doctor.base_url import check_base_url, find_route
+from tinker_guard.doctor.finding import Finding, Section, Status
+from tinker_guard.doctor.gateway import (
+    ask,
+    key_for_control_plane,
+    not_asked,
+    probe,
+    say_answer,
+    say_reply,
+)
+from tinker_guard.doctor.network import check_proxy, find_obstacle
+from tinker_guard.doctor.sdks import check_any_sdk, check_sdk, find_key
+from tinker_guard.doctor.settings import check_settings, check_versions, read_settings
+from tinker_guard.doctor.spans import check_exporter, check_recording
+from tinker_guard.sdks import SDKS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tinker_guard.route import RouteState
+    from tinker_guard.verdict import Answer
+
+__all__ = ["Finding", "Section", "Status", "examine"]
+
+
+def examine(url: str | None = None) -> Iterator[Finding]:
+    """Look at everything, and give each finding as it comes.
+
+    Installs the guard into this process for a moment, and takes it out again. Asks the control
+    plane one question and sends the trainer's route one probe. Takes a second or two; up to half
+    a minute where nobody answers.
+
+    Args:
+        url: The trainer's base URL, as given to the SDK; None reads `TINKER_BASE_URL`.
+    """
+    return _Examination(url or os.environ.get("TINKER_BASE_URL") or None).run()
+
+
+class _Examination:
+    """The checks in their order, and what later ones need of earlier ones."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._settings, _ = read_settings()
+        self._route: RouteState | None = None
+        self._answer: Answer | None = None
+
+    def run(self) -> Iterator[Finding]:
+        yield from _isolated(Section.GUARD, "versions", check_versions)
+        yield from _isolated(Section.GUARD, "settings", check_settings)
+        for sdk in SDKS:
+            yield from _isolated(
+                Section.SDKS, sdk.distribution, partial(check_sdk, sdk, self._settings)
+            )
+        yield from _isolated(Section.SDKS, "SDK", check_any_sdk)
+        yield from _isolated(Section.GATEWAY, "base URL", self._base_url)
+        yield from _isolated(Section.GATEWAY, "proxy", partial(check_proxy, self._url))
+        yield from _isolated(Section.GATEWAY, "control plane", self._control_plane)
+        yield from _isolated(Section.GATEWAY, "trainer route", self._trainer_route)
+        yield from _isolated(Section.SPANS, "OpenTelemetry", check_recording)
+        yield from _isolated(Section.SPANS, "exporter", check_exporter)
+
+    def _base_url(self) -> Iterator[Finding]:
+        self._route = find_route(self._url)
+        yield from check_base_url(self._url)
+
+    def _control_plane(self) -> Iterator[Finding]:
+        if self._route is None:
+            yield not_asked("control plane")
+            return
+        key = find_key()
+        started_at = time.perf_counter()
+        answer = asyncio.run(ask(self._route, self._settings, key))
+        seconds = time.perf_counter() - started_at
+        self._answer = answer
+        place = httpx.URL(self._settings.control_plane_url or self._route.route.origin)
+        is_cut_off = answer.failure is not None and answer.status_code is None
+        obstacle = find_obstacle(place) if is_cut_off else None
+        yield say_answer(
+            answer, seconds, place, key_for_control_plane(self._settings, key), obstacle
+        )
+
+    def _trainer_route(self) -> Iterator[Finding]:
+        if self._route is None:
+            yield not_asked("trainer route")
+            return
+        key = find_key()
+        reply = asyncio.run(probe(self._route.route, self._settings, key))
+        obstacle = find_obstacle(httpx.URL(self._route.route.origin)) if reply.error else None
+        yield say_reply(reply, self._answer, key.variable if key else None, obstacle)
+
+
+def _isolated(
+    section: Section, what: str, check: Callable[[], Iterable[Finding]]
+) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:
+        yield Finding(
+            section,
+            what,
+            Status.PROBLEM,
+            f"could not be looked at ({type(error).__name__})",
+            "The other lines hold without this one. If it is no fault of what is installed here, "
+            "please report it.",
+        )

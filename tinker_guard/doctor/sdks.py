@@ -1,0 +1,197 @@
+"""The SDKs: what is installed, whether the guard can be put into it, and which key it finds."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pydantic import SecretStr
+
+from tinker_guard.doctor.finding import Finding, Section, Status, listed
+from tinker_guard.hooks import install_guard, uninstall_guard
+from tinker_guard.sdks import SDKS, UnsupportedSdkError
+from tinker_guard.transport import GuardTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import httpx
+
+    from tinker_guard.sdks import Sdk
+    from tinker_guard.settings import GuardSettings
+
+KEY_VARIABLES: Final[Mapping[str, str]] = {
+    "tinker": "TINKER_API_KEY",
+    "fireworks-ai": "FIREWORKS_API_KEY",
+}
+_STAND_IN_KEY: Final = "tml-doctor"
+"""For clients that are only built and never send anything."""
+
+
+class Key(NamedTuple):
+    """An API key, and the variable that it was found in."""
+
+    variable: str
+    value: SecretStr
+
+
+def find_key() -> Key | None:
+    """The key that the first installed SDK would take from the environment."""
+    found = [
+        (not sdk.is_installed(), Key(variable, SecretStr(os.environ[variable])))
+        for sdk in SDKS
+        if os.environ.get(variable := KEY_VARIABLES[sdk.distribution])
+    ]
+    return min(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def check_any_sdk() -> Iterator[Finding]:
+    """Say what to install where there is nothing to guard."""
+    if not any(_is_importable(sdk) for sdk in SDKS):
+        yield Finding(
+            Section.SDKS,
+            "SDK",
+            Status.PROBLEM,
+            "there is nothing to guard: no SDK can be imported",
+            "Install tinker or fireworks-ai[training-sdk], or run this with the Python of your "
+            "training.",
+        )
+
+
+def _is_importable(sdk: Sdk) -> bool:
+    if not sdk.is_installed():
+        return False
+    try:
+        sdk.find_hook_point()
+    except ModuleNotFoundError:
+        return False
+    except Exception:
+        # Its own line says what is wrong with it.
+        return True
+    return True
+
+
+def check_sdk(sdk: Sdk, settings: GuardSettings) -> Iterator[Finding]:
+    """Install the guard, build clients of an SDK and see what they send over.
+
+    Args:
+        sdk: The SDK.
+        settings: How to install; switched off or not, the guard is installed.
+    """
+    say = partial(Finding, Section.SDKS, sdk.distribution)
+    if not sdk.is_installed():
+        yield say(Status.SKIPPED, "not installed")
+        return
+    try:
+        with _guard(settings):
+            client_class, _ = sdk.find_hook_point()
+            carriers = _carriers(client_class)
+    except UnsupportedSdkError as error:
+        # Either of the SDKs may lack it, and then neither is guarded.
+        detail, _, to_do = str(error).partition(". ")
+        yield say(Status.PROBLEM, detail, to_do)
+        return
+    except ModuleNotFoundError as error:
+        yield say(
+            Status.SKIPPED,
+            f"{sdk.version}, but it cannot be imported: there is no module {error.name}",
+            "To train with it, install what it needs: fireworks-ai[training-sdk], say.",
+        )
+        return
+    guarded = "guarded" if settings.enabled else "would be guarded"
+    guarded += f" over {listed([name for name, _ in carriers])}"
+    unguarded = [name for name, is_guarded in carriers if not is_guarded]
+    if unguarded:
+        yield say(
+            Status.PROBLEM,
+            f"{sdk.version}, but its clients send unguarded over {listed(unguarded)}",
+            f"Install a tested release: {sdk.tested_versions}.",
+        )
+    elif not sdk.is_tested():
+        yield say(
+            Status.WARNING,
+            f"{sdk.version}, {guarded}, but no release that was tested",
+            f"Tested releases: {sdk.tested_versions}.",
+        )
+    else:
+        yield say(Status.OK, f"{sdk.version}, {guarded}")
+    yield _look_at_key(sdk, client_class)
+
+
+@contextmanager
+def _guard(settings: GuardSettings) -> Iterator[None]:
+    # One that an instrumentation has put there already has other settings, perhaps.
+    install_guard(settings.model_copy(update={"enabled": True}), replace=True)
+    try:
+        yield
+    finally:
+        uninstall_guard()
+
+
+def _carriers(client_class: type[Any]) -> list[tuple[str, bool]]:
+    """What an SDK's clients send over, by the library's name, and whether it is guarded."""
+
+    async def look() -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for arguments in _variants(client_class):
+            sdk_client = client_class(
+                api_key=_STAND_IN_KEY, base_url="http://localhost", **arguments
+            )
+            client: httpx.AsyncClient = sdk_client._client
+            try:
+                mounts = [mount for mount in client._mounts.values() if mount is not None]
+                for transport in (client._transport, *mounts):
+                    inner = (
+                        transport.transport if isinstance(transport, GuardTransport) else transport
+                    )
+                    name = type(inner).__module__.partition(".")[0]
+                    name += " through the proxy" if transport in mounts else ""
+                    found[name] = found.get(name, True) and inner is not transport
+            finally:
+                await client.aclose()
+        return found
+
+    return list(asyncio.run(look()).items())
+
+
+def _variants(client_class: type[Any]) -> Iterator[dict[str, Any]]:
+    """Arguments for a client as most requests have it, and for one over httpx.
+
+    Since tinker 0.22 the server decides what requests go over; some go over httpx always.
+    """
+    yield {}
+    parameter = inspect.signature(client_class).parameters.get("_client_config")
+    if parameter is not None and hasattr(parameter.default, "use_pyqwest_transport"):
+        yield {"_client_config": type(parameter.default)(use_pyqwest_transport=False)}
+
+
+def _look_at_key(sdk: Sdk, client_class: type[Any]) -> Finding:
+    variable = KEY_VARIABLES[sdk.distribution]
+    say = partial(Finding, Section.SDKS, variable)
+    is_set = bool(os.environ.get(variable))
+    try:
+        client_class(base_url="http://localhost")
+    except Exception as error:
+        if is_set:
+            return say(
+                Status.WARNING,
+                f"set, but {sdk.distribution} refuses it ({type(error).__name__})",
+                "Look for a wrong beginning, a space or a quotation mark in it"
+                + ("; tinker's keys begin with tml-." if sdk.package == "tinker" else "."),
+            )
+        return say(
+            Status.WARNING,
+            f"not set, and {sdk.distribution} finds no other key",
+            f"Run: export {variable}=..., unless your program gives api_key itself.",
+        )
+    if is_set:
+        return say(Status.OK, "set")
+    return say(
+        Status.SKIPPED,
+        f"not set; {sdk.distribution} finds a key elsewhere, which is not used here",
+        f"Set {variable} to have it tried out.",
+    )
