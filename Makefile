@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench matrix sdk-suite floors clean
+.PHONY: help demo test check format bench matrix sdk-suite ray floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench   measure, beside peers; about ten minutes"
 	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
+	@echo "make ray     run the tests with actors of a real local Ray"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
 
@@ -49,6 +50,13 @@ sdk-suite:
 	  -p install_guard_plugin --import-mode=importlib -p no:cacheprovider -q \
 	  $$(find lib -path '*/site-packages/tinker/*' -name '*_test.py')
 
+# Ray is large, so it is no part of the extra `test`.
+ray:
+	$(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test]' ray==2.60.0
+	.venv-ray/bin/python -m pytest tests/test_ray.py
+
 # Twice: the SDK's own dependencies raise some bounds, so the core is also tried without it.
 floors:
 	$(PYTHON) -m venv --clear .venv-floors
@@ -63,7 +71,7 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .venv-sdk .matrix .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .matrix .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
