@@ -13,7 +13,6 @@ import secrets
 import tempfile
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,9 +20,8 @@ import pytest
 ray: Any = pytest.importorskip("ray", reason="needs Ray; `make ray` installs and runs it")
 tinker: Any = pytest.importorskip("tinker", reason="needs the tinker SDK")
 
-from opentelemetry.instrumentation import auto_instrumentation  # noqa: E402
-
 from tinker_guard import GuardSettings, install_guard  # noqa: E402
+from tinker_guard.children import bequeath  # noqa: E402
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, Race  # noqa: E402
 from tinker_guard.gateway.train import train_five_steps  # noqa: E402
 
@@ -179,15 +177,16 @@ def test_four_actors_on_one_job_meet_one_race(fault_free_losses: list[float]) ->
 
 
 def test_what_guards_an_actor_and_what_does_not(fault_free_losses: list[float]) -> None:
-    opentelemetry = {"PYTHONPATH": str(Path(auto_instrumentation.__file__).parent)}
-    install_guard()  # in the driver
+    bequeathed: dict[str, str] = {}
+    bequeath(bequeathed)
     with gateways(*[FAULTS["dispatch"]] * 4) as jobs, cluster():
+        install_guard()  # in the driver, when Ray's own processes run already
         outcomes = train(
             [
                 start(jobs[0]),
                 start(jobs[1], runtime_env=HOOK),
                 start(jobs[2], installs=True),
-                start(jobs[3], runtime_env={"env_vars": opentelemetry}),
+                start(jobs[3], runtime_env={"env_vars": bequeathed}),
             ]
         )
     # Ray ignores the hook of one actor, and says nothing.
@@ -195,6 +194,14 @@ def test_what_guards_an_actor_and_what_does_not(fault_free_losses: list[float]) 
     assert [job.questions for job in jobs[:2]] == [0, 0]
     assert outcomes[2:] == [fault_free_losses] * 2
     assert [work_of(job) for job in jobs[2:]] == [ONCE_EACH] * 2
+
+
+def test_a_ray_that_a_guarded_driver_starts(fault_free_losses: list[float]) -> None:
+    """Its processes are the driver's children, as they are nowhere but on one machine."""
+    install_guard()
+    with gateways(FAULTS["dispatch"]) as (job,), cluster():
+        assert train([start(job)]) == [fault_free_losses]
+    assert job.questions >= 1
 
 
 def give_up_soon() -> None:
