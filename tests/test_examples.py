@@ -261,7 +261,10 @@ def test_only_the_cluster_s_own_authority_is_trusted(
         ({"active": 1, "ready": 0}, JobPhase.STARTING),
         (COMPLETE, JobPhase.STOPPED),
         ({**READY, "conditions": [{"type": "FailureTarget", "status": "True"}]}, JobPhase.STOPPED),
-        ({**READY, "conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}, "stopped"),
+        (
+            {**READY, "conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]},
+            JobPhase.STOPPED,
+        ),
         ({"failed": 1, "conditions": [{"type": "Failed", "status": "True"}]}, JobPhase.STOPPED),
         ({"conditions": [{"type": "Suspended", "status": "True"}]}, JobPhase.STOPPED),
         ({**READY, "conditions": [{"type": "Suspended", "status": "False"}]}, JobPhase.RUNNING),
