@@ -16,7 +16,7 @@ def main() -> None:
     try:
         from tinker_guard.commands import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("rich", "typer"):
+        if (error.name or "").partition(".")[0] not in ("ijson", "rich", "typer"):
             raise
         sys.stderr.write(
             f"tinker-guard: the command line needs {error.name}, which is not installed. "

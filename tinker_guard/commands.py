@@ -12,6 +12,7 @@ import typer
 from tinker_guard import running
 from tinker_guard._version import __version__
 from tinker_guard.doctor.screen import doctor
+from tinker_guard.report.command import report
 from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ _READINESS: Final = {
 
 
 app.command(short_help="Check what a guarded run would meet here.")(doctor)
+app.command(short_help="Sum up exported spans, at the terminal or as a page.")(report)
 
 
 def _register_demo() -> None:
