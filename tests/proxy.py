@@ -111,9 +111,7 @@ class ForwardProxy:
         while True:
             method, target, rest = head.split(b" ", 2)
             path = self._note(method, target, is_tunnel=False, source_port=source_port)
-            headers = dict(
-                line.lower().split(b": ", 1) for line in rest.split(b"\r\n")[1:] if line
-            )
+            headers = dict(line.lower().split(b": ", 1) for line in rest.split(b"\r\n")[1:] if line)
             assert b"transfer-encoding" not in headers, "the SDK says how long its bodies are"
             body = await reader.readexactly(int(headers.get(b"content-length", 0)))
             there.write(b" ".join([method, path.encode(), rest]) + body)

@@ -39,7 +39,7 @@ def trust(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     path = directory / "authority.pem"
     _authority().cert_pem.write_to_path(path)
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
-    control_plane._ssl_context.cache_clear()
+    control_plane.ssl_context.cache_clear()
 
 
 @dataclass(frozen=True)

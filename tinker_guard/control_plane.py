@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
@@ -24,10 +25,11 @@ from tinker_guard.verdict import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Hashable, Mapping
+    from collections.abc import AsyncIterator, Hashable, Mapping
 
     from pydantic import SecretStr
 
+    from tinker_guard.line import Line
     from tinker_guard.route import RouteState
     from tinker_guard.settings import GuardSettings
 
@@ -81,7 +83,8 @@ class FireworksControlPlane:
         url: Base URL of the control plane; None asks the route's own origin.
         api_key: Sent as `X-Api-Key`; None sends the credentials of the guarded request.
         timeout: Seconds for each phase of the exchange.
-        transport: For tests: what carries the question.
+        transport: What carries the question; None obeys the environment (`HTTPS_PROXY`,
+            `SSL_CERT_FILE` and their like).
     """
 
     url: str | None = None
@@ -124,10 +127,11 @@ class FireworksControlPlane:
     async def _fetch(self, url: httpx.URL, credentials: Mapping[str, str]) -> tuple[int, bytes]:
         # A client of its own for each question: nothing is left open between races, and a
         # question never rides on a connection that is stuck to a stale replica.
+        is_https = url.scheme == "https"
         async with (
             httpx.AsyncClient(
                 # Plain http needs no certificate authorities, which take long to load.
-                verify=_ssl_context() if url.scheme == "https" else False,
+                verify=ssl_context() if is_https and self.transport is None else False,
                 timeout=self.timeout,
                 # A redirect would take the key to a place that nobody configured.
                 follow_redirects=False,
@@ -159,12 +163,16 @@ class SharedControlPlane:
         self._timeout = settings.control_plane_timeout
         self._ttl = settings.verdict_ttl
 
-    async def ask(self, state: RouteState, headers: httpx.Headers) -> Answer:
+    async def ask(
+        self, state: RouteState, headers: httpx.Headers, line: Line | None = None
+    ) -> Answer:
         """Ask about a route's job; never raises but for cancellation.
 
         Args:
             state: The route.
             headers: The guarded request's headers, for the credentials among them.
+            line: What the guarded request goes over. So does a question to the route's own
+                origin, if it may: that request's proxy may be the only way there.
         """
         credentials = {name: headers[name] for name in _CREDENTIAL_HEADERS if name in headers}
         plane = self._control_plane
@@ -175,9 +183,11 @@ class SharedControlPlane:
         else:
             asker = plane
         question = state.here.question(asker)
-        return await question.run(lambda: self._question(state, credentials), ttl=self._ttl)
+        return await question.run(lambda: self._question(state, credentials, line), ttl=self._ttl)
 
-    async def _question(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
+    async def _question(
+        self, state: RouteState, credentials: Mapping[str, str], line: Line | None
+    ) -> Answer:
         route = state.route
         plane = self._control_plane
         url = (
@@ -186,17 +196,28 @@ class SharedControlPlane:
             else None
         )
         with telemetry.question_span(state, url) as span:
-            answer = await self._answer(state, credentials)
+            answer = await self._answer(state, credentials, line)
             judgement = judge(Source.UNKNOWN, answer)
             assert judgement is not None
             telemetry.note_answer(span, answer, judgement)
         return answer
 
-    async def _answer(self, state: RouteState, credentials: Mapping[str, str]) -> Answer:
+    @asynccontextmanager
+    async def _plane_on(self, line: Line | None) -> AsyncIterator[ControlPlane]:
+        plane = self._control_plane
+        if line is None or not isinstance(plane, FireworksControlPlane) or plane.url is not None:
+            yield plane
+            return
+        async with line.question_transport() as transport:
+            yield replace(plane, transport=plane.transport or transport)
+
+    async def _answer(
+        self, state: RouteState, credentials: Mapping[str, str], line: Line | None
+    ) -> Answer:
         route = state.route
         try:
-            async with asyncio.timeout(self._timeout):
-                job_state = await self._control_plane.job_state(
+            async with self._plane_on(line) as plane, asyncio.timeout(self._timeout):
+                job_state = await plane.job_state(
                     route.account, route.job, origin=route.origin, credentials=credentials
                 )
             if job_state is not None and not _is_state(job_state):
@@ -279,7 +300,8 @@ def _place(url: httpx.URL) -> str:
 
 
 @lru_cache(maxsize=1)
-def _ssl_context() -> ssl.SSLContext:
+def ssl_context() -> ssl.SSLContext:
+    """What the guard's own clients trust: what the SDK's trust."""
     # Loading the certificate authorities takes tens of milliseconds; once is enough.
     context = httpx.create_ssl_context()
     # The SDK's own transport trusts the system's authorities too, a company's among them.

@@ -68,6 +68,19 @@ class Line:
         finally:
             await spare.aclose()
 
+    @asynccontextmanager
+    async def question_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
+        """A transport for the time of one question to the route's own origin.
+
+        It has the requests' proxy and certificates. None unless it is known to follow no
+        redirect, which would take the key along.
+        """
+        if not isinstance(_innermost(self.transport), httpx.AsyncHTTPTransport):
+            yield None
+            return
+        async with self.probe_transport() as transport:
+            yield _LentTransport(transport)
+
     def release(self) -> httpx.AsyncBaseTransport:
         """Go back to the first transport for good, and return it; it is not closed from here."""
         self._new_transport = None
@@ -193,8 +206,22 @@ class BorrowedTransport(httpx.AsyncBaseTransport):
         await self._owner.aclose()
 
 
+class _LentTransport(httpx.AsyncBaseTransport):
+    """A transport that whoever is lent it does not close."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._transport.handle_async_request(request)
+
+
 def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
     """Whether a transport traces each exchange with a CLIENT span of its own, as pyqwest's does."""
+    return type(_innermost(transport)).__module__.startswith("pyqwest.")
+
+
+def _innermost(transport: httpx.AsyncBaseTransport) -> httpx.AsyncBaseTransport:
     while isinstance(transport, _Spare | BorrowedTransport):
         transport = transport.transport
-    return type(transport).__module__.startswith("pyqwest.")
+    return transport

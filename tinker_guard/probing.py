@@ -125,7 +125,7 @@ class Probing:
             return None
         # Where replicas answer differently, the gateway's own word says the most.
         not_found = min(not_founds, key=lambda found: found.source is not Source.GATEWAY)
-        answer = await self._control_plane.ask(self._state, self._request.headers)
+        answer = await self._control_plane.ask(self._state, self._request.headers, self._line)
         if answer.failure is not None:
             return None
         judgement = judge(not_found.source, answer)

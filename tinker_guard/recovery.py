@@ -143,7 +143,9 @@ class Recovery:
             # The budget holds later questions; the first one always gets its full time, so that
             # no request is judged unheard.
             async with asyncio.timeout_at(self._deadline if self._report.resends else None):
-                self._answer = await self._control_plane.ask(self._state, self._request.headers)
+                self._answer = await self._control_plane.ask(
+                    self._state, self._request.headers, self._line
+                )
         except TimeoutError:
             return ROUTING_RACE
         judgement = judge(source, self._answer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tinker_guard.control_plane import SharedControlPlane
+from tinker_guard.control_plane import SharedControlPlane, ssl_context
 from tinker_guard.line import Line
 from tinker_guard.probing import Probing
 from tinker_guard.route import RouteTable
@@ -53,7 +53,8 @@ def wait_until_routable(
         timeout: Seconds; None takes `warmup_timeout` of the settings.
         settings: How to probe; None reads `TINKER_GUARD_*` and the defaults.
         control_plane: Whom to ask; None asks the Fireworks control plane.
-        new_transport: Builds what a probe is sent over; None builds httpx's own.
+        new_transport: Builds what a probe is sent over; None builds httpx's own, with the
+            proxies that the environment names.
 
     Raises:
         ValueError: The URL is on no trainer route.
@@ -93,7 +94,7 @@ async def until_routable(
             "this URL is on no trainer route; it should look like "
             "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB"
         )
-    make = new_transport or httpx.AsyncHTTPTransport
+    make = new_transport or _ClientTransport
     line = Line(make(), make)
     headers = {} if api_key is None else {"X-Api-Key": api_key}
     probing = Probing(
@@ -114,3 +115,16 @@ async def until_routable(
         return Readiness.READY if probing.has_reached else Readiness.UNVERIFIABLE
     is_gone = refusal.answer.phase is JobPhase.STOPPED
     return Readiness.JOB_GONE if is_gone else Readiness.TIMED_OUT
+
+
+class _ClientTransport(httpx.AsyncBaseTransport):
+    """Sends as a client does: a transport of httpx itself knows of no proxy."""
+
+    def __init__(self) -> None:
+        self._client = httpx.AsyncClient(verify=ssl_context())
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._client.send(request, stream=True)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
