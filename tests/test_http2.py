@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ONCE_EACH = list(range(1, 11))
 
 RACES = Fault(
-    races=(Race("forward_backward", 2, 0.3), Race("retrieve_future", 7, 0.3)),
+    races=(Race("forward_backward", 2, 0.2), Race("retrieve_future", 7, 0.2)),
     lost_replies=(LostReply("optim_step", 3),),
 )
 
@@ -103,7 +103,7 @@ def test_a_connection_that_is_stuck_to_a_stale_replica(
     install_guard()
     # Whichever replica the training connection sticks to, one of these hits it.
     races = (
-        Race("forward_backward", 2, 1.5, replicas=(0,)),
+        Race("forward_backward", 2, 0.4, replicas=(0,)),
         Race("forward_backward", 3, 60.0, replicas=(1,)),
     )
     gateway = TlsGateway(Fault(replicas=2, races=races, transport=transport))

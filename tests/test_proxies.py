@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tinker_guard.gateway import LocalGateway
     from tinker_guard.gateway.faults import Transport
 
-RACES = Fault(races=(Race("forward_backward", 2, 0.3), Race("retrieve_future", 7, 0.3)))
+RACES = Fault(races=(Race("forward_backward", 2, 0.2), Race("retrieve_future", 7, 0.2)))
 
 
 class HiddenGateway(Gateway):
@@ -89,15 +89,16 @@ def assert_right(gateway: LocalGateway, losses: list[float], fault_free: list[fl
 
 
 @pytest.mark.parametrize(
-    ("variable", "make"),
+    ("variable", "make", "transport"),
     [
-        ("HTTP_PROXY", HiddenGateway),
-        ("HTTPS_PROXY", HiddenTlsGateway),
-        ("ALL_PROXY", HiddenTlsGateway),
-        ("ALL_PROXY", HiddenGateway),
+        ("HTTP_PROXY", HiddenGateway, "httpx"),
+        ("HTTP_PROXY", HiddenGateway, "pyqwest"),
+        ("HTTPS_PROXY", HiddenTlsGateway, "httpx"),
+        ("HTTPS_PROXY", HiddenTlsGateway, "pyqwest"),
+        ("ALL_PROXY", HiddenTlsGateway, "httpx"),
+        ("ALL_PROXY", HiddenGateway, "pyqwest"),
     ],
 )
-@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_everything_goes_through_the_proxy(
     transport: Transport,
     variable: str,
@@ -106,8 +107,7 @@ def test_everything_goes_through_the_proxy(
     monkeypatch: pytest.MonkeyPatch,
     fault_free_losses: list[float],
 ) -> None:
-    # The URL of a CGI script's proxy, which reqwest would not take from a variable.
-    monkeypatch.setenv(variable if variable != "HTTP_PROXY" else "http_proxy", proxy.url)
+    monkeypatch.setenv(variable, proxy.url)
     install_guard()
     with (
         make(replace(RACES, transport=transport)) as gateway,
@@ -137,7 +137,7 @@ def test_a_resend_takes_a_new_connection_of_the_proxy(
     install_guard()
     # Whichever replica the training connection sticks to, one of these hits it.
     races = (
-        Race("forward_backward", 2, 1.5, replicas=(0,)),
+        Race("forward_backward", 2, 0.4, replicas=(0,)),
         Race("forward_backward", 3, 60.0, replicas=(1,)),
     )
     with (
@@ -277,7 +277,7 @@ def test_waiting_without_a_run(
 def test_a_question_takes_no_way_on_which_redirects_are_followed(
     transport: Transport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pyqwest follows them by itself, and takes the key along."""
+    """Pyqwest follows them by itself, and takes the key along."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     install_guard()
 
@@ -288,7 +288,10 @@ def test_a_question_takes_no_way_on_which_redirects_are_followed(
             await client.get("/api/v1/healthz", cast_to=httpx.Response)
 
     fault = Fault(races=(Race("healthz", 1, 60.0),), control_plane="redirect")
-    with Gateway(fault) as gateway, nothing_left(port_of(gateway)):
-        with pytest.raises(sdk.NotFoundError):
-            asyncio.run(run())
+    with (
+        Gateway(fault) as gateway,
+        nothing_left(port_of(gateway)),
+        pytest.raises(sdk.NotFoundError),
+    ):
+        asyncio.run(run())
     assert "a redirect (302), which is not followed" in caplog.text

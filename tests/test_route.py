@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
@@ -106,6 +108,30 @@ def test_loops_that_have_ended_are_forgotten() -> None:
     for _ in range(5):
         asyncio.run(contend())
     assert len(state._loops) == 1
+
+
+def test_a_loop_may_come_on_another_thread_meanwhile() -> None:
+    state = RouteTable().find(httpx.URL(f"{BASE}/api"))
+    assert state is not None
+
+    async def here() -> object:
+        return state.here
+
+    class Loop(asyncio.SelectorEventLoop):
+        is_watched = False
+
+        def is_closed(self) -> bool:
+            if self.is_watched:
+                self.is_watched = False
+                with ThreadPoolExecutor(1) as pool:
+                    pool.submit(asyncio.run, here()).result()
+            return super().is_closed()
+
+    with closing(Loop()) as loop:
+        loop.run_until_complete(here())
+        loop.is_watched = True
+        asyncio.run(here())
+        assert not loop.is_watched
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -110,8 +110,11 @@ class RouteState:
         state = self._loops.get(loop)
         if state is None:
             # A lock that was waited for refers to its loop, which the weak keys cannot undo.
-            for ended in [known for known in self._loops if known.is_closed()]:
-                del self._loops[ended]
+            # Another thread may add its own meanwhile, hence a list of them first.
+            for reference in self._loops.keyrefs():
+                known = reference()
+                if known is not None and known.is_closed():
+                    self._loops.pop(known, None)
             state = self._loops[loop] = LoopState()
         return state
 
