@@ -138,3 +138,43 @@ async def test_pyqwest_traces_its_own_exchanges() -> None:
     assert emits_client_span(transport)
     assert emits_client_span(BorrowedTransport(transport, client))
     assert not emits_client_span(FakeGateway().new_transport())
+
+
+async def test_a_question_closes_nothing_that_it_was_lent() -> None:
+    class Own(httpx.AsyncHTTPTransport):
+        is_closed = False
+
+        async def aclose(self) -> None:
+            self.is_closed = True
+
+    own = Own()
+    line = Line(own)
+    async with line.question_transport() as lent:
+        async with httpx.AsyncClient(transport=lent):
+            pass
+        assert lent is not None
+    assert not own.is_closed
+    await line.aclose()
+    assert own.is_closed
+
+
+async def test_a_question_has_a_new_connection_where_that_can_be_had() -> None:
+    built: list[httpx.AsyncHTTPTransport] = []
+
+    def build() -> httpx.AsyncHTTPTransport:
+        built.append(httpx.AsyncHTTPTransport())
+        return built[-1]
+
+    line = Line(build(), build)
+    async with line.question_transport() as lent:
+        assert lent is not None
+        assert len(built) == 2
+    await line.aclose()
+
+
+async def test_a_question_is_not_asked_over_a_transport_that_may_follow_redirects() -> None:
+    gateway = FakeGateway()
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    async with line.question_transport() as lent:
+        assert lent is None
+    await line.aclose()
