@@ -7,6 +7,7 @@ import functools
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,9 @@ class TlsServer:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             # It owns the socket from here on, and closes it.
             self._listener.detach()
-            runner.run(serve(self._note, self._config, shutdown_trigger=self._wait))
+            # Raised where a client went away in the middle of an answer.
+            with suppress(ssl.SSLError):
+                runner.run(serve(self._note, self._config, shutdown_trigger=self._wait))
 
     async def _wait(self) -> None:
         await self._stop_requested.wait()
