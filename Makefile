@@ -65,7 +65,8 @@ floors:
 	  --resolution lowest-direct --editable . \
 	  'opentelemetry-sdk>=1.27' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	.venv-floors/bin/python -m pytest $(addprefix --ignore tests/, \
-	  gateway test_cli.py test_doctor.py test_report.py test_sockets.py test_end_to_end.py test_benchmarks.py)
+	  gateway test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_http2.py \
+	  test_proxies.py test_report.py test_sockets.py test_benchmarks.py)
 	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python \
 	  --resolution lowest-direct --editable '.[test]'
 	.venv-floors/bin/python -m pytest
