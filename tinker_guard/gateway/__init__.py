@@ -3,7 +3,7 @@
 from .app import Exchange
 from .faults import FAULTS, Fault, JobStop, LostReply, Race
 from .server import LocalGateway
-from .trainer import Applied
+from .trainer import Applied, Sampled
 
 __all__ = [
     "FAULTS",
@@ -14,4 +14,5 @@ __all__ = [
     "LocalGateway",
     "LostReply",
     "Race",
+    "Sampled",
 ]

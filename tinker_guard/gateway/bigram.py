@@ -8,7 +8,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["AdamParams", "Bigram", "Example", "ForwardResult"]
+__all__ = [
+    "AdamParams",
+    "Bigram",
+    "Example",
+    "ForwardResult",
+    "SampleResult",
+    "SampledSequence",
+    "SamplingParams",
+]
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
@@ -53,6 +61,45 @@ class AdamParams:
     grad_clip_norm: float = 0.0
 
 
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw tokens, named as in the SDK's `SamplingParams`; by default 16 tokens.
+
+    Args:
+        max_tokens: How many tokens at the most.
+        temperature: 0 takes the likeliest token, whatever the seed.
+        top_k: Draw from this many of the likeliest tokens; -1 for all.
+        top_p: Draw from the likeliest tokens whose probabilities add up to this.
+        stop: Tokens that end a sequence, of which they are the last.
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    stop: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class SampledSequence:
+    """Tokens, the model's log-probability of each, and whether a stop token ended them."""
+
+    tokens: Ints
+    logprobs: Floats
+    is_stopped: bool
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """The sequences that were drawn, and the log-probability of each token of the prompt.
+
+    The latter is NaN for the first token, and None where it was not asked for.
+    """
+
+    sequences: list[SampledSequence]
+    prompt_logprobs: Floats | None = None
+
+
 class Bigram:
     """A softmax over the next token given the current one, and its Adam state.
 
@@ -79,9 +126,7 @@ class Bigram:
         loss = 0.0
         for example in examples:
             inputs, targets = example.inputs % VOCABULARY, example.targets % VOCABULARY
-            rows = self.logits[inputs]
-            rows = rows - rows.max(axis=1, keepdims=True)
-            rows = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            rows = _log_softmax(self.logits[inputs])
             positions = np.arange(len(inputs))
             chosen = rows[positions, targets]
             logprobs.append(chosen)
@@ -108,6 +153,26 @@ class Bigram:
         self.logits -= params.learning_rate * mean / (np.sqrt(mean_square) + params.eps)
         self.gradient = np.zeros_like(self.gradient)
 
+    def sample(self, prompt: Ints, params: SamplingParams, *seed: int) -> SampledSequence:
+        """Draw one sequence that goes on from a prompt.
+
+        Args:
+            prompt: At least one token; this model looks at the last one only.
+            params: How to draw.
+            seed: Numbers from 0 that the draw depends on, and on nothing else.
+        """
+        chance = np.random.default_rng(seed)
+        token = int(prompt[-1]) % VOCABULARY
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        while len(tokens) < params.max_tokens and not (tokens and token in params.stop):
+            row = _log_softmax(self.logits[token])
+            token = int(chance.choice(VOCABULARY, p=_probabilities(row, params)))
+            tokens.append(token)
+            logprobs.append(float(row[token]))
+        is_stopped = bool(tokens) and token in params.stop
+        return SampledSequence(np.array(tokens, dtype=np.int64), np.array(logprobs), is_stopped)
+
     def copy(self, *, optimizer: bool = True) -> Bigram:
         """Return a copy of the weights, with the optimizer's state or a fresh one."""
         twin = Bigram()
@@ -116,3 +181,26 @@ class Bigram:
             twin.steps = self.steps
             twin._mean, twin._mean_square = self._mean.copy(), self._mean_square.copy()
         return twin
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    logprobs: Floats = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logprobs
+
+
+def _probabilities(logprobs: Floats, params: SamplingParams) -> Floats:
+    """What a token is drawn with: tempered, then cut down to the likeliest tokens."""
+    probabilities: Floats = np.zeros(len(logprobs))
+    order = np.argsort(-logprobs, kind="stable")
+    if params.temperature == 0:
+        probabilities[order[0]] = 1.0
+        return probabilities
+    probabilities = np.exp(_log_softmax(logprobs / params.temperature))
+    ranked = probabilities[order]
+    is_kept = np.cumsum(ranked) - ranked < params.top_p
+    if params.top_k > 0:
+        is_kept[params.top_k :] = False
+    probabilities[order[~is_kept]] = 0.0
+    probabilities /= probabilities.sum()
+    return probabilities

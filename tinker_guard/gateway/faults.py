@@ -110,6 +110,9 @@ class Fault:
         protobuf: Whether `client/config` asks the SDK for protobuf request bodies. tinker 0.22 to
             0.24 listen to it; older ones send JSON, newer ones protobuf, whatever it says.
         compress: Whether `client/config` asks the SDK for zstd request bodies.
+        session_poller: Whether `client/config` asks the SDK for one poll, `retrieve_futures`, for
+            all samples of a sampling session. tinker listens to it from 0.28 on; older ones poll
+            for each sample, with `retrieve_future`.
     """
 
     name: str = "custom"
@@ -129,6 +132,7 @@ class Fault:
     transport: Transport = "pyqwest"
     protobuf: bool = True
     compress: bool = False
+    session_poller: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that would silently do nothing."""
@@ -258,6 +262,31 @@ _CATALOGUE = (
         "fresh-404",
         "a healthy gateway before an older trainer: client/dynamic_config is the trainer's own 404",
         trainer_lacks=("client/dynamic_config",),
+    ),
+    Fault(
+        "sampling-session",
+        "the route is lost for 1 s when a sampling session is created",
+        races=(Race("create_sampling_session", seconds=1.0),),
+    ),
+    Fault(
+        "save-for-sampler",
+        "the route is lost for 1 s when weights are saved for sampling",
+        races=(Race("save_weights_for_sampler", seconds=1.0),),
+    ),
+    Fault(
+        "sample",
+        "the route is lost for 1 s when the third sample is asked for",
+        races=(Race("asample", occurrence=3, seconds=1.0),),
+    ),
+    Fault(
+        "sample-poll",
+        "the route is lost for 1 s while the samples of a session are waited for",
+        races=(Race("retrieve_futures", seconds=1.0),),
+    ),
+    Fault(
+        "sample-lost",
+        "one poll finds a session's samples finished, but its reply becomes a 404",
+        lost_replies=(LostReply("retrieve_futures"),),
     ),
 )
 

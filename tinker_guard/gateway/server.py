@@ -12,7 +12,7 @@ import uvicorn
 
 from .app import Exchange, Gateway
 from .faults import FAULTS, Fault
-from .trainer import Applied, Trainer
+from .trainer import Applied, Sampled, Trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ class LocalGateway:
         account: Account in the route. Default `demo`.
         job: Job in the route. Default `job-1`.
         hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
+        sample_seconds: How long samples take. Default 0.05 s.
         clock: What the fault's times are measured with; by default the monotonic clock. Tests
             pass their own to move time without waiting.
     """
@@ -52,6 +53,7 @@ class LocalGateway:
         account: str = "demo",
         job: str = "job-1",
         hold_seconds: float = 2.0,
+        sample_seconds: float = 0.05,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fault = fault
@@ -64,6 +66,8 @@ class LocalGateway:
             protobuf=fault.protobuf,
             compress=fault.compress,
             hold_seconds=hold_seconds,
+            session_poller=fault.session_poller,
+            sample_seconds=sample_seconds,
         )
         self._gateway = Gateway(fault, self._trainer, account, job, self.api_key, clock)
         self._server: _Server | None = None
@@ -134,6 +138,11 @@ class LocalGateway:
     def applied(self) -> list[Applied]:
         """What the trainer has done, in order."""
         return list(self._trainer.applied)
+
+    @property
+    def sampled(self) -> list[Sampled]:
+        """What was sampled, in order."""
+        return list(self._trainer.sampled)
 
     @property
     def questions(self) -> int:

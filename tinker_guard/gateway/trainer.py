@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any, TypeAlias
 
-from .bigram import AdamParams, Bigram, ForwardResult
-from .wire import PROTOBUF, Call, Reply, examples_of, forward_json, forward_protobuf
+import numpy as np
 
-__all__ = ["Applied", "Trainer"]
+from .bigram import AdamParams, Bigram, Example, ForwardResult, SampleResult
+from .wire import (
+    PROTOBUF,
+    Call,
+    Reply,
+    examples_of,
+    prompt_of,
+    result_json,
+    result_protobuf,
+    sampling_params_of,
+)
 
-Result: TypeAlias = dict[str, Any] | ForwardResult
+__all__ = ["Applied", "Sampled", "Trainer"]
+
+Result: TypeAlias = dict[str, Any] | ForwardResult | SampleResult
 Work: TypeAlias = Callable[[], Result]
 
 
@@ -25,6 +38,15 @@ class Applied:
     operation: str
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What one request for samples drew: the tokens of each sequence."""
+
+    sampling_session_id: str
+    seq_id: int
+    tokens: tuple[tuple[int, ...], ...]
+
+
 @dataclass
 class _Future:
     """The answer to a piece of work, and what marks a resend of the request that asked for it."""
@@ -32,6 +54,8 @@ class _Future:
     request_id: str
     operation: str
     body_sha256: str
+    promise: dict[str, Any]
+    """What the request was answered with, and a resend of it is."""
     result: Result | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -47,6 +71,31 @@ class _Model:
     futures: dict[int, _Future]
     waiting: dict[int, tuple[str, Work]] = field(default_factory=dict)
     next_seq_id: int = 1
+
+
+@dataclass
+class _Clone:
+    """One client of a sampling session, and its finished samples in the order of finishing."""
+
+    finished: list[_Future] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+SEQ_IDS_PER_CLONE = 1_000_000_000
+"""An unpickled client of a sampling session counts its requests from its number times this."""
+
+
+@dataclass
+class _Sampler:
+    """A sampling session: weights that stay as they are, and the requests to sample from them."""
+
+    sampler_id: str
+    base_model: str
+    model_path: str | None
+    bigram: Bigram
+    futures: dict[int, _Future] = field(default_factory=dict)
+    clones: defaultdict[int, _Clone] = field(default_factory=lambda: defaultdict(_Clone))
+    joined: dict[str, int] = field(default_factory=dict)
 
 
 class _RejectedError(Exception):
@@ -70,6 +119,9 @@ class Trainer:
         hold_seconds: How long a poll for unfinished work is held open before it is answered
             "try again". The SDK polls again at once, so this is what keeps it from spinning.
             Default 2 s.
+        session_poller: Whether `client/config` asks for one poll for all samples of a sampling
+            session. Default true.
+        sample_seconds: How long samples take. Default 0.05 s.
     """
 
     def __init__(
@@ -80,19 +132,25 @@ class Trainer:
         protobuf: bool = True,
         compress: bool = False,
         hold_seconds: float = 2.0,
+        session_poller: bool = True,
+        sample_seconds: float = 0.05,
     ) -> None:
         self.applied: list[Applied] = []
+        self.sampled: list[Sampled] = []
         self.unexpected: list[str] = []
         self._lacks = lacks
         self._use_pyqwest = use_pyqwest
         self._protobuf = protobuf
         self._compress = compress
         self._hold_seconds = hold_seconds
+        self._session_poller = session_poller
+        self._sample_seconds = sample_seconds
         self._closing = False
         self._request_numbers = count(1)
         self._session_numbers = count(1)
         self._sessions: dict[str, str] = {}
         self._models: dict[str, _Model] = {}
+        self._samplers: dict[str, _Sampler] = {}
         self._futures: dict[str, _Future] = {}
         self._checkpoints: dict[str, tuple[Bigram, str, int]] = {}
         self._operations: dict[tuple[str, str], Callable[[Call], Reply]] = {
@@ -113,6 +171,10 @@ class Trainer:
             ("POST", "optim_step"): self._in_sequence,
             ("POST", "save_weights"): self._in_sequence,
             ("POST", "save_weights_for_sampler"): self._in_sequence,
+            ("POST", "create_sampling_session"): self._create_sampling_session,
+            ("POST", "join_sampling_session"): self._join_sampling_session,
+            ("GET", "samplers"): self._get_sampler,
+            ("POST", "asample"): self._sample,
         }
 
     async def answer(self, call: Call) -> Reply:
@@ -133,8 +195,12 @@ class Trainer:
             raise _RejectedError(404, "Not Found", expected=True)
         if (call.method, operation) == ("POST", "retrieve_future"):
             return await self._retrieve_future(call)
+        if (call.method, operation) == ("POST", "retrieve_futures"):
+            return await self._retrieve_futures(call)
         if operation.startswith("sessions/") and operation.endswith("/finish"):
             operation = "sessions/finish"
+        if operation.startswith("samplers/"):
+            operation = "samplers"
         handler = self._operations.get((call.method, operation))
         if handler is None:
             raise _RejectedError(404, "Not Found")
@@ -145,6 +211,9 @@ class Trainer:
         self._closing = True
         for future in self._futures.values():
             future.wake.set()
+        for sampler in self._samplers.values():
+            for clone in sampler.clones.values():
+                clone.wake.set()
 
     def _capabilities(self, call: Call) -> Reply:
         model = {"model_name": "tinker-guard/bigram", "max_context_length": 4096, "trainable": True}
@@ -158,6 +227,8 @@ class Trainer:
                 "use_pyqwest_transport": self._use_pyqwest,
                 "proto_write_fwdbwd": self._protobuf,
                 "proto_compress_fwdbwd": self._compress,
+                "sample_use_retrieve_futures": self._session_poller,
+                "sample_join_sampling_session": True,
             }
         )
 
@@ -188,10 +259,10 @@ class Trainer:
         model_id = f"{call.fields['session_id']}:train:{int(call.fields['model_seq_id'])}"
         if model_id in self._models:
             return self._repeat(call, self._models[model_id].futures[0])
-        future = self._new_future(call)
+        future = self._new_future(call, model_id=model_id)
         self._models[model_id] = _Model(model_id, base_model, rank, bigram, {0: future})
         self._finish(future, {"type": call.operation, "model_id": model_id})
-        return Reply.json({"request_id": future.request_id, "model_id": model_id})
+        return Reply.json(future.promise)
 
     def _get_info(self, call: Call) -> Reply:
         model = self._model(call)
@@ -208,9 +279,9 @@ class Trainer:
 
     def _unload_model(self, call: Call) -> Reply:
         model = self._model(call)
-        future = self._new_future(call)
+        future = self._new_future(call, model_id=model.model_id)
         self._finish(future, {"type": "unload_model", "model_id": model.model_id})
-        return Reply.json({"request_id": future.request_id, "model_id": model.model_id})
+        return Reply.json(future.promise)
 
     def _in_sequence(self, call: Call) -> Reply:
         """Take in one piece of work, then do all work whose turn has come."""
@@ -221,19 +292,16 @@ class Trainer:
         if seq_id in model.futures:
             return self._repeat(call, model.futures[seq_id])
         operation, work = self._work(call, model)
-        future = model.futures[seq_id] = self._new_future(call)
+        future = model.futures[seq_id] = self._new_future(call, model_id=model.model_id)
         model.waiting[seq_id] = operation, work
         while model.next_seq_id in model.waiting:
             self._apply_next(model)
-        return Reply.json({"request_id": future.request_id, "model_id": model.model_id})
+        return Reply.json(future.promise)
 
     def _apply_next(self, model: _Model) -> None:
         seq_id = model.next_seq_id
         operation, work = model.waiting.pop(seq_id)
-        try:
-            result = work()
-        except (KeyError, TypeError, ValueError) as error:
-            result = {"error": f"{type(error).__name__}: {error}", "category": "user"}
+        result = _result_of(work)
         model.next_seq_id += 1
         self.applied.append(Applied(seq_id, operation))
         self._finish(model.futures[seq_id], result)
@@ -263,8 +331,14 @@ class Trainer:
     def _save(self, model: _Model, operation: str, request: dict[str, Any]) -> Result:
         name = request.get("path")
         if operation == "save_weights_for_sampler" and name is None:
-            number = request["sampling_session_seq_id"]
-            return {"type": operation, "sampling_session_id": f"{model.model_id}:sample:{number}"}
+            if request.get("kind", "snapshot") != "snapshot":
+                raise ValueError("this trainer samples from snapshots only")
+            session_id = model.model_id.partition(":train:")[0]
+            sampler_id = f"{session_id}:sample:{request['sampling_session_seq_id']}"
+            self._samplers[sampler_id] = _Sampler(
+                sampler_id, model.base_model, None, model.bigram.copy()
+            )
+            return {"type": operation, "sampling_session_id": sampler_id}
         kind = "weights" if operation == "save_weights" else "sampler_weights"
         path = f"tinker://{model.model_id}/{kind}/{name or model.next_seq_id}"
         self._checkpoints[path] = model.bigram.copy(), model.base_model, model.rank
@@ -276,24 +350,111 @@ class Trainer:
         model.bigram = self._checkpoints[path][0].copy(optimizer=optimizer)
         return {"type": "load_weights", "path": path, "model_id": model.model_id}
 
+    def _create_sampling_session(self, call: Call) -> Reply:
+        request = call.fields
+        sampler_id = f"{request['session_id']}:sample:{int(request['sampling_session_seq_id'])}"
+        path = request.get("model_path")
+        if path is None:
+            bigram, base_model = Bigram(), str(request["base_model"])
+        elif path in self._checkpoints:
+            bigram, base_model, _ = self._checkpoints[path]
+        else:
+            raise _RejectedError(404, "Checkpoint not found", expected=True)
+        # Not in place of one that is there: a resent request must not forget its samples.
+        self._samplers.setdefault(sampler_id, _Sampler(sampler_id, base_model, path, bigram))
+        return Reply.json({"type": "create_sampling_session", "sampling_session_id": sampler_id})
+
+    def _join_sampling_session(self, call: Call) -> Reply:
+        joined = self._sampler(call.fields["sampling_session_id"]).joined
+        next_number = len(joined) + 1
+        number = joined.setdefault(call.idempotency_key or str(next_number), next_number)
+        return Reply.json({"type": "join_sampling_session", "client_counter": number})
+
+    def _get_sampler(self, call: Call) -> Reply:
+        sampler = self._sampler(call.operation.removeprefix("samplers/"))
+        return Reply.json(
+            {
+                "sampler_id": sampler.sampler_id,
+                "base_model": sampler.base_model,
+                "model_path": sampler.model_path,
+            }
+        )
+
+    def _sample(self, call: Call) -> Reply:
+        """Draw samples at once, and let them be known when they are due."""
+        request = call.fields
+        sampler = self._sampler(request["sampling_session_id"])
+        seq_id = request["seq_id"]
+        if not isinstance(seq_id, int) or seq_id < 0:
+            raise ValueError("seq_id must be an integer from 0")
+        if seq_id in sampler.futures:
+            return self._repeat(call, sampler.futures[seq_id])
+        future = sampler.futures[seq_id] = self._new_future(call)
+        # The SDK asserts one for each sequence.
+        future.promise["sample_sequence_ids"] = [
+            f"{future.request_id}:{index}" for index in range(request["num_samples"])
+        ]
+        result = _result_of(lambda: _draw(sampler.bigram, request))
+        if isinstance(result, SampleResult):
+            tokens = tuple(tuple(sequence.tokens.tolist()) for sequence in result.sequences)
+            self.sampled.append(Sampled(sampler.sampler_id, seq_id, tokens))
+        clone = sampler.clones[seq_id // SEQ_IDS_PER_CLONE]
+
+        def finish() -> None:
+            self._finish(future, result)
+            clone.finished.append(future)
+            clone.wake.set()
+
+        if self._sample_seconds > 0:
+            asyncio.get_running_loop().call_later(self._sample_seconds, finish)
+        else:
+            finish()
+        return Reply.json(future.promise)
+
     async def _retrieve_future(self, call: Call) -> Reply:
         future = self._futures.get(str(call.fields.get("request_id")))
         if future is None:
             raise _RejectedError(404, "Future not found", expected=True)
-        try:
-            if not self._closing:
-                async with asyncio.timeout(self._hold_seconds):
-                    await future.wake.wait()
-        except TimeoutError:
-            pass
+        await self._hold(future.wake)
         if future.result is None:
             again = {"type": "try_again", "request_id": future.request_id, "queue_state": "active"}
             return Reply.json(again)
-        if not isinstance(future.result, ForwardResult):
+        if isinstance(future.result, dict):
             return Reply.json(future.result)
         if call.wants_protobuf:
-            return Reply(200, forward_protobuf(future.result), PROTOBUF)
-        return Reply.json(forward_json(future.result))
+            return Reply(200, result_protobuf(future.result), PROTOBUF)
+        return Reply.json(result_json(future.result))
+
+    async def _retrieve_futures(self, call: Call) -> Reply:
+        """Say which samples have finished since the cursor that the client has seen."""
+        request = call.fields
+        target = request["target"]
+        sampler = self._sampler(target["sampling_session_id"])
+        clone = sampler.clones[target["cloned_sampler_id"]]
+        seen: int = request["prev_cursor"]
+        if len(clone.finished) <= seen and request.get("timeout") != 0:
+            clone.wake.clear()
+            await self._hold(clone.wake)
+        completions = [
+            {
+                "state": "failed" if isinstance(future.result, dict) else "finished",
+                "request_id": future.request_id,
+            }
+            for future in clone.finished[seen:]
+        ]
+        return Reply.json({"completions": completions, "cursor": len(clone.finished)})
+
+    async def _hold(self, wake: asyncio.Event) -> None:
+        if not self._closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._hold_seconds):
+                    await wake.wait()
+
+    def _sampler(self, sampler_id: str) -> _Sampler:
+        sampler = self._samplers.get(sampler_id)
+        if sampler is None:
+            raise _RejectedError(404, "Sampling session not found")
+        return sampler
 
     def _model(self, call: Call) -> _Model:
         model = self._models.get(call.fields["model_id"])
@@ -301,8 +462,10 @@ class Trainer:
             raise _RejectedError(404, "Model not found")
         return model
 
-    def _new_future(self, call: Call) -> _Future:
-        future = _Future(f"request-{next(self._request_numbers)}", call.operation, call.body_sha256)
+    def _new_future(self, call: Call, **promise: Any) -> _Future:
+        request_id = f"request-{next(self._request_numbers)}"
+        promise = {"request_id": request_id, **promise}
+        future = _Future(request_id, call.operation, call.body_sha256, promise)
         self._futures[future.request_id] = future
         return future
 
@@ -318,7 +481,28 @@ class Trainer:
         """
         if (call.operation, call.body_sha256) != (future.operation, future.body_sha256):
             raise _RejectedError(400, f"seq_id {call.seq_id} was resent with another body")
-        return Reply.json({"request_id": future.request_id})
+        return Reply.json(future.promise)
+
+
+def _result_of(work: Work) -> Result:
+    """Do a piece of work; what it cannot do is the user's error."""
+    try:
+        return work()
+    except (KeyError, TypeError, ValueError) as error:
+        return {"error": f"{type(error).__name__}: {error}", "category": "user"}
+
+
+def _draw(bigram: Bigram, request: dict[str, Any]) -> SampleResult:
+    prompt, params = prompt_of(request), sampling_params_of(request)
+    # Without a seed it is the request's place that decides, so that a run can be repeated.
+    seed = request["sampling_params"].get("seed")
+    seed = request["seq_id"] if seed is None else seed % 2**64
+    sequences = [bigram.sample(prompt, params, seed, n) for n in range(request["num_samples"])]
+    if not request.get("prompt_logprobs"):
+        return SampleResult(sequences)
+    example = Example(prompt[:-1], prompt[1:], np.ones(len(prompt) - 1))
+    (logprobs,) = bigram.forward([example]).logprobs
+    return SampleResult(sequences, np.concatenate([[np.nan], logprobs]))
 
 
 def _adam_params(given: dict[str, Any]) -> AdamParams:

@@ -9,18 +9,29 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bigram import Example, ForwardResult
+from .bigram import Example, ForwardResult, SampleResult, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PROTOBUF", "Call", "Reply", "examples_of", "forward_json", "forward_protobuf"]
+    from .bigram import Ints
+
+__all__ = [
+    "PROTOBUF",
+    "Call",
+    "Reply",
+    "examples_of",
+    "prompt_of",
+    "result_json",
+    "result_protobuf",
+    "sampling_params_of",
+]
 
 PROTOBUF = "application/x-protobuf"
 
@@ -112,21 +123,74 @@ def examples_of(request: Mapping[str, Any]) -> list[Example]:
         raise ValueError(f"this trainer knows only cross_entropy, not {request['loss_fn']!r}")
     examples = []
     for datum in request["data"]:
-        chunks = datum["model_input"]["chunks"]
-        if any("tokens" not in chunk for chunk in chunks):
-            raise ValueError("this trainer reads text tokens only")
-        tokens = [np.asarray(chunk["tokens"], dtype=np.int64) for chunk in chunks]
+        tokens = _tokens_of(datum["model_input"])
         inputs = datum["loss_fn_inputs"]
         targets = np.asarray(inputs["target_tokens"]["data"], dtype=np.int64)
         weights = inputs["weights"]["data"] if "weights" in inputs else np.ones(targets.shape)
-        examples.append(
-            Example(np.concatenate(tokens), targets, np.asarray(weights, dtype=np.float64))
-        )
+        examples.append(Example(tokens, targets, np.asarray(weights, dtype=np.float64)))
     return examples
 
 
-def forward_json(result: ForwardResult) -> dict[str, Any]:
-    """Return the answer of a forward pass as JSON data."""
+def prompt_of(request: Mapping[str, Any]) -> Ints:
+    """Read the prompt of an asample.
+
+    Raises:
+        ValueError: It is empty or no text, or more was asked for than samples and prompt logprobs.
+    """
+    for name in _NOT_SAMPLED:
+        if request.get(name):
+            raise ValueError(f"this trainer does not know {name}")
+    prompt = _tokens_of(request["prompt"])
+    if not len(prompt):
+        raise ValueError("the prompt is empty")
+    return prompt
+
+
+_NOT_SAMPLED = (
+    "topk_prompt_logprobs",
+    "topk_sample_logprobs",
+    "target_prompt_logprobs",
+    "prompt_alt_tokens_k",
+    "prompt_logprobs_last_n",
+)
+
+
+def sampling_params_of(request: Mapping[str, Any]) -> SamplingParams:
+    """Read how an asample is to be drawn.
+
+    Raises:
+        ValueError: It stops at strings, which takes a tokenizer.
+    """
+    given = {name: value for name, value in request["sampling_params"].items() if value is not None}
+    stop = given.pop("stop", ())
+    if isinstance(stop, str) or not all(isinstance(token, int) for token in stop):
+        raise ValueError("this trainer stops at tokens only, not at strings")
+    known = {parameter.name for parameter in fields(SamplingParams)}
+    params = {name: value for name, value in given.items() if name in known}
+    return SamplingParams(**params, stop=frozenset(stop))
+
+
+def _tokens_of(model_input: Mapping[str, Any]) -> Ints:
+    chunks = model_input["chunks"]
+    if any("tokens" not in chunk for chunk in chunks):
+        raise ValueError("this trainer reads text tokens only")
+    tokens = [np.asarray(chunk["tokens"], dtype=np.int64) for chunk in chunks]
+    return np.concatenate([np.empty(0, dtype=np.int64), *tokens])
+
+
+def result_json(result: ForwardResult | SampleResult) -> dict[str, Any]:
+    """Return the answer of a forward pass or a sample as JSON data."""
+    return _sample_json(result) if isinstance(result, SampleResult) else _forward_json(result)
+
+
+def result_protobuf(result: ForwardResult | SampleResult) -> bytes:
+    """Return the answer of a forward pass or a sample as a protobuf message."""
+    if isinstance(result, SampleResult):
+        return bytes(_sample_protobuf(result).SerializeToString())
+    return bytes(_forward_protobuf(result).SerializeToString())
+
+
+def _forward_json(result: ForwardResult) -> dict[str, Any]:
     return {
         "loss_fn_output_type": "ArrayRecord",
         "loss_fn_outputs": [
@@ -137,8 +201,22 @@ def forward_json(result: ForwardResult) -> dict[str, Any]:
     }
 
 
-def forward_protobuf(result: ForwardResult) -> bytes:
-    """Return the answer of a forward pass as a protobuf message."""
+def _sample_json(result: SampleResult) -> dict[str, Any]:
+    sequences = [
+        {
+            "stop_reason": "stop" if sequence.is_stopped else "length",
+            "tokens": sequence.tokens.tolist(),
+            "logprobs": sequence.logprobs.tolist(),
+        }
+        for sequence in result.sequences
+    ]
+    prompt_logprobs = None
+    if result.prompt_logprobs is not None:
+        prompt_logprobs = [None, *result.prompt_logprobs[1:].tolist()]
+    return {"type": "sample", "sequences": sequences, "prompt_logprobs": prompt_logprobs}
+
+
+def _forward_protobuf(result: ForwardResult) -> Any:
     pb = _messages()
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
     message.metrics["loss:sum"] = result.loss
@@ -149,7 +227,21 @@ def forward_protobuf(result: ForwardResult) -> bytes:
     field.data = b"".join(row.tobytes() for row in rows)
     # Byte offsets, one more than there are rows.
     field.offsets = np.cumsum([0, *(row.nbytes for row in rows)], dtype=np.int64).tobytes()
-    return bytes(message.SerializeToString())
+    return message
+
+
+def _sample_protobuf(result: SampleResult) -> Any:
+    pb = _messages()
+    message = pb.SampleResponse()
+    for sequence in result.sequences:
+        message.sequences.add(
+            stop_reason=pb.STOP_REASON_STOP if sequence.is_stopped else pb.STOP_REASON_LENGTH,
+            tokens=sequence.tokens.astype(np.int32).tobytes(),
+            logprobs=sequence.logprobs.astype(np.float32).tobytes(),
+        )
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = result.prompt_logprobs.astype(np.float32).tobytes()
+    return message
 
 
 def _messages() -> Any:
