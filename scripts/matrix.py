@@ -30,7 +30,11 @@ from unittest import mock
 ROOT: Final = Path(__file__).resolve().parent.parent
 PLACE: Final = ROOT / ".matrix"
 PAGE: Final = ROOT / "docs" / "sdk-releases.md"
-TESTS: Final = ("tests/test_end_to_end.py", "tests/test_hooks.py")
+TESTS: Final = (
+    "tests/test_end_to_end.py",
+    "tests/test_hooks.py",
+    "tests/test_sampling.py",
+)
 RUN_TIMEOUT: Final = 900.0
 """Seconds for the tests of one release; they take two to three minutes."""
 INSTALL_TIMEOUT: Final = 900.0

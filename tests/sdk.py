@@ -8,6 +8,7 @@ lacks it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,15 @@ HAS_JSON_AND_PROTOBUF = (
     and _has_config
     and "proto_write_fwdbwd" in types.ClientConfigResponse.model_fields
 )
+
+HAS_SESSION_POLLER = (
+    _has_config and "sample_use_retrieve_futures" in types.ClientConfigResponse.model_fields
+)
+"""Whether one poll asks for all samples of a sampling session."""
+HAS_SIDECAR = importlib.util.find_spec(f"{_core}.lib.sidecar") is not None
+"""Whether samples can be asked for by a process beside the user's, `TINKER_SUBPROCESS_SAMPLING`."""
+_sampling = importlib.import_module(f"{_core}.lib.public_interfaces.sampling_client")
+CAN_PICKLE_CLIENTS = hasattr(_sampling, "_unpickle_sampling_client")
 
 TRANSPORTS = [
     pytest.param(
@@ -94,6 +104,8 @@ def connected(gateway: LocalGateway) -> Iterator[Any]:
             _close(service)
 
 
+CLOSE_TIMEOUT = 5.0
+"""Seconds that closing may take; it takes a few milliseconds."""
 _closed: list[Any] = []
 """Service clients of old releases, kept from the garbage collector.
 
@@ -107,14 +119,21 @@ def _close(service: Any) -> None:
         service.holder.close()
         _closed.append(service)
     elif "status" in inspect.signature(service.close).parameters:
-        service.close("success").result()
+        # On Python 3.11, now and then for ever: pyqwest's `asyncio.wait_for` can lose the
+        # cancellation of a poller, which the SDK then waits for. The guard has no part in it.
+        with suppress(TimeoutError):
+            service.close("success").result(CLOSE_TIMEOUT)
     else:
         service.close()
 
 
 def create_training_client(service: Any) -> Any:
     """Create a model, and wait until it is there."""
-    created = service.create_lora_training_client(base_model="tinker-guard/bigram", rank=8)
+    return here(service.create_lora_training_client(base_model="tinker-guard/bigram", rank=8))
+
+
+def here(created: Any) -> Any:
+    """A client; older releases return it itself, newer ones a future of it."""
     return created.result() if hasattr(created, "result") else created
 
 

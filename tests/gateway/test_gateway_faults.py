@@ -26,6 +26,7 @@ EVERYTHING = Fault(
     transport="httpx",
     protobuf=False,
     compress=True,
+    session_poller=False,
 )
 
 
