@@ -27,7 +27,7 @@ from tinker_guard.demo.spans import (
     with_guards_numbers,
     without_secrets,
 )
-from tinker_guard.gateway import FAULTS, Fault
+from tinker_guard.gateway import FAULTS, SAMPLING_FAULTS, Fault
 from tinker_guard.settings import GuardSettings, InvalidSettingsError
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def _known_fault(name: str | None) -> str | None:
 
 
 def _fault_to_show(name: str) -> str:
-    if name not in FAULTS or name == "none":
-        names = ", ".join(other for other in FAULTS if other != "none")
+    # The demo's loop does not sample.
+    shown = [other for other in FAULTS if other != "none" and other not in SAMPLING_FAULTS]
+    if name not in shown:
+        names = ", ".join(shown)
         raise typer.BadParameter(f"{name!r} is no fault to show. Choose one of: {names}.")
     return name
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FAULTS",
+    "SAMPLING_FAULTS",
     "Body",
     "ControlPlaneMode",
     "Fault",
@@ -186,7 +187,7 @@ def _indices(replicas: list[int] | None) -> tuple[int, ...] | None:
 
 _DISPATCH = Race("forward_backward", occurrence=2, seconds=1.0)
 
-_CATALOGUE = (
+_TRAINING = (
     Fault("none", "a healthy gateway"),
     Fault(
         "dispatch",
@@ -263,6 +264,9 @@ _CATALOGUE = (
         "a healthy gateway before an older trainer: client/dynamic_config is the trainer's own 404",
         trainer_lacks=("client/dynamic_config",),
     ),
+)
+
+_SAMPLING = (
     Fault(
         "sampling-session",
         "the route is lost for 1 s when a sampling session is created",
@@ -290,5 +294,10 @@ _CATALOGUE = (
     ),
 )
 
-FAULTS: Mapping[str, Fault] = MappingProxyType({fault.name: fault for fault in _CATALOGUE})
+FAULTS: Mapping[str, Fault] = MappingProxyType(
+    {fault.name: fault for fault in (*_TRAINING, *_SAMPLING)}
+)
 """The named faults, read-only."""
+
+SAMPLING_FAULTS = frozenset(fault.name for fault in _SAMPLING)
+"""The named faults that only a loop which samples can meet."""
