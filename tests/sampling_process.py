@@ -14,23 +14,19 @@ from tinker_guard import install_guard
 
 PROMPT = [1, 2, 3]
 PATIENCE = 20.0
-"""Seconds that a sample may take; some releases never say that it failed."""
-
-# Other processes import their parent's main module, so what stands here is done in them too.
-if os.environ.get("TEST_INSTALLS_GUARD") == "at import":
-    install_guard()
+"""Seconds that a sample may take."""
 
 
-def outcomes(client: Any, seeds: list[int], patience: float = PATIENCE) -> list[Any]:
+def outcomes(client: Any, seeds: list[int]) -> list[Any]:
     """Ask for one sample per seed, all at once; returns tokens, or what came instead of them."""
     params = [sdk.types.SamplingParams(max_tokens=8, seed=seed) for seed in seeds]
     prompt = sdk.types.ModelInput.from_ints(PROMPT)
-    return [_outcome(future, patience) for future in [client.sample(prompt, 1, p) for p in params]]
+    return [_outcome(future) for future in [client.sample(prompt, 1, p) for p in params]]
 
 
-def _outcome(future: Any, patience: float) -> Any:
+def _outcome(future: Any) -> Any:
     try:
-        return list(future.result(patience).sequences[0].tokens)
+        return list(future.result(PATIENCE).sequences[0].tokens)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -48,17 +44,17 @@ def unpickle_and_sample(pickled: bytes, seeds: list[int]) -> list[Any]:
 
 def main(case: str, seeds: list[int], base_url: str, api_key: str) -> list[Any]:
     """Run one case as a program."""
-    if os.environ.get("TEST_INSTALLS_GUARD") == "in main":
+    if "TEST_INSTALLS_GUARD" in os.environ:
         install_guard()
-    if case == "fork":
-        with multiprocessing.get_context("fork").Pool(1) as pool:
+    if case != "sidecar":
+        with multiprocessing.get_context(case).Pool(1) as pool:
             found: list[Any] = pool.apply(unpickle_and_sample, (sys.stdin.buffer.read(), seeds))
             return found
     import tinker
 
     service = tinker.ServiceClient(base_url=base_url, api_key=api_key)
     client = sdk.here(service.create_sampling_client(base_model="tinker-guard/bigram"))
-    return outcomes(client, seeds, patience=5.0)
+    return outcomes(client, seeds)
 
 
 if __name__ == "__main__":
