@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from tests.virtual_time import VirtualTimeLoop
-from tinker_guard import telemetry, uninstall_guard
+from tinker_guard import logs, observers, uninstall_guard
 from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     uninstall_guard()
     ROUTES.clear()
-    telemetry._faults_logged.clear()
+    logs._faults_logged.clear()
+    observers.look_again()
 
 
 @pytest.fixture(scope="session")
@@ -52,5 +53,6 @@ def _exporter() -> InMemorySpanExporter:
 def spans(_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     """What has been recorded during this test."""
     _exporter.clear()
+    observers.look_again()
     yield _exporter
     _exporter.clear()

@@ -25,9 +25,15 @@ ORDER = [
     "settings",
     "single_flight",
     "route",
-    "telemetry",
+    "logs",
     "peek",
     "line",
+    "attributes",
+    "operations",
+    "observers",
+    "metrics",
+    "spans",
+    "telemetry",
     "control_plane",
     "probing",
     "waiting",
@@ -61,13 +67,13 @@ def test_every_module_of_the_heart_has_its_place() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "cli", "commands"}
 
 
-def test_only_telemetry_and_the_instrumentor_know_opentelemetry() -> None:
+def test_only_the_modules_of_telemetry_and_the_instrumentor_know_opentelemetry() -> None:
     knowing = {
         path.stem
         for path in PACKAGE.glob("*.py")
         if "from opentelemetry" in path.read_text() or "import opentelemetry" in path.read_text()
     }
-    assert knowing == {"telemetry", "instrumentor"}
+    assert knowing == {"logs", "observers", "metrics", "spans", "telemetry", "instrumentor"}
 
 
 def test_the_gateway_knows_nothing_of_the_guard() -> None:

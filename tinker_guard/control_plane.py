@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -128,23 +128,25 @@ class FireworksControlPlane:
         # A client of its own for each question: nothing is left open between races, and a
         # question never rides on a connection that is stuck to a stale replica.
         is_https = url.scheme == "https"
-        async with (
-            httpx.AsyncClient(
-                # Plain http needs no certificate authorities, which take long to load.
-                verify=ssl_context() if is_https and self.transport is None else False,
-                timeout=self.timeout,
-                # A redirect would take the key to a place that nobody configured.
-                follow_redirects=False,
-                transport=self.transport,
-            ) as client,
-            client.stream("GET", url, headers=dict(credentials)) as response,
-        ):
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _ANSWER_LIMIT:
-                    break
-            return response.status_code, bytes(body)
+        async with httpx.AsyncClient(
+            # Plain http needs no certificate authorities, which take long to load.
+            verify=ssl_context() if is_https and self.transport is None else False,
+            timeout=self.timeout,
+            # A redirect would take the key to a place that nobody configured.
+            follow_redirects=False,
+            transport=self.transport,
+        ) as client:
+            request = client.build_request("GET", url, headers=dict(credentials))
+            with telemetry.question_exchange(request, self.transport) as exchange:
+                response = await client.send(exchange.request, stream=True)
+                exchange.response = response
+            async with aclosing(response):
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > _ANSWER_LIMIT:
+                        break
+                return response.status_code, bytes(body)
 
 
 class SharedControlPlane:
@@ -160,6 +162,7 @@ class SharedControlPlane:
             api_key=settings.control_plane_api_key,
             timeout=settings.control_plane_timeout,
         )
+        self._settings = settings
         self._timeout = settings.control_plane_timeout
         self._ttl = settings.verdict_ttl
 
@@ -188,18 +191,11 @@ class SharedControlPlane:
     async def _question(
         self, state: RouteState, credentials: Mapping[str, str], line: Line | None
     ) -> Answer:
-        route = state.route
-        plane = self._control_plane
-        url = (
-            plane.url_for(route.account, route.job, origin=route.origin)
-            if isinstance(plane, FireworksControlPlane)
-            else None
-        )
-        with telemetry.question_span(state, url) as span:
+        with telemetry.question_span(state, self._settings) as report:
             answer = await self._answer(state, credentials, line)
             judgement = judge(Source.UNKNOWN, answer)
             assert judgement is not None
-            telemetry.note_answer(span, answer, judgement)
+            report.answered(answer, judgement)
         return answer
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
-from tinker_guard import telemetry
+from tinker_guard import logs
 from tinker_guard.children import SETTINGS, bequeath
 from tinker_guard.imports import forget_all, when_imported
 from tinker_guard.line import BorrowedTransport
@@ -185,7 +185,7 @@ class _Installation:
                 self._guards.add(guard)
                 _set_transport(client, pattern, guard)
         except Exception:
-            telemetry.log_fault("guarding a client")
+            logs.log_fault("guarding a client")
 
 
 # What `httpx.AsyncClient._mounts` calls its keys; None stands for the client's own transport.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from tinker_guard import telemetry
+from tinker_guard import logs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,7 +105,7 @@ class Line:
         try:
             return _Spare(self._new_transport())
         except Exception:
-            telemetry.log_fault("building a new transport")
+            logs.log_fault("building a new transport")
             return None
 
 
@@ -153,7 +153,7 @@ class _Spare(httpx.AsyncBaseTransport):
             try:
                 await transport.aclose()
             except Exception:
-                telemetry.log_fault("closing a replaced transport")
+                logs.log_fault("closing a replaced transport")
 
     async def _finish_one(self) -> None:
         self._in_flight -= 1

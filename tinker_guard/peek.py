@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from tinker_guard import telemetry
+from tinker_guard import logs
 from tinker_guard.verdict import PEEK_LIMIT, Source, source_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ async def discard(response: httpx.Response) -> None:
     try:
         await response.aclose()
     except Exception:
-        telemetry.log_fault("closing a discarded answer")
+        logs.log_fault("closing a discarded answer")
 
 
 class _PeekedStream(httpx.AsyncByteStream):

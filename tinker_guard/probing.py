@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
-from tinker_guard import telemetry
+from tinker_guard import logs, telemetry
 from tinker_guard.peek import discard, read_source
 from tinker_guard.verdict import (
     PEEK_LIMIT,
@@ -154,12 +154,14 @@ class Probing:
                 ],
                 extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
             )
-            async with asyncio.timeout(settings.probe_timeout):
-                response = await transport.handle_async_request(probe)
-                is_404 = response.status_code == 404
-                source = await read_source(response) if is_404 else Source.TRAINER
-                # Read to its end, so that the connection which was proved can be used again.
-                kept = await _kept(response)
+            with telemetry.probe_span(probe, self._state, settings) as report:
+                async with asyncio.timeout(settings.probe_timeout):
+                    response = await report.send(transport)
+                    is_404 = response.status_code == 404
+                    source = await read_source(response) if is_404 else Source.TRAINER
+                    # Read to its end, so that the connection which was proved can be used again.
+                    kept = await _kept(response)
+                report.result = "reached" if source is Source.TRAINER else "not_found"
         except Exception:
             # Refused, broken or too slow.
             return False
@@ -196,7 +198,7 @@ class Probing:
         return None if self.is_unclear else refusal
 
     def _say_what_is_waited_for(self, call: RetryCallState) -> None:
-        telemetry.log_waiting(
+        logs.log_waiting(
             self._state,
             f"waiting for its route (control plane: {_refusal_of(call).answer.state})",
             call.upcoming_sleep,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
-from tinker_guard import telemetry
-from tinker_guard.line import emits_client_span
+from tinker_guard import logs
 from tinker_guard.peek import discard, read_source
 from tinker_guard.probing import Probing
 from tinker_guard.verdict import (
@@ -118,15 +117,15 @@ class Recovery:
         try:
             judgement = await self._judge()
         except Exception:
-            telemetry.log_fault("the verdict")
+            logs.log_fault("the verdict")
             judgement = CONTROL_PLANE_ERROR
-        self._report.judgement = judgement
+        self._report.judged(judgement)
         if judgement.verdict is not Verdict.ROUTING_RACE:
             return False
         if not self._is_replayable:
-            self._report.note("tinker_guard.replayable", False)
+            self._report.cannot_be_resent()
             return False
-        telemetry.log_race_met(self._state)
+        logs.log_race_met(self._state)
         self._refused_at = self._clock()
         return True
 
@@ -170,7 +169,7 @@ class Recovery:
         except TimeoutError:
             pass
         except Exception:
-            telemetry.log_fault("scouting")
+            logs.log_fault("scouting")
 
     async def _scout(self) -> None:
         is_leader = False
@@ -204,25 +203,13 @@ class Recovery:
             # The leader's budget was spent, not this one's: its turn has come.
 
     async def _resend(self, pause: float) -> None:
-        report = self._report
         self._sent_on = self._line.transport
-        report.resends += 1
-        assert report.judgement is not None
-        with telemetry.resend_span(
-            self._request,
-            self._state,
-            resend=report.resends,
-            pause=pause,
-            judgement=report.judgement,
-            is_client_span=not emits_client_span(self._sent_on),
-        ) as span:
-            self._response = await self._sent_on.handle_async_request(self._request)
-            span.answered(self._response.status_code)
+        self._response = await self._report.resend(self._sent_on, pause=pause)
 
     async def _discard_and_sleep(self, seconds: float) -> None:
         await discard(self._response)
         if seconds > 0:
-            telemetry.log_waiting(self._state, "a resend met the race again", seconds)
+            logs.log_waiting(self._state, "a resend met the race again", seconds)
         await asyncio.sleep(seconds)
 
     def _delay(self, call: RetryCallState) -> float:
@@ -244,12 +231,12 @@ class Recovery:
     def _conclude(self) -> None:
         judgement = self._report.judgement
         if self._response.status_code != 404:
-            telemetry.log_race_over(self._state, self._report.resends)
+            logs.log_race_over(self._state, self._report.resends)
         elif judgement is not None:
             if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
                 # A job that is resumed comes up anew, replica by replica.
                 self._state.is_warm = False
-            telemetry.log_handed_back(
+            logs.log_handed_back(
                 self._state,
                 judgement,
                 self._answer,

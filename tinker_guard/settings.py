@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import httpx
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -34,6 +34,12 @@ def _http_url(value: str | None) -> str | None:
 def _absolute_path(value: str) -> str:
     if not re.fullmatch(r"/[!-~]*", value) or "?" in value or "#" in value:
         raise ValueError("must be a path such as /api/v1/get_server_capabilities")
+    return value
+
+
+def _destination(value: str) -> str:
+    if value not in ("console", "otlp") and not re.fullmatch(r"jsonl:.+", value):
+        raise ValueError("must be console, otlp or jsonl:PATH")
     return value
 
 
@@ -91,6 +97,15 @@ class GuardSettings(BaseSettings):
     uses the key that the request itself carries."""
     verdict_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds for which one answer of the control plane serves every request of a route."""
+    trace: Literal["all", "work", "eventful", "off"] = "work"
+    """Which requests have spans. `work`: all but polls, heartbeats and the SDK's own telemetry;
+    `eventful`: none. Both of these still have those that met a 404, a wait or an error. `off`:
+    really none."""
+    metrics_by_job: bool = False
+    """True: the guard's metrics carry account and job, which makes a new time series for each."""
+    export: Annotated[str, AfterValidator(_destination)] | None = None
+    """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
+    (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
 
     def __init__(self, **values: Any) -> None:
         """Read the settings from arguments, the environment and the defaults."""

@@ -1,26 +1,47 @@
-"""What people see: OpenTelemetry spans and log lines. No other module knows OpenTelemetry.
+"""What people see of the guard: spans and metrics of a request, a warmup, a probe, a question.
 
 A fault in here (an exporter that raises, say) is logged once and never reaches the request.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache, wraps
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, assert_never
+import os
+import time
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context, trace
-from opentelemetry.instrumentation.utils import suppress_http_instrumentation
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
 
-from tinker_guard._version import __version__
-from tinker_guard.verdict import TRAINER_ANSWERED, Judgement, Outcome, Reason, outcome_of
+from tinker_guard import attributes as names
+from tinker_guard import metrics
+from tinker_guard.line import emits_client_span
+from tinker_guard.logs import harmless
+from tinker_guard.observers import observers
+from tinker_guard.operations import Operation, operation_of
+from tinker_guard.spans import (
+    Action,
+    Exchange,
+    action,
+    error_type_of,
+    exchange_attributes,
+    is_in_action,
+    labels,
+    propagation_fields,
+    tracer,
+)
+from tinker_guard.verdict import (
+    NO_CONTROL_PLANE,
+    ROUTING_RACE,
+    TRAINER_ANSWERED,
+    Judgement,
+    Outcome,
+    outcome_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Iterator
     from contextvars import Token
     from types import TracebackType
 
@@ -29,94 +50,36 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from tinker_guard.route import RouteState
-    from tinker_guard.verdict import Answer
+    from tinker_guard.settings import GuardSettings
+    from tinker_guard.verdict import Answer, Refusal
 
-logger: Final = logging.getLogger("tinker_guard")
-
-_NOT_RECORDING: Final = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
-
-# `forward_backward` or `v1`; anything with other characters in it is an id of something, and so
-# is what follows the name of a collection in the SDK's paths.
-_PATH_WORD: Final = re.compile(r"[a-z_]*|v\d")
-_COLLECTIONS: Final = frozenset({"checkpoints", "samplers", "sessions", "training_runs"})
-
-
-def _is_recording() -> bool:
-    """Whether anybody may want spans; a misconfigured OpenTelemetry wants none."""
-    try:
-        return not isinstance(trace.get_tracer_provider(), _NOT_RECORDING)
-    except Exception:
-        log_fault("telemetry (the tracer provider)")
-        return False
-
-
-@lru_cache(maxsize=1)
-def _tracer() -> trace.Tracer:
-    return trace.get_tracer("tinker_guard", __version__)
-
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-_REPEAT_AFTER: Final = 10.0
-
-_faults_logged: set[str] = set()
-
-
-def log_fault(where: str) -> None:
-    """Log a fault of the guard's own, once per place; the request goes on without it."""
-    if where not in _faults_logged:
-        _faults_logged.add(where)
-        logger.warning(
-            "tinker_guard: a fault of its own in %s; requests go on without it. Please report it.",
-            where,
-            exc_info=True,
-        )
-
-
-def _harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
-        try:
-            return function(*args, **kwargs)
-        except Exception:
-            log_fault(f"telemetry ({function.__name__})")
-            return None
-
-    return call
-
-
-def labels(judgement: Judgement) -> dict[str, AttributeValue]:
-    """The attributes that label a span with a verdict."""
-    return {
-        "tinker_guard.verdict": judgement.verdict.value,
-        "tinker_guard.verdict.reason": judgement.reason.value,
-    }
+_EVERYDAY: Final = frozenset({TRAINER_ANSWERED, NO_CONTROL_PLANE})
+"""404s that are nobody's trouble: a server without an endpoint, say."""
 
 
 class RequestReport:
-    """What is known about one guarded request, and its span if anybody records.
+    """What is known about one guarded request, for those who look at spans and metrics.
 
-    A context manager around the request's whole way; `http` facts and verdicts are noted on it
-    as they come, and its exit ends the span.
+    A context manager around the request's whole way; what happens is noted on it as it comes.
     """
 
-    __slots__ = ("_attributes", "_request", "_span", "_state", "_token", "judgement", "resends")
+    __slots__ = ("_observed", "_request", "_settings", "_state", "judgement", "resends")
 
-    def __init__(self, request: httpx.Request, state: RouteState | None) -> None:
+    def __init__(
+        self, request: httpx.Request, state: RouteState | None, settings: GuardSettings
+    ) -> None:
         self._request = request
         self._state = state
-        self._span: Span | None = None
-        self._token: Token[context.Context] | None = None
+        self._settings = settings
+        self._observed: _Observed | None = None
         self.judgement: Judgement | None = None
         """The verdict on the last 404, if one was met."""
         self.resends = 0
         """How often the request was sent again."""
-        self._attributes: dict[str, AttributeValue] | None = None
 
     def __enter__(self) -> RequestReport:
-        if _is_recording():
-            self._start_span()
+        if True in observers():
+            self._observed = _observe(self._request, self._state, self._settings)
         return self
 
     def __exit__(
@@ -125,334 +88,419 @@ class RequestReport:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._span is not None and exc is not None:
-            outcome = (
-                Outcome.CANCELLED if isinstance(exc, asyncio.CancelledError) else Outcome.ERROR
-            )
-            self._end_span(outcome, None, type(exc).__qualname__)
+        if self._observed is not None and exc is not None:
+            error_type = error_type_of(exc)
+            outcome = Outcome.CANCELLED if error_type is None else Outcome.ERROR
+            self._observed.end(self, outcome, None, error_type)
+
+    def send(self, transport: httpx.AsyncBaseTransport) -> Awaitable[httpx.Response]:
+        """Send the request for the first time."""
+        if self._observed is None:
+            return transport.handle_async_request(self._request)
+        return self._observed.send(transport)
+
+    async def resend(self, transport: httpx.AsyncBaseTransport, *, pause: float) -> httpx.Response:
+        """Send the request again.
+
+        Args:
+            transport: What to send it over.
+            pause: Seconds since the 404.
+        """
+        self.resends += 1
+        if self._observed is None:
+            return await transport.handle_async_request(self._request)
+        return await self._observed.resend(transport, self.resends, pause, self.judgement)
+
+    def judged(self, judgement: Judgement) -> None:
+        """Note the verdict on a 404."""
+        self.judgement = judgement
+        if self._observed is not None:
+            self._observed.judged(judgement)
 
     def answered(self, response: httpx.Response) -> httpx.Response:
         """Note the response that is handed back, and return it."""
-        if self._span is not None:
+        if self._observed is not None:
             status_code = response.status_code
-            self._end_span(
-                outcome_of(status_code, self.resends, self.judgement),
-                status_code,
-                str(status_code) if status_code >= 400 else None,
-            )
+            outcome = outcome_of(status_code, self.resends, self.judgement)
+            error_type = str(status_code) if status_code >= 400 else None
+            self._observed.end(self, outcome, status_code, error_type)
         return response
 
-    def note(self, name: str, value: AttributeValue) -> None:
-        """Put a further attribute on the span."""
-        if self._attributes is None:
-            self._attributes = {}
-        self._attributes[name] = value
+    def is_telling(self) -> None:
+        """Something happens to the request that people want to see, whatever they chose to."""
+        if self._observed is not None:
+            self._observed.wake()
 
-    @_harmless
-    def _start_span(self) -> None:
-        attributes = _exchange_attributes(self._request)
-        state = self._state
-        if state is not None:
-            attributes["tinker_guard.account"] = state.route.account
-            attributes["tinker_guard.job"] = state.route.job
-        span = _tracer().start_span(
-            span_name(self._request, state), kind=SpanKind.INTERNAL, attributes=attributes
-        )
-        if span.is_recording():
-            self._span = span
-            # Current, so that the spans of resends, questions and the inner transport nest in it.
-            self._token = context.attach(trace.set_span_in_context(span))
-
-    @_harmless
-    def _end_span(self, outcome: Outcome, status_code: int | None, error_type: str | None) -> None:
-        span, self._span = self._span, None
-        if span is None:
-            return
-        if self._token is not None:
-            context.detach(self._token)
-        attributes = self._attributes or {}
-        attributes["tinker_guard.outcome"] = outcome.value
-        attributes["tinker_guard.retries"] = self.resends
-        if self.judgement is not None:
-            attributes.update(labels(self.judgement))
-        if status_code is not None:
-            attributes["http.response.status_code"] = status_code
-        # A caller that cancels has not met an error.
-        if error_type is not None and outcome is not Outcome.CANCELLED:
-            attributes["error.type"] = error_type
-            span.set_status(Status(StatusCode.ERROR))
-        span.set_attributes(attributes)
-        span.end()
+    def cannot_be_resent(self) -> None:
+        """Note that the request's body is a stream."""
+        if self._observed is not None:
+            self._observed.set(names.REPLAYABLE, False)
 
 
-class Child:
-    """A span below a request's; every method does nothing when nobody records."""
-
-    __slots__ = ("span",)
-
-    def __init__(self, span: Span | None) -> None:
-        self.span = span
-
-    @_harmless
-    def set(self, attributes: Mapping[str, AttributeValue]) -> None:
-        """Set attributes on the span."""
-        if self.span is not None:
-            self.span.set_attributes(attributes)
-
-    def answered(self, status_code: int) -> None:
-        """Note the status of the exchange that the span stands for."""
-        self.set({"http.response.status_code": status_code})
-        if status_code >= 400:
-            self.failed(str(status_code))
-
-    @_harmless
-    def failed(self, error_type: str) -> None:
-        """Mark the span as an error of this type (a status code or an exception's name)."""
-        if self.span is not None:
-            self.span.set_attribute("error.type", error_type)
-            self.span.set_status(Status(StatusCode.ERROR))
+@harmless
+def _observe(
+    request: httpx.Request, state: RouteState | None, settings: GuardSettings
+) -> _Observed:
+    return _Observed(request, state, settings)
 
 
-@contextmanager
-def _child(name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]) -> Iterator[Child]:
-    opened = _open_child(name, kind, attributes)
-    child = Child(opened[0] if opened else None)
-    try:
-        yield child
-    except BaseException as error:
-        if not isinstance(error, asyncio.CancelledError):
-            child.failed(type(error).__qualname__)
-        raise
-    finally:
-        if opened:
-            _close_child(*opened)
+class _Observed:
+    """The span of one guarded request, if it has one, and what goes into metrics.
 
-
-@_harmless
-def _open_child(
-    name: str, kind: SpanKind, attributes: Mapping[str, AttributeValue]
-) -> tuple[Span, Token[context.Context]] | None:
-    if not _is_recording():
-        return None
-    span = _tracer().start_span(name, kind=kind, attributes=attributes)
-    return span, context.attach(trace.set_span_in_context(span))
-
-
-@_harmless
-def _close_child(span: Span, token: Token[context.Context]) -> None:
-    context.detach(token)
-    span.end()
-
-
-@contextmanager
-def resend_span(
-    request: httpx.Request,
-    state: RouteState,
-    *,
-    resend: int,
-    pause: float,
-    judgement: Judgement,
-    is_client_span: bool,
-) -> Iterator[Child]:
-    """The span of one resend.
-
-    Args:
-        request: What is sent again.
-        state: The route it is sent on.
-        resend: 1 for the first one.
-        pause: Seconds waited before it.
-        judgement: Why it is sent again.
-        is_client_span: Whether this span is the exchange's CLIENT span; False when the inner
-            transport emits one itself, so that a trace holds one for each exchange.
+    A request that the settings do not want is *quiet* at first: what is below the guard finds
+    itself in a trace that is not sampled. If something happens to the request after all, `wake`
+    makes its span, and that of its first exchange, from the times that were kept.
     """
-    attributes = _exchange_attributes(request) | labels(judgement)
-    attributes["http.request.resend_count"] = resend
-    attributes["tinker_guard.pause"] = round(pause, 3)
-    kind = SpanKind.CLIENT if is_client_span else SpanKind.INTERNAL
-    # An instrumented httpx would add a second CLIENT span to ours.
-    is_alone = suppress_http_instrumentation() if is_client_span else nullcontext()
-    with _child(f"resend {span_name(request, state)}", kind, attributes) as child, is_alone:
-        yield child
 
-
-@contextmanager
-def question_span(state: RouteState, url: httpx.URL | None) -> Iterator[Child]:
-    """The span of one control-plane question.
-
-    Args:
-        state: The route whose job is asked about.
-        url: What is fetched; None for a control plane of the user's own, whose exchange, if it
-            is one, is theirs to trace.
-    """
-    attributes: dict[str, AttributeValue] = {
-        "tinker_guard.account": state.route.account,
-        "tinker_guard.job": state.route.job,
-    }
-    if url is None:
-        with _child("tinker_guard.control_plane", SpanKind.INTERNAL, attributes) as child:
-            yield child
-        return
-    attributes["http.request.method"] = "GET"
-    attributes |= _server_attributes(url)
-    # This span is the exchange's CLIENT span; an instrumented httpx would add a second one.
-    with (
-        _child(
-            "GET /v1/accounts/{account}/rlorTrainerJobs/{job}", SpanKind.CLIENT, attributes
-        ) as child,
-        suppress_http_instrumentation(),
-    ):
-        yield child
-
-
-def note_answer(child: Child, answer: Answer, judgement: Judgement) -> None:
-    """Put what the control plane said onto a question's span."""
-    attributes = labels(judgement)
-    if answer.state is not None:
-        attributes["tinker_guard.job.state"] = answer.state
-    child.set(attributes)
-    if answer.failure is not None:
-        child.failed(answer.failure.reason.value)
-    if answer.status_code is not None:
-        child.answered(answer.status_code)
-
-
-@contextmanager
-def warmup_span(state: RouteState) -> Iterator[Child]:
-    """The span of one route's warmup."""
-    attributes: dict[str, AttributeValue] = {
-        "tinker_guard.account": state.route.account,
-        "tinker_guard.job": state.route.job,
-    }
-    with _child("tinker_guard.warmup", SpanKind.INTERNAL, attributes) as child:
-        yield child
-
-
-def span_name(request: httpx.Request, state: RouteState | None) -> str:
-    """A name of low cardinality, such as `POST /api/v1/forward_backward`.
-
-    Ids in the path become `{id}`; off trainer routes the method alone is the name, as the HTTP
-    conventions ask for where no template is known.
-    """
-    if state is None:
-        return request.method
-    path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
-    words: list[str] = []
-    for word in path[len(state.route.path) :].split("/")[1:]:
-        is_id = words[-1:] and words[-1] in _COLLECTIONS and word != "search"
-        words.append("{id}" if is_id or not _PATH_WORD.fullmatch(word) else word)
-    return f"{request.method} /{'/'.join(words)}"
-
-
-def _server_attributes(url: httpx.URL) -> dict[str, AttributeValue]:
-    return {
-        "server.address": url.host,
-        "server.port": url.port or (443 if url.scheme == "https" else 80),
-    }
-
-
-def _exchange_attributes(request: httpx.Request) -> dict[str, AttributeValue]:
-    return {"http.request.method": request.method, **_server_attributes(request.url)}
-
-
-def log_race_met(state: RouteState) -> None:
-    """Say once per race that a running job's route is not known everywhere yet."""
-    now = asyncio.get_running_loop().time()
-    if state.race_met_at is None:
-        state.race_met_at = now
-        logger.warning(
-            "routing race: the gateway answers 404 for job %s, but the control plane says that it "
-            "runs. Resending until the route is known.",
-            state.route,
-        )
-
-
-def log_race_over(state: RouteState, resends: int) -> None:
-    """Say once per race that it is over, and how long it took."""
-    met_at, state.race_met_at = state.race_met_at, None
-    if met_at is not None:
-        logger.warning(
-            "routing race over: job %s answers again after %.2f s (resends of this request: %d).",
-            state.route,
-            asyncio.get_running_loop().time() - met_at,
-            resends,
-        )
-
-
-def log_waiting(state: RouteState, what: str, seconds: float) -> None:
-    """Say that something waits, and for what."""
-    logger.info("job %s: %s; next look in %.2f s.", state.route, what, seconds)
-
-
-def log_warm(state: RouteState, seconds: float, probes: int) -> None:
-    """Say that a route's gate opened."""
-    logger.info("job %s: route is warm after %.2f s and %d probes.", state.route, seconds, probes)
-
-
-def log_handed_back(
-    state: RouteState,
-    judgement: Judgement,
-    answer: Answer | None,
-    seconds: float,
-    *,
-    is_replayable: bool = True,
-) -> None:
-    """Say why a 404 is handed back, after how long, and what a person can do about it.
-
-    Requests that fail together say it once: the same verdict on the same route is repeated at
-    the DEBUG level only, for `_REPEAT_AFTER` seconds.
-    """
-    state.race_met_at = None
-    now = asyncio.get_running_loop().time()
-    said, said_at = state.said
-    is_news = said != judgement or now - said_at >= _REPEAT_AFTER
-    if judgement is TRAINER_ANSWERED:
-        # A trainer's own 404 is part of normal traffic (a server without an endpoint, say).
-        level = logging.DEBUG
-    elif is_news:
-        level = logging.WARNING
-        state.said = (judgement, now)
-    else:
-        level = logging.DEBUG
-    logger.log(
-        level,
-        "404 for job %s handed back after %.2f s (%s, %s): %s",
-        state.route,
-        seconds,
-        judgement.verdict.value,
-        judgement.reason.value,
-        _explanation(judgement, answer, is_replayable=is_replayable),
+    __slots__ = (
+        "_caller",
+        "_first",
+        "_first_404_at",
+        "_is_dropped",
+        "_is_quiet",
+        "_is_traced_above",
+        "_is_wanted",
+        "_operation",
+        "_race_met",
+        "_request",
+        "_settings",
+        "_span",
+        "_started_at",
+        "_started_ns",
+        "_state",
+        "_token",
     )
 
+    def __init__(
+        self, request: httpx.Request, state: RouteState | None, settings: GuardSettings
+    ) -> None:
+        self._request = request
+        self._state = state
+        self._settings = settings
+        self._is_wanted = settings.trace != "off"
+        base = None if state is None else state.route.path
+        self._operation = operation_of(request.method, request.url.raw_path, base)
+        self._started_ns = time.time_ns()
+        self._started_at = time.perf_counter()
+        self._first_404_at: float | None = None
+        self._race_met = False
+        self._first: Exchange | None = None
+        self._span: Span | None = None
+        self._token: Token[context.Context] | None = None
+        self._caller = trace.get_current_span()
+        self._is_quiet = self._is_dropped = self._is_traced_above = False
+        if self._is_wanted and observers().of_spans:
+            self._is_traced_above = _has_told(self._caller.get_span_context(), request)
+            if settings.trace == "all" or (
+                settings.trace == "work" and not self._operation.is_background
+            ):
+                self._start_span()
+            else:
+                self._be_quiet()
 
-def _explanation(judgement: Judgement, answer: Answer | None, *, is_replayable: bool) -> str:
-    match judgement.reason:
-        case Reason.JOB_RUNNING if not is_replayable:
-            return (
-                "the job runs, but the request's body is a stream and cannot be sent again. Give "
-                "it as bytes."
-            )
-        case Reason.JOB_RUNNING:
-            return (
-                "the job runs, but the gateway has not learnt its route. If this lasts, tell the "
-                "operator of the gateway; a longer TINKER_GUARD_RETRY_TIMEOUT waits longer."
-            )
-        case Reason.JOB_NOT_RUNNING:
-            return f"the control plane says that it is {answer.state if answer else 'stopped'}."
-        case Reason.JOB_MISSING:
-            return (
-                "the control plane knows no such job. Check the account and job in base_url, and "
-                "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
-            )
-        case Reason.TRAINER_ANSWERED:
-            return "the trainer itself answered."
-        case Reason.NO_CONTROL_PLANE:
-            return "there is nobody to ask."
-        case Reason.CONTROL_PLANE_ERROR | Reason.CONTROL_PLANE_TIMEOUT:
-            return f"it could not be verified: {answer.detail if answer else 'see above'}"
-        case _:
-            assert_never(judgement.reason)
+    async def send(self, transport: httpx.AsyncBaseTransport) -> httpx.Response:
+        """Send the request for the first time."""
+        self._first = exchange = self._exchange(transport)
+        with exchange:
+            exchange.response = await transport.handle_async_request(exchange.request)
+        return exchange.response
+
+    async def resend(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        resend: int,
+        pause: float,
+        judgement: Judgement | None,
+    ) -> httpx.Response:
+        """Send the request again; see `RequestReport.resend`."""
+        attributes = exchange_attributes(self._operation, self._request)
+        attributes[names.RESEND_COUNT] = resend
+        attributes[names.PAUSE] = round(pause, 3)
+        if judgement is not None:
+            attributes |= labels(judgement)
+        name = f"resend {self._operation.span_name}"
+        result: dict[str, AttributeValue] = {}
+        try:
+            with (
+                action(name, attributes, is_wanted=self._is_wanted) as span,
+                self._exchange(transport, resend) as exchange,
+            ):
+                response = await transport.handle_async_request(exchange.request)
+                exchange.response = response
+                span.answered(response.status_code)
+            result[names.STATUS_CODE] = response.status_code
+        except Exception as error:
+            result[names.ERROR_TYPE] = error_type_of(error) or ""
+            raise
+        finally:
+            metrics.count(metrics.RESENDS, self._labels | result)
+        return response
+
+    def judged(self, judgement: Judgement) -> None:
+        """Note the verdict on a 404."""
+        if self._first_404_at is None:
+            self._first_404_at = time.perf_counter()
+        self._race_met = self._race_met or judgement == ROUTING_RACE
+        metrics.count(metrics.VERDICTS, self._labels | labels(judgement))
+        if judgement not in _EVERYDAY:
+            self._tell_caller(judgement)
+
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Put an attribute on the span."""
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    @harmless
+    def wake(self) -> None:
+        """Be quiet no more."""
+        if not self._is_quiet:
+            return
+        self._is_quiet = False
+        self._detach()
+        self._start_span(self._started_ns)
+        is_unrecorded = self._first is not None and (
+            self._first.is_mine or (self._first.is_traced_below and self._is_dropped)
+        )
+        if self._first is not None and is_unrecorded:
+            self._first.record_late()
+
+    @harmless
+    def end(
+        self,
+        report: RequestReport,
+        outcome: Outcome,
+        status_code: int | None,
+        error_type: str | None,
+    ) -> None:
+        """The request is over; `error_type` is None if that is nobody's error."""
+        if error_type is not None:
+            self.wake()
+        self._detach()
+        span, self._span = self._span, None
+        verdict = {} if report.judgement is None else labels(report.judgement)
+        if span is not None and span.is_recording():
+            span.set_attribute(names.OUTCOME, outcome.value)
+            span.set_attribute(names.RETRIES, report.resends)
+            if verdict:
+                span.set_attributes(verdict)
+            if status_code is not None:
+                span.set_attribute(names.STATUS_CODE, status_code)
+            if error_type is not None:
+                span.set_attribute(names.ERROR_TYPE, error_type)
+                span.set_status(Status(StatusCode.ERROR))
+            span.end()
+        if observers().of_metrics:
+            now = time.perf_counter()
+            ended = self._labels | {names.OUTCOME: outcome.value}
+            metrics.measure(metrics.REQUEST_DURATION, now - self._started_at, ended | verdict)
+            if self._race_met and self._first_404_at is not None:
+                metrics.measure(metrics.RECOVERY_DURATION, now - self._first_404_at, ended)
+
+    def _exchange(self, transport: httpx.AsyncBaseTransport, resend: int = 0) -> Exchange:
+        return Exchange(
+            self._request,
+            self._operation,
+            is_wanted=self._is_wanted,
+            is_traced_below=emits_client_span(transport),
+            is_traced_above=self._is_traced_above and resend == 0,
+            has_span=self._span is not None,
+            resend=resend,
+        )
+
+    def _start_span(self, start_time: int | None = None) -> None:
+        attributes = exchange_attributes(self._operation, self._request)
+        if self._operation.method == "_OTHER":
+            attributes[names.METHOD_ORIGINAL] = self._request.method
+        if self._operation.label is not None:
+            attributes[names.OPERATION] = self._operation.label
+        if self._state is not None:
+            attributes[names.ACCOUNT] = self._state.route.account
+            attributes[names.JOB] = self._state.route.job
+        self._span = tracer().start_span(
+            self._operation.span_name, attributes=attributes, start_time=start_time
+        )
+        # Current, also if it is not sampled: what is below it shall be sampled as it is.
+        self._token = context.attach(trace.set_span_in_context(self._span))
+
+    def _be_quiet(self) -> None:
+        self._is_quiet = True
+        parent = self._caller.get_span_context()
+        if not self._is_traced_above and _follows_parent(trace.get_tracer_provider()):
+            self._is_dropped = True
+            unsampled = NonRecordingSpan(_unsampled(parent))
+            self._token = context.attach(trace.set_span_in_context(unsampled))
+
+    def _detach(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            context.detach(token)
+
+    @harmless
+    def _tell_caller(self, judgement: Judgement) -> None:
+        if self._is_wanted and self._caller.is_recording():
+            self._caller.set_attribute(names.MET, judgement.verdict.value)
+
+    @property
+    def _labels(self) -> dict[str, AttributeValue]:
+        """What tells a request's metrics apart."""
+        found = job_labels(self._state, self._settings)
+        if self._operation.label is not None:
+            found[names.OPERATION] = self._operation.label
+        return found
 
 
-def provider_name() -> str | None:
-    """The class of the tracer provider that takes this process's spans; None if none does."""
-    return type(trace.get_tracer_provider()).__qualname__ if _is_recording() else None
+def _has_told(current: SpanContext, request: httpx.Request) -> bool:
+    """Whether somebody above the guard has put the current span into the request's headers."""
+    if not current.is_valid:
+        return False
+    span_id = f"{current.span_id:016x}"
+    return any(span_id in request.headers[name] for name in propagation_fields(request))
+
+
+def _unsampled(parent: SpanContext) -> SpanContext:
+    """The context of a span that nobody records, in the caller's trace if there is one."""
+    if parent.is_valid:
+        trace_id, span_id = parent.trace_id, parent.span_id
+    else:
+        # Not the module `random`: its numbers are the training's.
+        trace_id, span_id = (int.from_bytes(os.urandom(size)) | 1 for size in (16, 8))
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags.get_default())
+
+
+@lru_cache(maxsize=4)
+def _follows_parent(provider: Any) -> bool:
+    """Whether what is below an unsampled span is not sampled either, as by default."""
+    unsampled = _unsampled(SpanContext(1, 1, is_remote=False))
+    inside = trace.set_span_in_context(NonRecordingSpan(unsampled))
+    try:
+        result = provider.sampler.should_sample(inside, unsampled.trace_id, "tinker_guard")
+    except Exception:
+        # Not the SDK's provider, or a sampler of its own kind.
+        return False
+    return not result.decision.is_recording()
+
+
+def job_labels(state: RouteState | None, settings: GuardSettings) -> dict[str, AttributeValue]:
+    """Account and job for a metric, if the settings want metrics by job."""
+    if state is None or not settings.metrics_by_job:
+        return {}
+    return {names.ACCOUNT: state.route.account, names.JOB: state.route.job}
+
+
+# -- what else the guard does --------------------------------------------------------------------
+
+
+class ProbeReport:
+    """What is known about one probe."""
+
+    def __init__(self, request: httpx.Request, operation: Operation, span: Action) -> None:
+        self.result = "failed"
+        """`reached`, `not_found` or `failed`."""
+        self._request = request
+        self._operation = operation
+        self._span = span
+
+    async def send(self, transport: httpx.AsyncBaseTransport) -> httpx.Response:
+        """Send the probe."""
+        with Exchange(
+            self._request,
+            self._operation,
+            is_wanted=is_in_action(),
+            is_traced_below=emits_client_span(transport),
+        ) as exchange:
+            exchange.response = await transport.handle_async_request(exchange.request)
+        self._span.set({names.STATUS_CODE: exchange.response.status_code})
+        return exchange.response
+
+
+@contextmanager
+def probe_span(
+    request: httpx.Request, state: RouteState, settings: GuardSettings
+) -> Iterator[ProbeReport]:
+    """The span of one probe."""
+    operation = operation_of(request.method, request.url.raw_path, state.route.path)
+    attributes = exchange_attributes(operation, request)
+    is_wanted = settings.trace != "off"
+    with action(f"probe {operation.span_name}", attributes, is_wanted=is_wanted) as span:
+        report = ProbeReport(request, operation, span)
+        try:
+            yield report
+        finally:
+            result: dict[str, AttributeValue] = {names.PROBE_RESULT: report.result}
+            span.set(result)
+            if report.result == "not_found":
+                span.failed("404")
+            metrics.count(metrics.PROBES, job_labels(state, settings) | result)
+
+
+@contextmanager
+def warmup_span(state: RouteState, settings: GuardSettings) -> Iterator[Action]:
+    """The span of one route's warmup."""
+    attributes: dict[str, AttributeValue] = {
+        names.ACCOUNT: state.route.account,
+        names.JOB: state.route.job,
+    }
+    with action("tinker_guard.warmup", attributes, is_wanted=settings.trace != "off") as span:
+        yield span
+
+
+def note_warmup(
+    span: Action,
+    state: RouteState,
+    settings: GuardSettings,
+    *,
+    probes: int,
+    seconds: float,
+    refusal: Refusal | None,
+) -> None:
+    """Note how a warmup ended."""
+    span.set({names.WARMUP_PROBES: probes})
+    verdict = {} if refusal is None else labels(refusal.judgement)
+    if refusal is not None:
+        span.set(verdict)
+        span.failed("404")
+    metrics.measure(metrics.WARMUP_DURATION, seconds, job_labels(state, settings) | verdict)
+
+
+class QuestionReport:
+    """What is known about one control-plane question."""
+
+    def __init__(self, state: RouteState, settings: GuardSettings, span: Action) -> None:
+        self._state = state
+        self._settings = settings
+        self._span = span
+        self._started_at = time.perf_counter()
+
+    def answered(self, answer: Answer, judgement: Judgement) -> None:
+        """Note what the control plane said, and what that means for a 404."""
+        attributes = labels(judgement)
+        metrics.measure(
+            metrics.QUESTION_DURATION,
+            time.perf_counter() - self._started_at,
+            job_labels(self._state, self._settings) | attributes,
+        )
+        if answer.state is not None:
+            attributes[names.JOB_STATE] = answer.state
+        self._span.set(attributes)
+        if answer.failure is not None:
+            self._span.failed(answer.failure.reason.value)
+
+
+@contextmanager
+def question_span(state: RouteState, settings: GuardSettings) -> Iterator[QuestionReport]:
+    """The span of one control-plane question, however it is asked."""
+    attributes: dict[str, AttributeValue] = {
+        names.ACCOUNT: state.route.account,
+        names.JOB: state.route.job,
+    }
+    is_wanted = settings.trace != "off"
+    with action("tinker_guard.control_plane", attributes, is_wanted=is_wanted) as span:
+        yield QuestionReport(state, settings, span)
+
+
+def question_exchange(request: httpx.Request) -> Exchange:
+    """One exchange with the Fireworks control plane, below a question's span."""
+    template = "/v1/accounts/{account}/rlorTrainerJobs/{job}"
+    path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
+    operation = Operation(request.method, f"GET {template}", None, path, is_background=False)
+    return Exchange(request, operation, is_wanted=is_in_action(), is_traced_below=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from tinker_guard import telemetry
+from tinker_guard import logs
 from tinker_guard.control_plane import ControlPlane, SharedControlPlane
 from tinker_guard.line import Line
 from tinker_guard.recovery import Recovery
@@ -62,13 +62,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
         if not self._is_enabled:
             return await self._line.transport.handle_async_request(request)
         state = ROUTES.find(request.url)
-        with RequestReport(request, state) as report:
+        with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
                 refusal = await self._pass_gate(request, state, report)
                 if refusal is not None:
                     return report.answered(refusal)
             sent_on = self._line.transport
-            response = await sent_on.handle_async_request(request)
+            response = await report.send(sent_on)
             if response.status_code == 404:
                 response = await self._after_404(request, response, sent_on, state, report)
             return report.answered(response)
@@ -79,7 +79,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         try:
             return await self._gate.wait(request, self._line, state, report)
         except Exception:
-            telemetry.log_fault("the warmup")
+            logs.log_fault("the warmup")
             return None
 
     async def _after_404(
@@ -90,8 +90,9 @@ class GuardTransport(httpx.AsyncBaseTransport):
         state: RouteState | None,
         report: RequestReport,
     ) -> httpx.Response:
+        report.is_telling()
         if state is None:
-            report.judgement = NO_CONTROL_PLANE
+            report.judged(NO_CONTROL_PLANE)
             return response
         recovery = Recovery(self._settings, self._control_plane, request, self._line, state, report)
         return await recovery.run(response, sent_on)

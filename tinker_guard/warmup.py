@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tinker_guard import telemetry
+from tinker_guard import logs, telemetry
 from tinker_guard.probing import Probing
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class Gate:
             return None if state.is_warm else await self._warm_up(request, line, state, deadline)
 
         if self._settings.warmup_successes > 0 and not state.are_probes_blind:
+            report.is_telling()
             refusal = await state.here.warmup.run(lead)
             if refusal is not None:
-                report.judgement = refusal.judgement
+                report.judged(refusal.judgement)
                 not_found = refusal.not_found
                 stream = httpx.ByteStream(not_found.body)
                 return httpx.Response(404, headers=not_found.headers, stream=stream)
@@ -71,14 +72,19 @@ class Gate:
             timeout=deadline - started_at,
             awaits_start=True,
         )
-        with telemetry.warmup_span(state) as span:
+        with telemetry.warmup_span(state, self._settings) as span:
             refusal = await probing.run()
-            span.set({"tinker_guard.warmup.probes": probing.probes})
             seconds = clock() - started_at
+            telemetry.note_warmup(
+                span,
+                state,
+                self._settings,
+                probes=probing.probes,
+                seconds=seconds,
+                refusal=refusal,
+            )
             if refusal is None:
-                telemetry.log_warm(state, seconds, probing.probes)
+                logs.log_warm(state, seconds, probing.probes)
             else:
-                span.set(telemetry.labels(refusal.judgement))
-                span.failed("404")
-                telemetry.log_handed_back(state, refusal.judgement, refusal.answer, seconds)
+                logs.log_handed_back(state, refusal.judgement, refusal.answer, seconds)
         return refusal

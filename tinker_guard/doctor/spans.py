@@ -7,7 +7,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Final
 
-from tinker_guard import telemetry
+from tinker_guard import observers
 from tinker_guard.doctor.base_url import origin, parse
 from tinker_guard.doctor.finding import Finding, Section, Status, listed
 from tinker_guard.doctor.network import find_obstacle
@@ -38,7 +38,7 @@ def check_recording() -> Iterator[Finding]:
             Status.WARNING, f"{release}, switched off by OTEL_SDK_DISABLED", "Unset it for spans."
         )
         return
-    provider = telemetry.provider_name()
+    provider = observers.provider_name()
     if provider is None:
         yield say(
             Status.SKIPPED,
