@@ -1,4 +1,4 @@
-"""Every metric of the guard, declared once. They cost next to nothing while nobody looks at them."""
+"""Every metric of the guard, declared once; they cost next to nothing while nobody looks."""
 
 from __future__ import annotations
 

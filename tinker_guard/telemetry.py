@@ -28,7 +28,7 @@ from tinker_guard.spans import (
     exchange_attributes,
     is_in_action,
     labels,
-    propagation_fields,
+    told_context,
     tracer,
 )
 from tinker_guard.verdict import (
@@ -153,6 +153,7 @@ class _Observed:
     """
 
     __slots__ = (
+        "_attributes",
         "_caller",
         "_first",
         "_first_404_at",
@@ -180,6 +181,7 @@ class _Observed:
         self._is_wanted = settings.trace != "off"
         base = None if state is None else state.route.path
         self._operation = operation_of(request.method, request.url.raw_path, base)
+        self._attributes = exchange_attributes(self._operation, request)
         self._started_ns = time.time_ns()
         self._started_at = time.perf_counter()
         self._first_404_at: float | None = None
@@ -213,7 +215,7 @@ class _Observed:
         judgement: Judgement | None,
     ) -> httpx.Response:
         """Send the request again; see `RequestReport.resend`."""
-        attributes = exchange_attributes(self._operation, self._request)
+        attributes = dict(self._attributes)
         attributes[names.RESEND_COUNT] = resend
         attributes[names.PAUSE] = round(pause, 3)
         if judgement is not None:
@@ -300,6 +302,7 @@ class _Observed:
         return Exchange(
             self._request,
             self._operation,
+            self._attributes,
             is_wanted=self._is_wanted,
             is_traced_below=emits_client_span(transport),
             is_traced_above=self._is_traced_above and resend == 0,
@@ -308,7 +311,7 @@ class _Observed:
         )
 
     def _start_span(self, start_time: int | None = None) -> None:
-        attributes = exchange_attributes(self._operation, self._request)
+        attributes = dict(self._attributes)
         if self._operation.method == "_OTHER":
             attributes[names.METHOD_ORIGINAL] = self._request.method
         if self._operation.label is not None:
@@ -354,7 +357,7 @@ def _has_told(current: SpanContext, request: httpx.Request) -> bool:
     if not current.is_valid:
         return False
     span_id = f"{current.span_id:016x}"
-    return any(span_id in request.headers[name] for name in propagation_fields(request))
+    return any(span_id in value for value in told_context(request).values())
 
 
 def _unsampled(parent: SpanContext) -> SpanContext:
@@ -405,6 +408,7 @@ class ProbeReport:
         with Exchange(
             self._request,
             self._operation,
+            exchange_attributes(self._operation, self._request),
             is_wanted=is_in_action(),
             is_traced_below=emits_client_span(transport),
         ) as exchange:
@@ -503,4 +507,5 @@ def question_exchange(request: httpx.Request) -> Exchange:
     template = "/v1/accounts/{account}/rlorTrainerJobs/{job}"
     path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
     operation = Operation(request.method, f"GET {template}", None, path, is_background=False)
-    return Exchange(request, operation, is_wanted=is_in_action(), is_traced_below=False)
+    attributes = exchange_attributes(operation, request)
+    return Exchange(request, operation, attributes, is_wanted=is_in_action(), is_traced_below=False)
