@@ -20,6 +20,7 @@ from weakref import WeakSet
 
 from tinker_guard import logs
 from tinker_guard.children import SETTINGS, bequeath
+from tinker_guard.export import start_export
 from tinker_guard.imports import forget_all, when_imported
 from tinker_guard.line import BorrowedTransport
 from tinker_guard.sdks import SDKS, Sdk, UnsupportedSdkError
@@ -345,6 +346,8 @@ def _install(
             installation.uninstall()
             raise
         _installation = installation
+    if settings.export is not None:
+        start_export(settings.export)
     # Without the lock: an import that another thread has begun is waited for.
     for sdk in SDKS:
         when_imported(sdk.holder_module, partial(_hook_into_imported, installation, sdk))
