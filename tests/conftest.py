@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    InMemoryMetricReader,
+    NumberDataPoint,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,6 +24,8 @@ from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from opentelemetry.sdk.metrics.export import DataPointT
 
 
 @pytest.fixture
@@ -56,3 +64,52 @@ def spans(_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     observers.look_again()
     yield _exporter
     _exporter.clear()
+
+
+class Measured:
+    """What has been measured during this test, by the metric's name."""
+
+    def __init__(self, reader: InMemoryMetricReader) -> None:
+        self._reader = reader
+
+    def _drain(self) -> Iterator[tuple[str, str, DataPointT]]:
+        data = self._reader.get_metrics_data()
+        for resource in data.resource_metrics if data is not None else ():
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    for point in metric.data.data_points:
+                        yield scope.scope.name, metric.name, point
+
+    def collect(self) -> dict[str, list[tuple[dict[str, Any], float]]]:
+        """Each metric's points as attributes and count, those of other libraries included."""
+        found: dict[str, list[tuple[dict[str, Any], float]]] = {}
+        for _, name, point in self._drain():
+            how_often = point.value if isinstance(point, NumberDataPoint) else point.count
+            found.setdefault(name, []).append((dict(point.attributes or {}), how_often))
+        return found
+
+    def points(self) -> list[tuple[str, DataPointT]]:
+        """Each point of the guard's own metrics, with the metric's name."""
+        return [(name, point) for scope, name, point in self._drain() if scope == "tinker_guard"]
+
+
+@pytest.fixture(scope="session")
+def _reader() -> InMemoryMetricReader:
+    # Of each collection only what is new, because the provider is shared too.
+    reader = InMemoryMetricReader(
+        preferred_temporality={
+            Counter: AggregationTemporality.DELTA,
+            Histogram: AggregationTemporality.DELTA,
+        }
+    )
+    metrics.set_meter_provider(MeterProvider([reader]))
+    return reader
+
+
+@pytest.fixture
+def measured(_reader: InMemoryMetricReader) -> Measured:
+    """What is measured during this test."""
+    observers.look_again()
+    measured = Measured(_reader)
+    measured.points()
+    return measured
