@@ -139,7 +139,7 @@ METHOD: Final = _declare(
 METHOD_ORIGINAL: Final = _declare(
     "http.request.method_original",
     str,
-    (On.REQUEST, On.EXCHANGE, On.RESEND),
+    (On.REQUEST, On.EXCHANGE),
     "The method if it is `_OTHER`.",
 )
 SERVER_ADDRESS: Final = _declare(
