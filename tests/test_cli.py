@@ -256,6 +256,7 @@ class Backend(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _TakeSpans)
         self.span_names: Counter[str] = Counter()
+        self.paths: Counter[str] = Counter()
 
 
 class _TakeSpans(BaseHTTPRequestHandler):
@@ -263,9 +264,10 @@ class _TakeSpans(BaseHTTPRequestHandler):
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
         body = self.rfile.read(int(self.headers["content-length"]))
-        sent = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
         assert isinstance(self.server, Backend)
+        self.server.paths[self.path] += 1
         if self.path == "/v1/traces":
+            sent = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
             self.server.span_names.update(
                 span.name
                 for resource in sent.resource_spans

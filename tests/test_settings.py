@@ -24,6 +24,9 @@ def test_defaults_are_those_that_the_readme_lists() -> None:
         "control_plane_timeout": 5.0,
         "control_plane_api_key": None,
         "verdict_ttl": 1.0,
+        "trace": "work",
+        "metrics_by_job": False,
+        "export": None,
     }
 
 
@@ -49,6 +52,9 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONTROL_PLANE_URL", "https://key@api.test", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test?key=1", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test:port", "must be a URL such as"),
+        ("TRACE", "some", "should be 'all', 'work', 'eventful' or 'off' (default: work)"),
+        ("EXPORT", "jaeger", "must be console, otlp or jsonl:PATH"),
+        ("EXPORT", "jsonl:", "must be console, otlp or jsonl:PATH"),
         ("WARMUP_PROBE_PATH", "api/v1", "must be a path such as"),
         ("WARMUP_PROBE_PATH", "/api/v1/x\n", "must be a path such as"),
     ],

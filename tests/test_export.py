@@ -1,0 +1,310 @@
+"""The export for programs that have none, each in a process of its own: providers are global."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.test_cli import backend, free_port
+from tinker_guard.export import EXIT_TIMEOUT, FILE_DELAY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otlp")
+
+PRELUDE = """
+import asyncio, os, sys, time
+import httpx
+from tinker_guard import GuardSettings, GuardTransport, install_guard
+from tinker_guard.export import start_export
+
+URL = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api/v1/forward_backward"
+
+def send(count=1):
+    async def run():
+        inner = httpx.MockTransport(lambda _: httpx.Response(200))
+        guard = GuardTransport(inner, settings=GuardSettings(warmup_successes=0, export=None))
+        for _ in range(count):
+            await guard.handle_async_request(httpx.Request("POST", URL, content=b"secret-body"))
+    asyncio.run(run())
+
+def say(line):
+    print(line, flush=True)
+"""
+
+
+def start(program: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "TINKER_GUARD_"))
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, **variables},
+    )
+
+
+def run(program: str, **variables: str) -> tuple[str, str]:
+    """Run a program to its end, and return what it wrote to stdout and stderr."""
+    with start(program, **variables) as process:
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def spans_in(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines()
+    assert lines
+    found = []
+    for document in map(json.loads, lines):
+        assert list(document) == ["resourceSpans"]
+        for resource in document["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                assert scope["scope"]["name"] == "tinker_guard"
+                found += scope["spans"]
+    return found
+
+
+def test_a_file_in_the_otlp_json_format(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    out, err = run("install_guard(); send(2); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
+    assert (out, err) == ("end\n", "")
+    exchange, request, *more = spans_in(path)
+    assert len(more) == 2
+    assert re.fullmatch("[0-9a-f]{32}", request["traceId"])
+    assert re.fullmatch("[0-9a-f]{16}", request["spanId"])
+    assert "parentSpanId" not in request
+    assert (exchange["traceId"], exchange["parentSpanId"]) == (
+        request["traceId"],
+        request["spanId"],
+    )
+    assert (request["name"], request["kind"], exchange["kind"]) == (
+        "POST /api/v1/forward_backward",
+        1,
+        3,
+    )
+    assert int(request["startTimeUnixNano"]) < int(request["endTimeUnixNano"])
+    attributes = {entry["key"]: entry["value"] for entry in request["attributes"]}
+    assert attributes["tinker_guard.outcome"] == {"stringValue": "ok"}
+    assert attributes["tinker_guard.retries"] == {"intValue": "0"}
+    assert "secret-body" not in path.read_text()
+
+    (line,) = (tmp_path / "run.metrics.jsonl").read_text().splitlines()
+    (resource,) = json.loads(line)["resourceMetrics"]
+    service = {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+    assert service["service.name"] == {"stringValue": "tinker-guard"}
+    names = {metric["name"] for scope in resource["scopeMetrics"] for metric in scope["metrics"]}
+    assert names == {"http.client.request.duration", "tinker_guard.request.duration"}
+
+
+def test_an_error_is_a_number_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    failing = PRELUDE.replace("httpx.Response(200)", "httpx.Response(503)")
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{failing}start_export({f'jsonl:{path}'!r}); send()"]
+    ) as process:
+        assert process.wait(timeout=30) == 0
+    exchange, request = spans_in(path)
+    assert exchange["status"] == request["status"] == {"code": 2}
+
+
+def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    program = f"start_export('jsonl:{path}'); send(50); say('sent'); time.sleep(60)"
+    with start(program) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        deadline = time.monotonic() + FILE_DELAY + 10
+        while not path.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+    assert path.read_text().endswith("\n")
+    assert len(spans_in(path)) == 100
+
+
+def test_a_forked_child_exports_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+start_export('jsonl:{path}')
+send()
+child = os.fork()
+send()
+if child:
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+sys.exit(0)
+"""
+    )
+    requests = [span for span in spans_in(path) if span["kind"] == 1]
+    assert len(requests) == 3
+    assert len({span["spanId"] for span in requests}) == 3
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_backend_that_is_down_delays_nothing(is_silent: bool, silent_port: int) -> None:
+    port = silent_port if is_silent else free_port()
+    program = """
+from tinker_guard import export
+export.EXIT_TIMEOUT = 1.0
+install_guard()
+started_at = time.perf_counter()
+send(20)
+say(time.perf_counter() - started_at)
+"""
+    with start(
+        program,
+        TINKER_GUARD_EXPORT="otlp",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://user:secret@127.0.0.1:{port}",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert float(process.stdout.readline()) < 1.0
+        started_at = time.monotonic()
+        err = process.stderr.read()
+        assert process.wait(timeout=30) == 0
+        # One second is its own, the rest the interpreter's on a busy machine.
+        assert time.monotonic() - started_at < 4.0
+    lines = err.splitlines()
+    if is_silent:
+        assert len(lines) <= 1
+    else:
+        (line,) = lines
+        assert line.startswith("spans and metrics do not reach the backend; training goes on")
+    assert "secret" not in err
+
+
+def test_the_delay_at_exit_is_bounded_by_default() -> None:
+    assert EXIT_TIMEOUT <= 3.0
+
+
+def test_a_backend_gets_everything_by_the_end() -> None:
+    with backend() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        out, err = run(
+            "install_guard(); send(5); say('end')",
+            TINKER_GUARD_EXPORT="otlp",
+            OTEL_EXPORTER_OTLP_ENDPOINT=url,
+            NO_PROXY="127.0.0.1",
+        )
+        assert (out, err) == ("end\n", "")
+        assert server.span_names["POST /api/v1/forward_backward"] == 10
+        assert server.paths["/v1/metrics"] == 1
+
+
+def test_the_console_gets_a_line_for_each_span_and_the_metrics_in_the_end() -> None:
+    out, err = run("install_guard(); send(2); say('end')", TINKER_GUARD_EXPORT="console")
+    assert out == "end\n"
+    lines = err.splitlines()
+    assert len([line for line in lines if "  INTERNAL  " in line]) == 2
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d +0\.\d{3} s  POST /api/v1/forward_backward  INTERNAL  "
+        r"http.response.status_code=200  tinker_guard.outcome=ok",
+        lines[1],
+    )
+    assert re.fullmatch(
+        r"tinker_guard.request.duration  tinker_guard.operation=forward_backward, "
+        r"tinker_guard.outcome=ok  2 in 0\.\d{3} s",
+        lines[-1],
+    )
+
+
+def test_a_program_with_opentelemetry_keeps_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    out, err = run(
+        f"""
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+own, meters = TracerProvider(), MeterProvider()
+trace.set_tracer_provider(own)
+metrics.set_meter_provider(meters)
+say(start_export('jsonl:{path}'))
+say(trace.get_tracer_provider() is own and metrics.get_meter_provider() is meters)
+"""
+    )
+    assert (out, err) == ("False\nTrue\n", "")
+    assert not path.exists()
+
+
+def test_what_is_missing_of_opentelemetry_is_set_up(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    out, err = run(
+        f"""
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+own = TracerProvider()
+trace.set_tracer_provider(own)
+say(start_export('jsonl:{path}'))
+say(trace.get_tracer_provider() is own)
+send()
+"""
+    )
+    assert (out, err) == ("True\nTrue\n", "")
+    assert path.read_text() == ""
+    assert (tmp_path / "run.metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("missing", "destination"),
+    [
+        ("opentelemetry.sdk", "console"),
+        ("opentelemetry.exporter", "otlp"),
+        ("opentelemetry.exporter", "jsonl:run.jsonl"),
+    ],
+)
+def test_without_the_extra_one_line_says_what_to_install(missing: str, destination: str) -> None:
+    program = f"""
+for name in list(sys.modules):
+    assert not name.startswith("opentelemetry.sdk"), name
+sys.modules[{missing!r}] = None
+install_guard()
+send()
+say('end')
+"""
+    out, err = run(program, TINKER_GUARD_EXPORT=destination)
+    assert out == "end\n"
+    (line,) = err.splitlines()
+    assert line.startswith(f"TINKER_GUARD_EXPORT={destination} needs {missing}")
+    assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "run.jsonl"
+    out, err = run("install_guard(); send(); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
+    assert out == "end\n"
+    (line,) = err.splitlines()
+    assert "the file cannot be written (No such file or directory)" in line
+
+
+def test_only_the_first_destination_counts(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    out, err = run(
+        f"say(start_export('jsonl:{first}')); say(start_export('jsonl:{second}')); send()"
+    )
+    assert (out, err) == ("True\nTrue\n", "")
+    assert spans_in(first)
+    assert not second.exists()
