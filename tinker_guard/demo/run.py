@@ -109,10 +109,16 @@ def carry_out(
         InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
     """
     if is_guarded:
-        # The environment may tune the guard, but neither switch it off nor send the demo's
-        # questions to a real control plane.
+        # The environment may tune the guard, but neither switch it or its spans off, nor send the
+        # demo's questions to a real control plane.
         install_guard(
-            GuardSettings(enabled=True, control_plane_url=None, control_plane_api_key=None)
+            GuardSettings(
+                enabled=True,
+                control_plane_url=None,
+                control_plane_api_key=None,
+                trace="work",
+                export=None,
+            )
         )
     try:
         with LocalGateway(fault) as gateway:

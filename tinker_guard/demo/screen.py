@@ -269,7 +269,12 @@ def _label(node: Node) -> Text:
     attributes = node.attributes
     parts = [(node.span.name, "bold" if node.is_guards_own else "default")]
     verdict = str(attributes.get("tinker_guard.verdict", ""))
-    if (resend := attributes.get("http.request.resend_count")) is not None:
+    if node.is_exchange:
+        url = attributes.get("url.full")
+        if url is not None and not node.is_guards_own:
+            parts.append((f".../{urlsplit(url).path.rpartition('/')[2]}", "default"))
+        parts.append((f"{node.span.kind.name} span of {node.scope}", "dim"))
+    elif (resend := attributes.get("http.request.resend_count")) is not None:
         pause = float(attributes.get("tinker_guard.pause", 0.0))
         parts += [(f"resend {resend} after {pause:.2f} s", "default"), (verdict, "yellow")]
     elif node.is_question:
@@ -277,10 +282,8 @@ def _label(node: Node) -> Text:
         parts += [(state.removeprefix("JOB_STATE_"), "default"), (verdict, "yellow")]
     elif (probes := attributes.get("tinker_guard.warmup.probes")) is not None:
         parts.append((f"{probes} probes", "default"))
-    elif not node.is_guards_own:
-        if (url := attributes.get("url.full")) is not None:
-            parts.append((f".../{urlsplit(url).path.rpartition('/')[2]}", "default"))
-        parts.append((f"{node.span.kind.name} span of {node.scope}", "dim"))
+    elif (result := attributes.get("tinker_guard.probe.result")) is not None:
+        parts.append((str(result), "default"))
     if (status := attributes.get("http.response.status_code")) is not None:
         parts.append((str(status), "green" if status < 400 else "red"))
     parts.append((_duration(node.seconds), "cyan"))

@@ -13,7 +13,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON
+from opentelemetry.trace import SpanKind
 
 from tinker_guard._version import __version__
 
@@ -52,7 +53,7 @@ class Recorder:
             resource = Resource.create(
                 {"service.name": "tinker-guard-demo", "service.version": __version__}
             )
-            provider = TracerProvider(resource=resource, sampler=ALWAYS_ON)
+            provider = TracerProvider(resource=resource, sampler=DEFAULT_ON)
             trace.set_tracer_provider(provider)
         self._labels = _RunLabels()
         self._exporter = InMemorySpanExporter()
@@ -92,7 +93,12 @@ class Node:
     @property
     def is_question(self) -> bool:
         """Whether it is a question to the control plane."""
-        return self.is_guards_own and "/rlorTrainerJobs/" in self.span.name
+        return self.span.name == "tinker_guard.control_plane"
+
+    @property
+    def is_exchange(self) -> bool:
+        """Whether it is an exchange over the network."""
+        return self.span.kind is SpanKind.CLIENT
 
     @property
     def scope(self) -> str:
