@@ -2,10 +2,14 @@
 
     python -m benchmarks.overhead [--json PATH]
 
-Measured at the transport, below httpx's client, on a warm trainer route with a canned answer. Once
-without an OpenTelemetry SDK and once with one that records (a batch processor before an exporter
-that throws everything away), each in a process of its own because the provider is global. Rounds
-of all contestants take turns; a round's cost is its excess over the bare round beside it.
+Measured at the transport, below httpx's client, on a warm trainer route with a canned answer:
+without an OpenTelemetry SDK, with one that records spans (a batch processor before an exporter
+that throws everything away), and with one that records metrics too; each in a process of its own
+because providers are global. Rounds of all contestants take turns; a round's cost is its excess
+over the bare round beside it.
+
+"The guard" makes the exchange's CLIENT span and tells the gateway its context, as over httpx's own
+transports; "over pyqwest" leaves that to the transport below, as with the SDK's default one.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from enum import StrEnum
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
@@ -27,9 +32,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 URL: Final = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api/v1/forward_backward"
-CONTESTANTS: Final = ("bare", "httpx-retries", "OpenTelemetry's httpx layer", "guard")
-GOALS: Final = {False: 5.0, True: 70.0}
-"""Microseconds that the guard may add, by whether an SDK records."""
+POLL: Final = URL.replace("forward_backward", "retrieve_future")
+CONTESTANTS: Final = (
+    "bare",
+    "httpx-retries",
+    "OpenTelemetry's httpx layer",
+    "guard",
+    "guard, over pyqwest",
+    "guard, a poll",
+    "guard, a poll over pyqwest",
+    "guard, trace=off",
+)
+
+
+class Mode(StrEnum):
+    """Who observes."""
+
+    NOBODY = "no OpenTelemetry SDK"
+    SPANS = "recording SDK"
+    SPANS_AND_METRICS = "recording SDK, metrics too"
+
+
+GOALS: Final = (
+    (Mode.NOBODY, "guard", 5.0),
+    (Mode.SPANS, "guard, over pyqwest", 70.0),
+    (Mode.SPANS, "guard", 70.0),
+)
+"""Microseconds that the guard may add."""
 
 
 class Canned(httpx.AsyncBaseTransport):
@@ -43,26 +72,35 @@ class Canned(httpx.AsyncBaseTransport):
         return self._response
 
 
-def measure(*, is_recording: bool, rounds: int = 101, requests: int = 0) -> dict[str, list[float]]:
+class CannedPyqwest(Canned):
+    """The same where the guard takes it for a transport that traces by itself."""
+
+    __module__ = "pyqwest.canned"
+
+
+def measure(mode: Mode, *, rounds: int = 101, requests: int = 0) -> dict[str, list[float]]:
     """Microseconds per request of each contestant, a figure for each round.
 
     Args:
-        is_recording: Whether an OpenTelemetry SDK records.
+        mode: Who observes.
         rounds: How many rounds each contestant gets.
         requests: Requests in a round; 0 chooses a number that takes some ten milliseconds.
     """
-    work = partial(_measure, is_recording, rounds, requests or (200 if is_recording else 2000))
+    work = partial(_measure, mode, rounds, requests or (2000 if mode is Mode.NOBODY else 200))
     figures = in_process(work, 300.0)
     if figures is None:
         raise RuntimeError("the measuring process failed")
     return figures
 
 
-def _measure(is_recording: bool, rounds: int, requests: int) -> dict[str, list[float]]:
-    flush = _record() if is_recording else lambda: None
+def _measure(mode: Mode, rounds: int, requests: int) -> dict[str, list[float]]:
+    flush = _record(mode) if mode is not Mode.NOBODY else lambda: None
     from httpx_retries import RetryTransport
     from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport
 
+    # Warm from the first request on.
+    settings = GuardSettings(warmup_successes=0)
+    off = GuardSettings(warmup_successes=0, trace="off")
     transports: dict[str, httpx.AsyncBaseTransport] = dict(
         zip(
             CONTESTANTS,
@@ -70,8 +108,11 @@ def _measure(is_recording: bool, rounds: int, requests: int) -> dict[str, list[f
                 Canned(),
                 RetryTransport(Canned()),
                 AsyncOpenTelemetryTransport(Canned()),
-                # Warm from the first request on.
-                GuardTransport(Canned(), settings=GuardSettings(warmup_successes=0)),
+                GuardTransport(Canned(), settings=settings),
+                GuardTransport(CannedPyqwest(), settings=settings),
+                GuardTransport(Canned(), settings=settings),
+                GuardTransport(CannedPyqwest(), settings=settings),
+                GuardTransport(Canned(), settings=off),
             ),
             strict=True,
         )
@@ -79,7 +120,7 @@ def _measure(is_recording: bool, rounds: int, requests: int) -> dict[str, list[f
     figures: dict[str, list[float]] = {name: [] for name in transports}
     with asyncio.Runner() as runner:
         for name, transport in transports.items():
-            runner.run(_round(transport, requests))
+            runner.run(_round(name, transport, requests))
             assert name in figures
         for _ in range(rounds):
             for name, transport in transports.items():
@@ -88,21 +129,24 @@ def _measure(is_recording: bool, rounds: int, requests: int) -> dict[str, list[f
                 flush()
                 gc.collect()
                 gc.disable()
-                figures[name].append(runner.run(_round(transport, requests)))
+                figures[name].append(runner.run(_round(name, transport, requests)))
                 gc.enable()
     return figures
 
 
-async def _round(transport: httpx.AsyncBaseTransport, requests: int) -> float:
-    request = httpx.Request("POST", URL, content=b"{}", headers={"X-Api-Key": "none"})
+async def _round(name: str, transport: httpx.AsyncBaseTransport, requests: int) -> float:
+    url = POLL if "poll" in name else URL
+    request = httpx.Request("POST", url, content=b"{}", headers={"X-Api-Key": "none"})
     started_at = time.perf_counter()
     for _ in range(requests):
         await transport.handle_async_request(request)
     return (time.perf_counter() - started_at) / requests * 1e6
 
 
-def _record() -> Callable[[], object]:
-    from opentelemetry import trace
+def _record(mode: Mode) -> Callable[[], object]:
+    from opentelemetry import metrics, trace
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
@@ -114,6 +158,8 @@ def _record() -> Callable[[], object]:
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     trace.set_tracer_provider(provider)
+    if mode is Mode.SPANS_AND_METRICS:
+        metrics.set_meter_provider(MeterProvider([InMemoryMetricReader()]))
     return provider.force_flush
 
 
@@ -126,53 +172,53 @@ def added(figures: dict[str, list[float]]) -> dict[str, list[float]]:
     }
 
 
-def rows(figures: dict[bool, dict[str, list[float]]]) -> list[Row]:
+def rows(figures: dict[Mode, dict[str, list[float]]]) -> list[Row]:
     """The lines of the table of goals that this benchmark fills."""
     found = []
-    for is_recording, goal in GOALS.items():
-        extra = {name: median(values) for name, values in added(figures[is_recording]).items()}
-        _, retries, peer, guard = (name for name in CONTESTANTS)
+    for mode, name, goal in GOALS:
+        extra = {name: median(values) for name, values in added(figures[mode]).items()}
+        retries, peer = CONTESTANTS[1:3]
         found.append(
             Row(
-                "untouched request, "
-                + ("recording SDK" if is_recording else "no OpenTelemetry SDK"),
+                f"untouched request, {mode}{name.removeprefix('guard')}",
                 f"<= {goal:g} us",
                 f"httpx-retries {extra[retries]:.1f} us, {peer} {extra[peer]:.0f} us",
-                f"{extra[guard]:.1f} us",
-                ratio_of(extra[guard], extra[peer]),
-                extra[guard] <= goal,
+                f"{extra[name]:.1f} us",
+                ratio_of(extra[name], extra[peer]),
+                extra[name] <= goal,
             )
         )
     return found
 
 
-def show(figures: dict[bool, dict[str, list[float]]]) -> None:
+def show(figures: dict[Mode, dict[str, list[float]]]) -> None:
     """Print every figure."""
-    for is_recording, measured in figures.items():
+    for mode, measured in figures.items():
         extra = added(measured)
+        peer = median(extra[CONTESTANTS[2]])
         table(
-            "Untouched request, microseconds: median (middle half), "
-            + ("with a recording SDK" if is_recording else "without an OpenTelemetry SDK"),
-            ("transport", "a request", "on top of bare"),
+            f"Untouched request, microseconds: median (middle half), {mode}",
+            ("transport", "a request", "on top of bare", "of OpenTelemetry's"),
             (
-                (name, spread(values), spread(extra[name]) if name in extra else "")
+                (
+                    name,
+                    spread(values),
+                    spread(extra[name]) if name in extra else "",
+                    f"{median(extra[name]) / peer:.2f}" if name in extra else "",
+                )
                 for name, values in measured.items()
             ),
         )
 
 
-def details(figures: dict[bool, dict[str, list[float]]]) -> dict[str, Any]:
+def details(figures: dict[Mode, dict[str, list[float]]]) -> dict[str, Any]:
     """Everything measured, for `--json`."""
-    names = {False: "no SDK", True: "recording SDK"}
-    return {"overhead_us": {names[key]: value for key, value in figures.items()}}
+    return {"overhead_us": {str(mode): value for mode, value in figures.items()}}
 
 
-def measure_both(rounds: int = 101) -> dict[bool, dict[str, list[float]]]:
-    """Without and with a recording SDK."""
-    return {
-        is_recording: measure(is_recording=is_recording, rounds=rounds)
-        for is_recording in (False, True)
-    }
+def measure_both(rounds: int = 101) -> dict[Mode, dict[str, list[float]]]:
+    """Whoever observes."""
+    return {mode: measure(mode, rounds=rounds) for mode in Mode}
 
 
 def main() -> None:

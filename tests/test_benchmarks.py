@@ -279,16 +279,16 @@ def test_startup() -> None:
     assert (row.ours, row.ratio, row.ok) == ("4.0 ms", 0.04, True)
 
 
-@pytest.mark.parametrize("is_recording", [False, True])
-def test_overhead(is_recording: bool) -> None:
+@pytest.mark.parametrize("mode", overhead.Mode)
+def test_overhead(mode: overhead.Mode) -> None:
     pytest.importorskip("httpx_retries")
     pytest.importorskip("opentelemetry.instrumentation.httpx")
-    figures = overhead.measure(is_recording=is_recording, rounds=3, requests=20)
+    figures = overhead.measure(mode, rounds=3, requests=20)
     assert {name: len(values) for name, values in figures.items()} == dict.fromkeys(
         overhead.CONTESTANTS, 3
     )
-    overhead.show({is_recording: figures})
-    assert len(overhead.rows({False: figures, True: figures})) == 2
+    overhead.show({mode: figures})
+    assert len(overhead.rows(dict.fromkeys(overhead.Mode, figures))) == 3
 
 
 def test_runs_of_the_sdk() -> None:
