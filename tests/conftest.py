@@ -23,7 +23,7 @@ from tinker_guard import logs, observers, uninstall_guard
 from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from opentelemetry.sdk.metrics.export import DataPointT
 
@@ -82,11 +82,21 @@ class Measured:
 
     def collect(self) -> dict[str, list[tuple[dict[str, Any], float]]]:
         """Each metric's points as attributes and count, those of other libraries included."""
+        return self._by_name(self._drain())
+
+    def collect_own(self) -> dict[str, list[tuple[dict[str, Any], float]]]:
+        """The same, of the guard's own metrics alone."""
+        return self._by_name(found for found in self._drain() if found[0] == "tinker_guard")
+
+    @staticmethod
+    def _by_name(
+        points: Iterable[tuple[str, str, DataPointT]],
+    ) -> dict[str, list[tuple[dict[str, Any], float]]]:
         found: dict[str, list[tuple[dict[str, Any], float]]] = {}
-        for _, name, point in self._drain():
+        for _, name, point in points:
             how_often = point.value if isinstance(point, NumberDataPoint) else point.count
             found.setdefault(name, []).append((dict(point.attributes or {}), how_often))
-        return found
+        return {name: sorted(points, key=str) for name, points in found.items()}
 
     def points(self) -> list[tuple[str, DataPointT]]:
         """Each point of the guard's own metrics, with the metric's name."""

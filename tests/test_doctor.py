@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests import sdk
-from tinker_guard import GuardSettings, GuardTransport, doctor, telemetry
+from tinker_guard import GuardSettings, GuardTransport, doctor, observers
 from tinker_guard.commands import app
 from tinker_guard.doctor import Finding, Status, screen
 from tinker_guard.doctor.base_url import check_base_url
@@ -641,11 +641,11 @@ def test_what_a_reply_means(reply: Reply, answer: Answer | None, status: Status,
 
 
 def test_who_takes_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "provider_name", lambda: "TracerProvider")
+    monkeypatch.setattr(observers, "provider_name", lambda: "TracerProvider")
     found = only(check_recording())
     assert found.status is Status.OK
     assert "spans go to a TracerProvider" in found.detail
-    monkeypatch.setattr(telemetry, "provider_name", lambda: None)
+    monkeypatch.setattr(observers, "provider_name", lambda: None)
     assert only(check_recording()).status is Status.SKIPPED
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert only(check_recording()).status is Status.WARNING
@@ -654,9 +654,9 @@ def test_who_takes_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_provider_of_this_process(
     monkeypatch: pytest.MonkeyPatch, spans: InMemorySpanExporter
 ) -> None:
-    assert telemetry.provider_name() == "TracerProvider"
-    monkeypatch.setattr(telemetry, "_is_recording", lambda: False)
-    assert telemetry.provider_name() is None
+    assert observers.provider_name() == "TracerProvider"
+    monkeypatch.setattr(observers, "_has_tracers", lambda: False)
+    assert observers.provider_name() is None
 
 
 def test_without_an_opentelemetry_sdk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,15 +43,11 @@ def counted(*points: tuple[dict[str, Any], int]) -> list[tuple[dict[str, Any], i
     return sorted(points, key=str)
 
 
-def collected(measured: Measured) -> dict[str, list[tuple[dict[str, Any], float]]]:
-    return {name: sorted(points, key=str) for name, points in measured.collect().items()}
-
-
 async def test_ok(measured: Measured) -> None:
     transport = guard(FakeGateway())
     for _ in range(3):
         await send(transport)
-    assert collected(measured) == {
+    assert measured.collect_own() == {
         "http.client.request.duration": [(ON_WIRE | OK, 3)],
         "tinker_guard.request.duration": [(OPERATION | {"tinker_guard.outcome": "ok"}, 3)],
     }
@@ -65,7 +61,7 @@ async def test_recovered(measured: Measured) -> None:
     await send(guard(gateway))
     recovered = OPERATION | {"tinker_guard.outcome": "recovered"}
     probe = ON_WIRE | OK | {"http.request.method": "GET"}
-    assert collected(measured) == {
+    assert measured.collect_own() == {
         "http.client.request.duration": counted(
             (ON_WIRE | NOT_FOUND, 2), (ON_WIRE | OK, 1), (probe, len(gateway.probes))
         ),
@@ -82,7 +78,7 @@ async def test_recovered(measured: Measured) -> None:
 
 async def test_warmup(measured: Measured) -> None:
     await send(guard(FakeGateway(), warmup_successes=3))
-    found = collected(measured)
+    found = measured.collect_own()
     assert found["tinker_guard.warmup.duration"] == [({}, 1)]
     assert found["tinker_guard.probes"] == [({"tinker_guard.probe.result": "reached"}, 3)]
 
@@ -94,12 +90,12 @@ async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) ->
     }
     lost = FakeGateway(lambda _: gateway_404())
     await send(guard(lost, FakeControlPlane(None), warmup_successes=2))
-    found = collected(measured)
+    found = measured.collect_own()
     assert found["tinker_guard.warmup.duration"] == [(missing, 1)]
     assert found["tinker_guard.probes"] == [({"tinker_guard.probe.result": "not_found"}, 2)]
     assert found["tinker_guard.verdicts"] == [(OPERATION | missing, 1)]
     await send(guard(lost, FakeControlPlane(TimeoutError())))
-    assert collected(measured)["tinker_guard.question.duration"] == [
+    assert measured.collect_own()["tinker_guard.question.duration"] == [
         (
             {
                 "tinker_guard.verdict": "unverified",
@@ -112,7 +108,7 @@ async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) ->
 
 async def test_the_trainers_own_404_is_no_recovery(measured: Measured) -> None:
     await send(guard(FakeGateway(lambda _: trainer_404())))
-    found = collected(measured)
+    found = measured.collect_own()
     assert "tinker_guard.recovery.duration" not in found
     ((attributes, _),) = found["tinker_guard.request.duration"]
     assert attributes["tinker_guard.outcome"] == "not_found"
@@ -129,7 +125,7 @@ async def test_errors_and_cancellations_are_measured(measured: Measured) -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert collected(measured) == {
+    assert measured.collect_own() == {
         "http.client.request.duration": counted(
             (ON_WIRE | {"error.type": "httpx.ConnectError"}, 1), (ON_WIRE, 1)
         ),
@@ -143,7 +139,7 @@ async def test_errors_and_cancellations_are_measured(measured: Measured) -> None
 async def test_the_job_only_if_asked_for(measured: Measured) -> None:
     gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
     await send(guard(gateway, warmup_successes=1, metrics_by_job=True))
-    for name, points in collected(measured).items():
+    for name, points in measured.collect_own().items():
         for attributes, _ in points:
             by_job = (attributes.get("tinker_guard.account"), attributes.get("tinker_guard.job"))
             is_guards = name.startswith("tinker_guard.")
@@ -152,13 +148,13 @@ async def test_the_job_only_if_asked_for(measured: Measured) -> None:
 
 async def test_what_has_no_span_is_measured_all_the_same(measured: Measured) -> None:
     await send(guard(FakeGateway()), post("/api/v1/retrieve_future"))
-    found = collected(measured)
+    found = measured.collect_own()
     poll = {"tinker_guard.operation": "retrieve_future", "tinker_guard.outcome": "ok"}
     assert found["tinker_guard.request.duration"] == [(poll, 1)]
     assert found["http.client.request.duration"] == [(ON_WIRE | OK, 1)]
     gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
     await send(guard(gateway, trace="off"))
-    found = collected(measured)
+    found = measured.collect_own()
     # An exchange that the guard leaves to others is theirs to measure.
     assert "http.client.request.duration" not in found
     assert found["tinker_guard.resends"] == [(OPERATION | OK, 1)]
