@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter as Counter_
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,7 @@ from tinker_guard import logs, observers, uninstall_guard
 from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from opentelemetry.sdk.metrics.export import DataPointT
 
@@ -66,6 +67,10 @@ def spans(_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     _exporter.clear()
 
 
+def _how_often(point: DataPointT) -> Any:
+    return point.value if isinstance(point, NumberDataPoint) else point.count
+
+
 class Measured:
     """What has been measured during this test, by the metric's name."""
 
@@ -80,22 +85,18 @@ class Measured:
                     for point in metric.data.data_points:
                         yield scope.scope.name, metric.name, point
 
-    def collect(self) -> dict[str, list[tuple[dict[str, Any], float]]]:
-        """Each metric's points as attributes and count, those of other libraries included."""
-        return self._by_name(self._drain())
+    def counts(self) -> list[tuple[str, str, float]]:
+        """What was counted, of all libraries: scope, metric's name, and how often in all."""
+        found: Counter_[tuple[str, str]] = Counter_()
+        for scope, name, point in self._drain():
+            found[scope, name] += _how_often(point)
+        return [(scope, name, how_often) for (scope, name), how_often in found.items()]
 
     def collect_own(self) -> dict[str, list[tuple[dict[str, Any], float]]]:
-        """The same, of the guard's own metrics alone."""
-        return self._by_name(found for found in self._drain() if found[0] == "tinker_guard")
-
-    @staticmethod
-    def _by_name(
-        points: Iterable[tuple[str, str, DataPointT]],
-    ) -> dict[str, list[tuple[dict[str, Any], float]]]:
+        """Each of the guard's own metrics: its points, as attributes and count."""
         found: dict[str, list[tuple[dict[str, Any], float]]] = {}
-        for _, name, point in points:
-            how_often = point.value if isinstance(point, NumberDataPoint) else point.count
-            found.setdefault(name, []).append((dict(point.attributes or {}), how_often))
+        for name, point in self.points():
+            found.setdefault(name, []).append((dict(point.attributes or {}), _how_often(point)))
         return {name: sorted(points, key=str) for name, points in found.items()}
 
     def points(self) -> list[tuple[str, DataPointT]]:

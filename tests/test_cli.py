@@ -8,17 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
+from tests.otlp import backend
 from tinker_guard import __version__
 from tinker_guard.commands import app
 from tinker_guard.demo import commands, judge, screen, spans
@@ -27,7 +25,6 @@ from tinker_guard.demo.serve import line_of
 from tinker_guard.gateway import FAULTS, SAMPLING_FAULTS, Exchange, Fault, LocalGateway
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 LOSSES = (4.158883083359672, 3.966264687323382, 3.77521673198419)
@@ -246,53 +243,6 @@ def test_which_exchanges_get_a_line() -> None:
 
 
 # -- demo, end to end ----------------------------------------------------------------------------
-
-
-class Backend(ThreadingHTTPServer):
-    """Takes spans over OTLP/HTTP and keeps their names."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _TakeSpans)
-        self.span_names: Counter[str] = Counter()
-        self.paths: Counter[str] = Counter()
-
-
-class _TakeSpans(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
-
-        body = self.rfile.read(int(self.headers["content-length"]))
-        assert isinstance(self.server, Backend)
-        self.server.paths[self.path] += 1
-        if self.path == "/v1/traces":
-            sent = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
-            self.server.span_names.update(
-                span.name
-                for resource in sent.resource_spans
-                for scope in resource.scope_spans
-                if scope.scope.name == "tinker_guard"
-                for span in scope.spans
-            )
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-@contextmanager
-def backend() -> Iterator[Backend]:
-    with Backend() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_demo_of_a_race(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.test_cli import backend, free_port
+from tests.otlp import backend
 from tinker_guard.export import EXIT_TIMEOUT, FILE_DELAY
 
 if TYPE_CHECKING:
@@ -31,13 +31,16 @@ from tinker_guard.export import start_export
 
 URL = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api/v1/forward_backward"
 
-def send(count=1):
+def send(count=1, status=200):
     async def run():
-        inner = httpx.MockTransport(lambda _: httpx.Response(200))
+        inner = httpx.MockTransport(lambda _: httpx.Response(status))
         guard = GuardTransport(inner, settings=GuardSettings(warmup_successes=0, export=None))
         for _ in range(count):
             await guard.handle_async_request(httpx.Request("POST", URL, content=b"secret-body"))
     asyncio.run(run())
+
+def begin():
+    start_export(os.environ["TINKER_GUARD_EXPORT"])
 
 def say(line):
     print(line, flush=True)
@@ -82,10 +85,15 @@ def spans_in(path: Path) -> list[dict[str, Any]]:
 
 def test_a_file_in_the_otlp_json_format(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    out, err = run("install_guard(); send(2); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
-    assert (out, err) == ("end\n", "")
-    exchange, request, *more = spans_in(path)
-    assert len(more) == 2
+    second = tmp_path / "second.jsonl"
+    out, err = run(
+        f"start_export('jsonl:{path}'); start_export('jsonl:{second}'); send(); send(status=503)"
+    )
+    assert (out, err) == ("", "")
+    assert not second.exists()
+    exchange, request, *failed = spans_in(path)
+    assert exchange["status"] == request["status"] == {}
+    assert [span["status"] for span in failed] == [{"code": 2}, {"code": 2}]
     assert re.fullmatch("[0-9a-f]{32}", request["traceId"])
     assert re.fullmatch("[0-9a-f]{16}", request["spanId"])
     assert "parentSpanId" not in request
@@ -112,15 +120,12 @@ def test_a_file_in_the_otlp_json_format(tmp_path: Path) -> None:
     assert names == {"http.client.request.duration", "tinker_guard.request.duration"}
 
 
-def test_an_error_is_a_number_in_the_file(tmp_path: Path) -> None:
+def test_installing_the_guard_starts_it(tmp_path: Path) -> None:
+    pytest.importorskip("tinker")
     path = tmp_path / "run.jsonl"
-    failing = PRELUDE.replace("httpx.Response(200)", "httpx.Response(503)")
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{failing}start_export({f'jsonl:{path}'!r}); send()"]
-    ) as process:
-        assert process.wait(timeout=30) == 0
-    exchange, request = spans_in(path)
-    assert exchange["status"] == request["status"] == {"code": 2}
+    out, err = run("install_guard(); send(); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
+    assert (out, err) == ("end\n", "")
+    assert len(spans_in(path)) == 2
 
 
 def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
@@ -157,6 +162,12 @@ sys.exit(0)
     assert len({span["spanId"] for span in requests}) == 3
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
 @pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port that takes connections and never answers."""
@@ -170,7 +181,7 @@ def test_a_backend_that_is_down_delays_nothing(is_silent: bool, silent_port: int
     program = """
 from tinker_guard import export
 export.EXIT_TIMEOUT = 1.0
-install_guard()
+begin()
 started_at = time.perf_counter()
 send(20)
 say(time.perf_counter() - started_at)
@@ -205,7 +216,7 @@ def test_a_backend_gets_everything_by_the_end() -> None:
     with backend() as server:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         out, err = run(
-            "install_guard(); send(5); say('end')",
+            "begin(); send(5); say('end')",
             TINKER_GUARD_EXPORT="otlp",
             OTEL_EXPORTER_OTLP_ENDPOINT=url,
             NO_PROXY="127.0.0.1",
@@ -216,7 +227,7 @@ def test_a_backend_gets_everything_by_the_end() -> None:
 
 
 def test_the_console_gets_a_line_for_each_span_and_the_metrics_in_the_end() -> None:
-    out, err = run("install_guard(); send(2); say('end')", TINKER_GUARD_EXPORT="console")
+    out, err = run("begin(); send(2); say('end')", TINKER_GUARD_EXPORT="console")
     assert out == "end\n"
     lines = err.splitlines()
     assert len([line for line in lines if "  INTERNAL  " in line]) == 2
@@ -268,43 +279,43 @@ send()
     assert (tmp_path / "run.metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    ("missing", "destination"),
-    [
-        ("opentelemetry.sdk", "console"),
-        ("opentelemetry.exporter", "otlp"),
-        ("opentelemetry.exporter", "jsonl:run.jsonl"),
-    ],
-)
-def test_without_the_extra_one_line_says_what_to_install(missing: str, destination: str) -> None:
+def test_what_cannot_be_set_up_is_one_line_each(tmp_path: Path) -> None:
     program = f"""
-for name in list(sys.modules):
-    assert not name.startswith("opentelemetry.sdk"), name
-sys.modules[{missing!r}] = None
-install_guard()
+extra = ("opentelemetry.sdk", "opentelemetry.exporter")
+for name in extra:
+    sys.modules[name] = None
+for destination in ("console", "otlp", "jsonl:run.jsonl"):
+    say(start_export(destination))
+for name in extra:
+    del sys.modules[name]
+say(start_export("jsonl:{tmp_path}/no/run.jsonl"))
 send()
-say('end')
+say("end")
 """
-    out, err = run(program, TINKER_GUARD_EXPORT=destination)
-    assert out == "end\n"
-    (line,) = err.splitlines()
-    assert line.startswith(f"TINKER_GUARD_EXPORT={destination} needs {missing}")
-    assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
+    out, err = run(program)
+    assert out == "False\nFalse\nFalse\nFalse\nend\n"
+    *without_extra, unwritable = err.splitlines()
+    assert "the file cannot be written (No such file or directory)" in unwritable
+    destinations = ("console", "otlp", "jsonl:run.jsonl")
+    for line, destination in zip(without_extra, destinations, strict=True):
+        assert line.startswith(f"TINKER_GUARD_EXPORT={destination} needs opentelemetry.")
+        assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "no" / "run.jsonl"
-    out, err = run("install_guard(); send(); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
-    assert out == "end\n"
-    (line,) = err.splitlines()
-    assert "the file cannot be written (No such file or directory)" in line
-
-
-def test_only_the_first_destination_counts(tmp_path: Path) -> None:
-    first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
-    out, err = run(
-        f"say(start_export('jsonl:{first}')); say(start_export('jsonl:{second}')); send()"
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.symlink_to("/dev/full")
+    program = f"""
+start_export("jsonl:{path}")
+for _ in range(3):
+    send()
+    time.sleep(0.6)
+say("end")
+"""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full, where every write fails")
+    out, err = run(program)
+    assert (out, err) == (
+        "end\n",
+        f"spans and metrics cannot be written to {path}; training goes on without.\n",
     )
-    assert (out, err) == ("True\nTrue\n", "")
-    assert spans_in(first)
-    assert not second.exists()

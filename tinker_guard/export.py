@@ -67,7 +67,7 @@ def start_export(destination: str) -> bool:
             return True
         try:
             _has_started = _start(destination)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             logger.warning(
                 "TINKER_GUARD_EXPORT=%s needs %s, which is not installed; nothing is exported. "
                 "Run: %s",
@@ -190,7 +190,7 @@ def _exporters(destination: str) -> _Exporters:
     """Build what sends; destinations have been checked by the settings.
 
     Raises:
-        ModuleNotFoundError: The extra is not installed.
+        ImportError: The extra is not installed.
         OSError: The file cannot be written.
     """
     if destination == "console":
@@ -210,27 +210,41 @@ def _to_backend() -> _Exporters:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    exporters = logging.getLogger("opentelemetry.exporter")
-    exporters.addHandler(_SayOnce())
-    exporters.propagate = False
+    _say_once(
+        "spans and metrics do not reach the backend; training goes on, and what is not taken is "
+        "lost. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says (default: http://localhost:4318)?"
+    )
     return _Exporters(OTLPSpanExporter(), OTLPMetricExporter())
 
 
-class _SayOnce(logging.Handler):
-    """Says in one line of the guard's what exporters would say again and again."""
+_EXPORTING: Final = (
+    "opentelemetry.exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.metrics._internal.export",
+    "opentelemetry.sdk.trace.export",
+)
+"""The loggers on which OpenTelemetry tells of exports that fail, each time and with tracebacks."""
 
-    def __init__(self) -> None:
+
+def _say_once(message: str) -> None:
+    """Have one line of the guard's in the place of all that."""
+    handler = _OneLine(message)
+    for name in _EXPORTING:
+        exporting = logging.getLogger(name)
+        exporting.addHandler(handler)
+        exporting.propagate = False
+
+
+class _OneLine(logging.Handler):
+    def __init__(self, message: str) -> None:
         super().__init__(logging.WARNING)
+        self._message = message
         self._is_said = False
 
     def emit(self, record: logging.LogRecord) -> None:
         if not self._is_said:
             self._is_said = True
-            logger.warning(
-                "spans and metrics do not reach the backend; training goes on, and what is not "
-                "taken is lost. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says (default: "
-                "http://localhost:4318)?"
-            )
+            logger.warning(self._message)
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -242,6 +256,7 @@ def _to_files(path: Path) -> _Exporters:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+    _say_once(f"spans and metrics cannot be written to {path}; training goes on without.")
     write_spans = _LineWriter(path).write
     # A file holds one kind of data, says the format.
     write_metrics = _LineWriter(path.with_name(f"{path.stem}.metrics{path.suffix}")).write
