@@ -126,7 +126,7 @@ class RequestReport:
             self._observed.end(self, outcome, status_code, error_type)
         return response
 
-    def is_telling(self) -> None:
+    def wake(self) -> None:
         """Something happens to the request that people want to see, whatever they chose to."""
         if self._observed is not None:
             self._observed.wake()
@@ -247,6 +247,7 @@ class _Observed:
         if judgement not in _EVERYDAY:
             self._tell_caller(judgement)
 
+    @harmless
     def set(self, name: str, value: AttributeValue) -> None:
         """Put an attribute on the span."""
         if self._span is not None:

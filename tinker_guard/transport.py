@@ -90,7 +90,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         state: RouteState | None,
         report: RequestReport,
     ) -> httpx.Response:
-        report.is_telling()
+        report.wake()
         if state is None:
             report.judged(NO_CONTROL_PLANE)
             return response

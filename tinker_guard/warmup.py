@@ -46,7 +46,7 @@ class Gate:
             return None if state.is_warm else await self._warm_up(request, line, state, deadline)
 
         if self._settings.warmup_successes > 0 and not state.are_probes_blind:
-            report.is_telling()
+            report.wake()
             refusal = await state.here.warmup.run(lead)
             if refusal is not None:
                 report.judged(refusal.judgement)
