@@ -1,0 +1,249 @@
+"""Which situations a run really met: a simulation that never meets one proves nothing about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from simulation.schedule import RUNNING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from simulation.invariants import Remains
+    from simulation.model import Call, World
+    from tinker_guard import GuardSettings
+
+IMPORTANT: Final = (
+    "a healthy run",
+    "race met",
+    "race met again by a resend",
+    "recovered",
+    "recovered: all replicas had lost the route",
+    "exhausted",
+    "not found: the job is stopped",
+    "not found: the job is missing",
+    "not found: the trainer's own",
+    "not found: believed after many resends",
+    "unverified",
+    "refused at the gate: stopped or missing",
+    "refused at the gate: time is over",
+    "gate opened after a 404",
+    "a job was resumed",
+    "a replica lost its route again",
+    "lost reply, recovered",
+    "reset after the work was done, and sent again by the SDK",
+    "streamed body met a race",
+    "slow body of a 404",
+    "broken body of a 404",
+    "probe failed otherwise",
+    "probes were blind",
+    "question failed",
+    "question was cut",
+    "question was shared",
+    "question was late",
+    "warmup was handed over",
+    "scouting was handed over",
+    "question was handed over",
+    "cancelled at the gate, waiting",
+    "cancelled at the gate, probing",
+    "cancelled in a question",
+    "cancelled while scouting",
+    "cancelled while it waited for a scout",
+    "cancelled while sending",
+    "cancelled while resending",
+    "cancelled while reading a 404",
+    "cancelled while closing",
+    "cancelled in a pause",
+    "cancelled twice",
+    "given up by its caller's timeout",
+    "transport was replaced",
+    "transport could not be built",
+    "no further transport can be had",
+    "closed under a request",
+    "released under a request",
+    "reconfigured under a request",
+    "clock jumped under a request",
+    "several routes",
+    "two keys on one route",
+    "route was forgotten",
+    "not on a trainer route",
+    "spans recorded",
+)
+"""What every run of some thousand schedules must meet."""
+
+def situations(world: World, settings: GuardSettings, remains: Remains) -> Counter[str]:
+    """Count the situations of one run."""
+    return Counter(_situations(world, settings, remains))
+
+
+def _situations(world: World, settings: GuardSettings, remains: Remains) -> Iterator[str]:
+    setup = world.setup
+    if all(x.response and x.response.status_code == 200 and len(x.sends) == 1 for x in world.calls):
+        yield "a healthy run"
+    for call in world.calls:
+        yield from _of_call(world, settings, call)
+    for route in range(setup.routes):
+        yield from _of_route(world, route)
+    for exchange in world.exchanges:
+        if exchange.is_404 and exchange.stream is not None:
+            if exchange.stream.pause:
+                yield "slow body of a 404"
+            if exchange.stream.error is not None:
+                yield "broken body of a 404"
+        if exchange.is_probe and exchange.error is not None:
+            if not isinstance(exchange.error, asyncio.CancelledError):
+                yield "probe failed otherwise"
+    for question in world.questions:
+        if question.answer in ("useless", "reset"):
+            yield "question failed"
+        if question.answer == "cut":
+            yield "question was cut"
+        if question.answer not in ("useless", "reset", "cut", "missing"):
+            if question.answer != world.state_of(question.route, question.ended_at):
+                yield "question was late"
+    if len(world.transports) > setup.slots and any(
+        exchange.transport.number >= setup.slots and not exchange.is_probe
+        for exchange in world.exchanges
+    ):
+        yield "transport was replaced"
+    if world.builds_failed:
+        yield "transport could not be built"
+    if not setup.renewable:
+        yield "no further transport can be had"
+    if setup.routes > 1:
+        yield "several routes"
+    if setup.routes_kept < len({call.route for call in world.calls} - {None}):
+        yield "route was forgotten"
+    if remains.ended_spans:
+        yield "spans recorded"
+
+
+def _of_call(world: World, settings: GuardSettings, call: Call) -> Iterator[str]:
+    lost = [exchange for exchange in call.sends if exchange.is_lost]
+    if lost:
+        yield "race met"
+        if len(lost) > 1:
+            yield "race met again by a resend"
+        if call.caller.asks == "upload":
+            yield "streamed body met a race"
+    if call.route is None:
+        yield "not on a trainer route"
+    for what, slots in (("closed", world.closed_slots), ("released", world.released_slots)):
+        at = slots.get(call.slot)
+        if at is not None and call.began_at < at < call.ended_at:
+            yield f"{what} under a request"
+    if (at := world.reconfigured.get(call.slot)) and call.began_at < at < call.ended_at:
+        yield "reconfigured under a request"
+    if any(call.began_at < at < call.ended_at for at in world.jumps):
+        yield "clock jumped under a request"
+    if call.has_timed_out:
+        yield "given up by its caller's timeout"
+    for _, where in call.cancels:
+        yield f"cancelled {_place(call, where)}"
+    if call.is_cancelled_twice:
+        yield "cancelled twice"
+    yield from _of_end(world, settings, call)
+
+
+def _of_end(world: World, settings: GuardSettings, call: Call) -> Iterator[str]:
+    response = call.response
+    if response is None or call.route is None:
+        return
+    if response.status_code != 404:
+        if len(call.sends) > 1:
+            yield "recovered"
+            if any(x.fault == "lost reply" and x.is_404 for x in call.sends[:-1]):
+                yield "lost reply, recovered"
+            if any(x.is_lost and x.fault != "lost reply" for x in call.probes):
+                yield "recovered: all replicas had lost the route"
+        elif any(probe.is_lost for probe in call.probes):
+            yield "gate opened after a 404"
+        if any(
+            other is not call
+            and other.caller is call.caller
+            and other.path == call.path
+            and any(x.fault == "reset after" for x in other.sends)
+            for other in world.calls
+        ):
+            yield "reset after the work was done, and sent again by the SDK"
+        return
+    said = [
+        question.answer
+        for question in world.questions
+        if question.route == call.route
+        and call.began_at - settings.verdict_ttl <= question.ended_at <= call.ended_at
+    ]
+    is_refused = any(answer not in (RUNNING, "useless", "reset", "cut") for answer in said)
+    if not call.sends:
+        yield f"refused at the gate: {'stopped or missing' if is_refused else 'time is over'}"
+        return
+    last = call.sends[-1]
+    if last.author == "trainer":
+        yield "not found: the trainer's own"
+    elif is_refused:
+        yield f"not found: the job is {'missing' if 'missing' in said else 'stopped'}"
+    elif any(answer in ("useless", "reset", "cut") for answer in said):
+        yield "unverified"
+    elif last.author == "odd" and len(call.sends) > 1:
+        yield "not found: believed after many resends"
+    elif call.caller.asks != "upload":
+        yield "exhausted"
+
+
+def _of_route(world: World, route: int) -> Iterator[str]:
+    calls = [call for call in world.calls if call.route == route]
+    if len({call.key for call in calls}) > 1:
+        yield "two keys on one route"
+    if world.is_resumed(route):
+        yield "a job was resumed"
+    if world.has_flapped(route):
+        yield "a replica lost its route again"
+    if world.setup.probe_answer == "odd 404" and any(
+        later.ended_at - earlier.ended_at > 0 and not later.call.probes
+        for call in calls
+        for earlier, later in zip(call.sends, call.sends[1:], strict=False)
+    ):
+        yield "probes were blind"
+    for what, probes in (
+        ("warmup", [x for c in calls for x in c.probes if x.is_warmup]),
+        ("scouting", [x for c in calls for x in c.probes if not x.is_warmup]),
+    ):
+        probes.sort(key=lambda probe: probe.began)
+        for earlier, later in zip(probes, probes[1:], strict=False):
+            if earlier.call is not later.call and earlier.call.cancels:
+                if later.began_at == earlier.call.ended_at:
+                    yield f"{what} was handed over"
+    questions = [question for question in world.questions if question.route == route]
+    for before, after in zip(questions, questions[1:], strict=False):
+        if before.answer == "cut" and after.call is not before.call:
+            if after.began_at == before.ended_at:
+                yield "question was handed over"
+    waiting = [
+        call
+        for call in calls
+        if len(call.sends) > 1 and not any(question.call is call for question in questions)
+    ]
+    if waiting:
+        yield "question was shared"
+
+
+def _place(call: Call, where: str) -> str:
+    """Where a request was cancelled, from the functions in which it waited."""
+    functions = {name.rpartition(".")[2] for name in where.split(" > ")}
+    if functions & {"discard", "aclose", "retire", "replace"}:
+        return "while closing"
+    if "read_source" in functions:
+        return "while reading a 404"
+    if "ask" in functions and "_question" in functions:
+        return "in a question"
+    if "Gate.wait" in where:
+        return "at the gate, probing" if "Probing.run" in where else "at the gate, waiting"
+    if "_scout" in functions:
+        return "while scouting" if "Probing.run" in where else "while it waited for a scout"
+    if "_discard_and_sleep" in functions:
+        return "in a pause"
+    if "Recovery._resend" in where:
+        return "while resending"
+    return "while sending" if not call.met_404_at else "elsewhere"

@@ -1,0 +1,546 @@
+"""What must hold after every schedule, checked on the facts that the world recorded.
+
+The numbers are those of the seven promises in `docs/reliability.md`. Each has an obvious reading;
+this is the exact one, and why it is not stricter.
+
+1. **Work is applied once and in order.** The trainer's log of applied `seq_id`s is the beginning
+   of 1, 2, 3, ... without a repeat, and complete if every dispatch was answered. What was answered
+   with 200 was received. Each resend equals the request byte for byte: method, URL, headers,
+   body, extensions. A body that is a stream is sent once. (That a run can end early is true of the
+   SDK too: after a 404 that nobody could verify, or a cancellation.)
+
+2. **The caller gets what the transport below gave.** The response is the very object that the
+   transport returned for the request's last send, with its status, headers and whole body; an
+   exception is the very one that it raised. There are two exceptions to that, both documented: at
+   the gate nothing has been sent yet, so that a refusal is a copy of a 404 that a probe on this
+   route met while the request waited; and a client that is closed under a request gives httpx's
+   `TransportError`. `CancelledError` comes out if and only if the caller cancelled. A fault of the
+   guard's own, which it would log and swallow, breaks this one too.
+
+3. **Everybody comes to an end.** At the gate, a request waits for `warmup_timeout` and one round
+   that began within it (`probe_timeout` and a question). After its first 404 it resends within
+   `retry_timeout`, and is answered as soon as the send that began last is over and, where that was
+   a 404, judged: `PEEK_SECONDS` for the body, and for the first 404 one question, which always
+   gets its whole time. Two things add to it, each at most once per request: whoever leads a
+   question or a warmup and is cancelled hands over, so that those in line wait for another one;
+   and closing takes as long as closing takes. An answer other than 404 is handed back in the moment
+   in which it comes, and a cancellation ends the request at once, closing aside.
+
+4. **One finds out for all.** On one route, no two requests lead warmups in turns or at the same
+   time, and no two lead scouts at the same time. No two questions with the same key are under way
+   at the same time; and none begins within `verdict_ttl` after one that was answered. A question
+   that was cut short because its asker was cancelled, or ran out of its own budget, has no answer.
+   A refused connection is tried again once, as part of the same question. Where the process keeps
+   fewer routes than it meets (1,024 in truth, one in some schedules), a route that it forgot is a
+   new one, and this invariant is not checked.
+
+5. **Nothing is left.** When all callers have ended: no task, no locked flight, no open answer, no
+   span that was begun and not ended, no more routes than the limit, and no transport open but the
+   first and the present one of each line. After `aclose()`, none at all; but a transport that was
+   released is its owner's.
+
+6. **No race is called genuine, no genuine not-found is resent.** The guard cannot know more than
+   the control plane says, so that "genuine" is: the control plane said so (stopped, missing,
+   starting) in an answer that was in force. A 404 that the trainer did not write is handed back
+   only then; or if no answer could be had, or the budget is spent, or the body cannot be sent
+   again. A resend follows only on a 404, one that does not show within `PEEK_SECONDS` that the
+   trainer wrote it, and for which an answer in force said that the job runs. In force: given
+   after the 404, or at most `verdict_ttl` before. That answer can be out of date when the resend
+   begins: a job may stop in between, and the resend shows it. A 404 of the trainer's that names
+   nobody is resent like a race, and is believed after `EVIDENCE_NEEDED` resends; one of a
+   gateway's never is. Where spans are recorded, outcome and verdict must agree with all that.
+
+7. **The key stays where it belongs.** All that is sent for a request goes to its own origin and
+   route with its own key; questions go to the configured control plane with the configured key, or
+   to the route's origin with the request's key. No key is in a log line, a span or a `repr`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import httpx
+
+from simulation.model import KEYS, PLANE_KEY, PLANE_URL, origin_of
+from simulation.schedule import RUNNING, BuildFault
+from tinker_guard.peek import PEEK_SECONDS
+from tinker_guard.verdict import EVIDENCE_NEEDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from simulation.model import Call, Exchange, ModelTransport, Question, Span, World
+    from tinker_guard import GuardSettings
+
+_EPSILON: Final = 1e-6
+_CLOSES: Final = 8
+"""Streams and transports that one request closes one after the other, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that did not hold, by its number."""
+
+    invariant: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"invariant {self.invariant}: {self.what}"
+
+
+@dataclass
+class Remains:
+    """What is left when all callers have ended, before the transports are closed."""
+
+    have_all_ended: bool
+    tasks: list[str]
+    in_use: set[int]
+    open_before_close: list[ModelTransport]
+    held: list[str]
+    routes: int
+    faults: set[str]
+    said: list[str]
+    open_spans: int
+    ended_spans: list[tuple[int, ReadableSpan]] = field(default_factory=list)
+
+
+def check(world: World, settings: GuardSettings, remains: Remains) -> list[Violation]:
+    """All violations of one run, after its transports were closed."""
+    facts = _Facts(world, settings, remains)
+    return [
+        Violation(number, what)
+        for number, rule in enumerate(
+            (
+                facts.work_applied_once,
+                facts.answers_from_below,
+                facts.ends_in_time,
+                facts.one_for_all,
+                facts.nothing_left,
+                facts.true_verdicts,
+                facts.keys_at_home,
+            ),
+            start=1,
+        )
+        for what in rule()
+    ]
+
+
+class _Facts:
+    def __init__(self, world: World, settings: GuardSettings, remains: Remains) -> None:
+        self.world = world
+        self.settings = settings
+        self.remains = remains
+        # A reconfigured transport waits a second longer.
+        self.budget = settings.retry_timeout + (1.0 if world.reconfigured else 0.0)
+        self.close_time = _CLOSES * world.setup.close_takes
+        self.slack = self.close_time + world.jumped + _EPSILON
+        self.forgets = world.setup.routes_kept < world.setup.routes
+
+    # 1
+
+    def work_applied_once(self) -> Iterator[str]:
+        dispatches = [call for call in self.world.calls if call.path.endswith("forward_backward")]
+        for route, trainer in enumerate(self.world.trainers):
+            order = trainer.order
+            if trainer.applied != order[: len(trainer.applied)]:
+                yield f"route {route}: applied {trainer.applied} of {order}"
+            answered = {
+                call.seq_id
+                for call in dispatches
+                if call.route == route and call.response and call.response.status_code == 200
+            }
+            for seq_id in sorted(answered):
+                if not trainer.has_received(seq_id):
+                    yield f"route {route}: {seq_id} was answered with 200, but never received"
+            if answered == set(order) and trainer.applied != order:
+                yield f"route {route}: all was answered, but applied is {trainer.applied}"
+        for call in self.world.calls:
+            for resend in call.sends[1:]:
+                if call.caller.asks == "upload":
+                    yield f"call {call.number}: a streamed body was sent again"
+                elif not _is_same(resend, call.sends[0]):
+                    yield f"call {call.number}: a resend differs from the request"
+
+    # 2
+
+    def answers_from_below(self) -> Iterator[str]:
+        for call in self.world.calls:
+            if call.cancels and not isinstance(call.error, asyncio.CancelledError):
+                yield f"call {call.number}: a cancellation was swallowed ({call.cancels[0][1]})"
+            if call.response is not None:
+                yield from self._response_from_below(call)
+            elif call.error is not None:
+                yield from self._error_from_below(call)
+        allowed = {
+            place
+            for event in self.world.schedule.events
+            if isinstance(event, BuildFault)
+            for place in ("building a new transport", "closing a replaced transport")
+        }
+        for fault in sorted(self.remains.faults - allowed):
+            yield f"a fault of the guard's own in {fault}"
+
+    def _response_from_below(self, call: Call) -> Iterator[str]:
+        response = call.response
+        assert response is not None
+        if not call.sends:
+            yield from self._refused_at_gate(call, response)
+            return
+        last = call.sends[-1]
+        if response is not last.response:
+            yield f"call {call.number}: the response is not that of its last send"
+        elif (response.status_code, response.headers.raw) != (
+            last.status_code,
+            last.response_headers,
+        ):
+            yield f"call {call.number}: the response's head was changed"
+        elif call.body is not None and call.body != last.body:
+            yield f"call {call.number}: the response's body was changed"
+        elif call.read_error is not None and last.stream is not None:
+            is_own = call.read_error is last.stream.error or isinstance(
+                call.read_error, asyncio.CancelledError
+            )
+            if not is_own:
+                yield f"call {call.number}: reading the body raised {call.read_error!r}"
+
+    def _refused_at_gate(self, call: Call, response: httpx.Response) -> Iterator[str]:
+        origin = next(
+            (
+                exchange
+                for exchange in self.world.exchanges
+                if str(exchange.began) == response.headers.get("x-exchange")
+            ),
+            None,
+        )
+        if response.status_code != 404 or origin is None:
+            yield f"call {call.number}: an answer from nowhere"
+        elif not (origin.is_probe and origin.call.route == call.route and origin.is_lost):
+            yield f"call {call.number}: refused with an answer that is no lost probe's"
+        elif origin.ended > call.ended or origin.call.ended < call.began:
+            yield f"call {call.number}: refused with an answer from another time"
+        elif call.body != origin.body or not set(response.headers.raw) <= set(
+            origin.response_headers
+        ):
+            yield f"call {call.number}: the gate's refusal differs from the probe's answer"
+
+    def _error_from_below(self, call: Call) -> Iterator[str]:
+        error = call.error
+        if isinstance(error, asyncio.CancelledError):
+            if not call.cancels and not call.has_timed_out:
+                yield f"call {call.number}: cancelled by nobody"
+        elif call.sends and error is call.sends[-1].error:
+            pass
+        elif not (type(error) is httpx.TransportError and call.slot in self.world.closed_slots):
+            yield f"call {call.number}: raised {error!r}, which is not from below"
+
+    # 3
+
+    def ends_in_time(self) -> Iterator[str]:
+        if not self.remains.have_all_ended:
+            yield "somebody waits for ever"
+        for call in self.world.calls:
+            if not call.is_over:
+                continue
+            limit = self._latest_end(call)
+            if call.ended_at > limit:
+                yield (
+                    f"call {call.number}: ended at {call.ended_at:.3f}, {limit:.3f} was the latest"
+                )
+            if (met_at := call.met_404_at) is not None:
+                last = call.sends[-1]
+                if last.began_at > met_at + self.budget + self.slack and last.is_over:
+                    yield f"call {call.number}: resent after its budget"
+
+    def _latest_end(self, call: Call) -> float:
+        settings = self.settings
+        others = [
+            other
+            for other in self.world.calls
+            if other is not call
+            and other.route == call.route
+            and other.began < call.ended
+            and other.ended > call.began
+        ]
+        handed_over = sum(isinstance(o.error, asyncio.CancelledError) for o in others)
+        question = settings.control_plane_timeout * (1 + len(others))
+        if call.cancels:
+            return call.cancels[0][0] + self.slack
+        if call.caller.timeout is not None and call.has_timed_out:
+            return call.began_at + call.caller.timeout + self.slack
+        gate = settings.warmup_timeout + (1 + handed_over) * (
+            settings.probe_timeout + question + self.close_time
+        )
+        if not call.sends:
+            return call.began_at + gate + self.slack
+        first, last = call.sends[0], call.sends[-1]
+        if first.began_at > call.began_at + gate + self.slack:
+            return call.began_at + gate + self.slack
+        if not last.is_404:
+            # In the very moment; but a replaced transport may be closed with its last error.
+            return last.ended_at + self.close_time + _EPSILON
+        if last.author == "trainer" and last is first:
+            assert last.stream is not None
+            return last.ended_at + min(last.stream.pause, PEEK_SECONDS) + self.slack
+        end = last.ended_at + PEEK_SECONDS + self.slack
+        if last is first:
+            return max(end + question, last.ended_at + self.budget + self.slack)
+        assert call.met_404_at is not None
+        return max(end, call.met_404_at + self.budget + self.slack)
+
+    # 4
+
+    def one_for_all(self) -> Iterator[str]:
+        if self.forgets:
+            return
+        for route in range(self.world.setup.routes):
+            probes = [x for x in self.world.exchanges if x.is_probe and x.call.route == route]
+            warmups = [probe for probe in probes if probe.is_warmup]
+            scouts = [probe for probe in probes if not probe.is_warmup]
+            for kind, some in (("warmup", warmups), ("scout", scouts)):
+                for earlier, later in _overlaps(some):
+                    if earlier.call is not later.call:
+                        yield f"route {route}: two {kind}s at once, at {later.began_at:.3f}"
+            leaders = [probe.call.number for probe in warmups]
+            turns = [n for i, n in enumerate(leaders) if i == 0 or leaders[i - 1] != n]
+            if len(turns) != len(set(turns)):
+                yield f"route {route}: two warmups in turns, led by {turns}"
+            limit = self.settings.warmup_successes
+            limit = max(limit, 3 - limit) if self.world.reconfigured else limit
+            most = max(_most_at_once(warmups), default=0)
+            if most > limit:
+                yield f"route {route}: {most} probes of a warmup at once"
+        yield from self._questions_shared()
+
+    def _questions_shared(self) -> Iterator[str]:
+        by_asker: dict[tuple[int, str], list[Question]] = {}
+        for question in self.world.questions:
+            by_asker.setdefault((question.route, question.key), []).append(question)
+        for (route, _), questions in by_asker.items():
+            for _, later in _overlaps(questions):
+                yield f"route {route}: two questions at once, at {later.began_at:.3f}"
+            answered_at = float("-inf")
+            for number, question in enumerate(questions):
+                if question.began_at - answered_at < self.settings.verdict_ttl:
+                    yield f"route {route}: asked again too soon, at {question.began_at:.3f}"
+                earlier = questions[number - 1] if number else None
+                if self._is_answered(question, earlier):
+                    answered_at = question.ended_at
+
+    def _is_answered(self, question: Question, earlier: Question | None) -> bool:
+        if question.answer == "reset":
+            # Tried again once, as a part of the same question.
+            return earlier is not None and (earlier.answer, earlier.call) == (
+                "reset",
+                question.call,
+            )
+        if question.answer != "cut":
+            return True
+        call = question.call
+        met_at = call.met_404_at
+        if call.cancels or call.has_timed_out:
+            return False
+        if met_at is not None and question.ended_at >= met_at + self.settings.retry_timeout:
+            return False
+        lasted = question.ended_at - question.began_at
+        return lasted >= self.settings.control_plane_timeout - _EPSILON
+
+    # 5
+
+    def nothing_left(self) -> Iterator[str]:
+        remains, world = self.remains, self.world
+        for task in remains.tasks:
+            yield f"a task is left: {task}"
+        for name in remains.held:
+            yield f"a flight is held: {name}"
+        for exchange in world.exchanges:
+            stream = exchange.stream
+            if stream is not None and not (stream.is_closed or stream.is_exhausted):
+                yield f"call {exchange.call.number}: an answer of {exchange.ended_at:.3f} is open"
+        if remains.routes > world.setup.routes_kept:
+            yield f"{remains.routes} routes are kept"
+        if remains.open_spans:
+            yield f"{remains.open_spans} spans never end"
+        per_slot: dict[int, int] = {}
+        for transport in remains.open_before_close:
+            per_slot[transport.slot] = per_slot.get(transport.slot, 0) + 1
+        for slot, count in per_slot.items():
+            if count > 2:
+                yield f"slot {slot}: {count} transports are open"
+        for transport in world.transports:
+            if not transport.is_closed:
+                yield f"transport {transport.number} of slot {transport.slot} is never closed"
+
+    # 6
+
+    def true_verdicts(self) -> Iterator[str]:
+        for call in self.world.calls:
+            if call.route is None:
+                if len(call.sends) > 1:
+                    yield f"call {call.number}: resent, though it is on no trainer route"
+                continue
+            for earlier, later in zip(call.sends, call.sends[1:], strict=False):
+                if (reason := self._why_no_resend(call, earlier, later)) is not None:
+                    yield f"call {call.number}: resent at {later.began_at:.3f}, though {reason}"
+            if call.response is not None and call.response.status_code == 404:
+                yield from self._true_404(call)
+        yield from self._true_spans()
+
+    def _why_no_resend(self, call: Call, earlier: Exchange, later: Exchange) -> str | None:
+        if not earlier.is_404:
+            return "it had been answered"
+        assert earlier.stream is not None
+        if earlier.author == "trainer" and earlier.stream.pause < PEEK_SECONDS:
+            if earlier.fault != "broken body":
+                return "the trainer had answered"
+        answers = self._answers(call, earlier.ended_at, later.began_at)
+        if not any(question.answer == RUNNING for question in answers):
+            return f"no answer in force said so ({[q.answer for q in answers]})"
+        return None
+
+    def _answers(self, call: Call, since: float, until: float) -> list[Question]:
+        """What the control plane said to this caller, in force between two times."""
+        since -= self.settings.verdict_ttl
+        return [
+            question
+            for question in self.world.questions
+            if question.route == call.route
+            and question.key in (call.key, PLANE_KEY)
+            and since - _EPSILON <= question.ended_at <= until
+        ]
+
+    def _true_404(self, call: Call) -> Iterator[str]:
+        reasons = self._reasons(call)
+        if not reasons:
+            yield f"call {call.number}: its 404 was a race, and was handed back at {call.ended_at}"
+
+    def _reasons(self, call: Call) -> set[str]:
+        """The outcomes that a 404 which was handed back may truly have."""
+        if not call.sends:
+            return self._reasons_at_gate(call)
+        last = call.sends[-1]
+        assert last.stream is not None
+        released_at = self.world.released_slots.get(call.slot, float("inf"))
+        if call.began_at >= released_at or last.author == "trainer":
+            return {"not_found"} | ({"exhausted", "unverified"} if last.stream.pause else set())
+        reasons = set()
+        for question in self._answers(call, last.ended_at, call.ended_at):
+            if question.answer in ("useless", "reset", "cut"):
+                reasons.add("unverified")
+            elif question.answer != RUNNING:
+                reasons.add("not_found")
+        if last.author == "odd" and len(call.sends) > EVIDENCE_NEEDED:
+            reasons.add("not_found")
+        assert call.met_404_at is not None
+        assert last.response is not None
+        delay = max(
+            self.settings.backoff_max, float(last.response.headers.get("retry-after", "0"))
+        )
+        if call.ended_at + delay + _EPSILON >= call.met_404_at + self.settings.retry_timeout:
+            reasons.add("exhausted")
+        if call.caller.asks == "upload":
+            reasons.add("exhausted")
+        return reasons
+
+    def _reasons_at_gate(self, call: Call) -> set[str]:
+        settings = self.settings
+        reasons = set()
+        for question in self.world.questions:
+            if (
+                question.route == call.route
+                and call.began_at - settings.verdict_ttl <= question.ended_at <= call.ended_at
+                and question.answer not in (RUNNING, "useless", "reset", "cut")
+            ):
+                reasons.add("not_found")
+        for leader in self.world.calls:
+            waited = call.ended_at - leader.began_at
+            if (
+                leader.route == call.route
+                and leader.probes
+                and leader.began <= call.ended
+                and waited + settings.backoff_max + _EPSILON >= settings.warmup_timeout
+            ):
+                reasons.add("exhausted")
+        return reasons
+
+    def _true_spans(self) -> Iterator[str]:
+        for number, span in self.remains.ended_spans:
+            attributes = span.attributes or {}
+            outcome = attributes.get("tinker_guard.outcome")
+            if outcome is None:
+                continue
+            call = self.world.calls[number]
+            expected = self._outcomes(call)
+            if outcome not in expected:
+                yield f"call {number}: outcome {outcome!r}, but true is {sorted(expected)}"
+            if attributes.get("tinker_guard.retries") != max(len(call.sends) - 1, 0):
+                yield f"call {number}: {attributes.get('tinker_guard.retries')} retries recorded"
+
+    def _outcomes(self, call: Call) -> set[str]:
+        if isinstance(call.error, asyncio.CancelledError):
+            return {"cancelled"}
+        if call.response is None:
+            return {"error"}
+        if call.response.status_code != 404:
+            return {"recovered" if len(call.sends) > 1 else "ok"}
+        return {"unverified"} if call.route is None else self._reasons(call)
+
+    # 7
+
+    def keys_at_home(self) -> Iterator[str]:
+        for exchange in self.world.exchanges:
+            call = exchange.call
+            headers = httpx.Headers(exchange.headers)
+            if headers.get("x-api-key") != call.key:
+                yield f"call {call.number}: sent with another key"
+            own = call.request.url
+            base = str(own).removesuffix(call.path)
+            if not str(exchange.url).startswith(f"{base}/"):
+                yield f"call {call.number}: sent to {exchange.url.host}"
+        plane = self.world.setup.plane
+        for question in self.world.questions:
+            home = {"own": "", "origin": origin_of(question.route), "elsewhere": PLANE_URL}[plane]
+            key = PLANE_KEY if plane == "elsewhere" else None
+            if question.origin != home:
+                yield f"a question went to {question.origin}"
+            if question.key not in ((key,) if key else KEYS):
+                yield "a question went with another key"
+        told = [
+            *self.remains.said,
+            *(str(dict(span.attributes or {})) for _, span in self.remains.ended_spans),
+            *(span.name for _, span in self.remains.ended_spans),
+            *(repr(call.error) for call in self.world.calls if call.error is not None),
+        ]
+        for text in told:
+            if any(key in text for key in (*KEYS, PLANE_KEY)):
+                yield f"a key was told: {text}"
+
+
+def _is_same(one: Exchange, other: Exchange) -> bool:
+    return (one.method, one.url, one.headers, one.content, one.extensions) == (
+        other.method,
+        other.url,
+        other.headers,
+        other.content,
+        other.extensions,
+    )
+
+
+_S = TypeVar("_S", bound="Span")
+
+
+def _overlaps(spans: list[_S]) -> Iterator[tuple[_S, _S]]:
+    """Pairs of which the second began before the first ended; in order of their beginning."""
+    under_way: list[_S] = []
+    for span in spans:
+        under_way = [earlier for earlier in under_way if earlier.ended > span.began]
+        yield from ((earlier, span) for earlier in under_way)
+        under_way.append(span)
+
+
+def _most_at_once(spans: list[Exchange]) -> Iterator[int]:
+    for span in spans:
+        yield sum(other.began <= span.began < other.ended for other in spans)

@@ -1,0 +1,438 @@
+"""Schedules: everything that will go wrong in one run, drawn from a seed beforehand.
+
+A schedule is plain data. It can be printed, stored as JSON, replayed, and made smaller by taking
+events away; nothing is drawn while it runs, but for the jitter of the guard itself and for a load
+balancer that chooses at random, which both begin at `Schedule.seed`.
+
+All times are seconds of virtual time since the beginning of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final, Literal, TypeAlias
+
+Asks: TypeAlias = Literal["train", "info", "missing", "odd", "upload", "elsewhere"]
+Body: TypeAlias = Literal["gateway", "gzip", "plain", "empty"]
+Balance: TypeAlias = Literal["sticky", "random", "in turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A task of the program's that sends one request, again after errors as the SDK does.
+
+    Args:
+        number: What other events call it.
+        at: When it begins.
+        route: Index of the trainer route.
+        slot: Index of the guarded transport.
+        asks: `train`: dispatches work with a `seq_id` and polls for its result. `info`: a plain
+            question. `missing`: something that the trainer answers with a 404 of its own. `odd`:
+            the same, but the 404's body names nobody. `upload`: a body that is a stream.
+            `elsewhere`: a URL that is on no trainer route.
+        seq_id: For `train`; each route's trainer applies them in ascending order.
+        key: Index of the API key.
+        timeout: Seconds after which the caller gives its request up; None: never.
+    """
+
+    number: int
+    at: float
+    route: int
+    slot: int
+    asks: Asks
+    seq_id: int = 0
+    key: int = 0
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A gateway replica lacks a route's row."""
+
+    route: int
+    replica: int
+    begin: float
+    end: float
+    body: Body
+    retry_after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobChange:
+    """A job changes its state; while it does not run, every replica answers the gateway's 404."""
+
+    route: int
+    at: float
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneFault:
+    """The control plane misbehaves towards questions about a route.
+
+    `late`: it says what was true `seconds` ago. `slow`: it takes `seconds` longer. `hang`: it never
+    answers. The others are answers, or connections, that are of no use.
+    """
+
+    route: int
+    begin: float
+    end: float
+    kind: Literal["late", "slow", "hang", "error", "garbage", "refused", "redirect", "reset"]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeFault:
+    """One exchange on a route goes wrong, counted from 0 in the order in which they begin.
+
+    `reset before`, `timeout before`: before the trainer saw it. `reset after`, `lost reply`: the
+    trainer did the work. `busy`: 503. `slow`: answered late. `slow body`, `broken body`: the head
+    comes, the body dawdles or breaks.
+    """
+
+    route: int
+    number: int
+    kind: Literal[
+        "reset before",
+        "timeout before",
+        "reset after",
+        "lost reply",
+        "busy",
+        "slow",
+        "slow body",
+        "broken body",
+    ]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFault:
+    """The n-th building of a further transport fails, or what was built does not close well."""
+
+    number: int
+    kind: Literal["build", "close"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """A caller is cancelled: `turns` of the event loop after one of its awaits in the guard.
+
+    Args:
+        caller: Its number.
+        step: Which of its awaits; None: at the time `at` instead, wherever it is then.
+        at: See `step`.
+        turns: Turns of the event loop to wait first; what is waited for may come meanwhile.
+        again: Whether it is cancelled a second time right away, as anyio's scopes do.
+    """
+
+    caller: int
+    step: int | None = None
+    at: float = 0.0
+    turns: int = 0
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClockJump:
+    """The clock of the event loop jumps ahead, as after a sleep of the machine."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SlotChange:
+    """A guarded transport is closed, released as by `uninstall_guard()`, or reconfigured."""
+
+    slot: int
+    at: float
+    kind: Literal["close", "release", "reconfigure"]
+
+
+Event: TypeAlias = (
+    Caller
+    | Outage
+    | JobChange
+    | PlaneFault
+    | ExchangeFault
+    | BuildFault
+    | Cancel
+    | ClockJump
+    | SlotChange
+)
+_EVENTS: Final[tuple[type[Event], ...]] = (
+    Caller,
+    Outage,
+    JobChange,
+    PlaneFault,
+    ExchangeFault,
+    BuildFault,
+    Cancel,
+    ClockJump,
+    SlotChange,
+)
+_EVENT_NAMES: Final = {kind.__name__: kind for kind in _EVENTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run begins with.
+
+    Args:
+        settings: Arguments of `GuardSettings`.
+        routes: How many trainer routes there are.
+        replicas: How many gateway replicas each has.
+        balance: How a replica is chosen: by connection, at random, or in turn for each exchange.
+        slots: How many guarded transports there are.
+        renewable: Whether they know how to build further transports.
+        latencies: How long exchanges take, used in turn.
+        close_takes: How long it takes to close an answer that was not read, or a transport.
+        plane: `own`: a control plane object of the user's. `origin`, `elsewhere`: Fireworks' over
+            http, at the route's origin with the request's key, or configured with a key of its own.
+        plane_takes: How long it takes to answer.
+        probe_answer: What the trainer says to the probe's path.
+        routes_kept: How many routes the process remembers.
+        is_recorded: Whether spans are recorded.
+    """
+
+    settings: dict[str, float]
+    routes: int = 1
+    replicas: int = 1
+    balance: Balance = "random"
+    slots: int = 1
+    renewable: bool = True
+    latencies: tuple[float, ...] = (0.01,)
+    close_takes: float = 0.0
+    plane: Literal["own", "origin", "elsewhere"] = "own"
+    plane_takes: float = 0.01
+    probe_answer: Literal["200", "404", "odd 404", "503"] = "200"
+    routes_kept: int = 1024
+    is_recorded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a run begins with, and what happens in it."""
+
+    seed: int
+    setup: Setup
+    events: tuple[Event, ...]
+
+    def without(self, index: int) -> Schedule:
+        """This schedule without one of its events."""
+        return replace(self, events=self.events[:index] + self.events[index + 1 :])
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads."""
+        events = [{"event": type(event).__name__, **asdict(event)} for event in self.events]
+        return json.dumps({"seed": self.seed, "setup": asdict(self.setup), "events": events})
+
+    @staticmethod
+    def from_json(text: str) -> Schedule:
+        """Read what `to_json` wrote."""
+        document: dict[str, Any] = json.loads(text)
+        setup = document["setup"]
+        setup["latencies"] = tuple(setup["latencies"])
+        events = tuple(_EVENT_NAMES[event.pop("event")](**event) for event in document["events"])
+        return Schedule(document["seed"], Setup(**setup), events)
+
+    def describe(self) -> str:
+        """For people: a line for each thing that differs from a healthy run."""
+        lines = [f"seed {self.seed}"]
+        lines += [
+            f"  {field.name} = {getattr(self.setup, field.name)}" for field in fields(self.setup)
+        ]
+        lines += [f"  {event}" for event in self.events]
+        return "\n".join(lines)
+
+
+RUNNING: Final = "JOB_STATE_RUNNING"
+_STOPPED: Final = ("JOB_STATE_PAUSED", "JOB_STATE_DELETED", "JOB_STATE_FAILED", None)
+_HORIZON: Final = 4.0
+"""Callers begin and faults happen within this time, where no longer one is said."""
+
+
+def draw(seed: int) -> Schedule:
+    """Draw a schedule; the same seed gives the same one."""
+    return _Draw(random.Random(seed)).schedule(seed)
+
+
+class _Draw:
+    """Each schedule has some kinds of trouble and not the others, so that each kind is also met
+    undisturbed."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+
+    def schedule(self, seed: int) -> Schedule:
+        chance = self.chance
+        setup = self.setup()
+        callers = self.callers(setup)
+        events: list[Event] = [*callers]
+        if self.happens(0.85):
+            events += self.outages(setup)
+        if self.happens(0.25):
+            events += self.job_changes(setup)
+        if self.happens(0.25):
+            events += [self.plane_fault(setup) for _ in range(chance.randint(1, 3))]
+        if self.happens(0.45):
+            events += [self.exchange_fault(setup) for _ in range(chance.randint(1, 4))]
+        if setup.renewable and self.happens(0.1):
+            events += [
+                BuildFault(chance.randrange(8), chance.choice(("build", "build", "close")))
+                for _ in range(chance.randint(1, 4))
+            ]
+        if self.happens(0.45):
+            events += [self.cancel(callers) for _ in range(chance.randint(1, 3))]
+        if self.happens(0.05):
+            events.append(ClockJump(self.time(), chance.choice((0.5, 5.0, 60.0))))
+        if self.happens(0.08):
+            kind = chance.choice(("close", "release", "reconfigure"))
+            events.append(SlotChange(chance.randrange(setup.slots), self.time(), kind))
+        return Schedule(seed, setup, tuple(events))
+
+    def happens(self, probability: float) -> bool:
+        return self.chance.random() < probability
+
+    def time(self, end: float = _HORIZON) -> float:
+        # Often the same times, so that things also happen at one and the same moment.
+        if self.happens(0.3):
+            return self.chance.choice((0.0, 0.1, 0.2, 0.5, 1.0, 2.0))
+        return round(self.chance.uniform(0.0, end), 3)
+
+    def setup(self) -> Setup:
+        chance = self.chance
+        initial = chance.choice((0.1, 0.1, 0.2, 0.5))
+        return Setup(
+            settings={
+                "warmup_successes": chance.choice((0, 0, 1, 2, 3)),
+                "warmup_timeout": chance.choice((0.5, 3.0, 120.0)),
+                "probe_timeout": chance.choice((0.25, 1.0, 5.0)),
+                "retry_timeout": chance.choice((0.0, 0.3, 2.0, 5.0, 30.0, 30.0)),
+                "backoff_initial": initial,
+                "backoff_max": chance.choice((initial, 1.0, 3.0)),
+                "control_plane_timeout": chance.choice((0.25, 1.0, 5.0)),
+                "verdict_ttl": chance.choice((0.0, 0.25, 1.0, 1.0, 5.0)),
+            },
+            routes=chance.choice((1, 1, 1, 1, 2, 3)),
+            replicas=chance.choice((1, 1, 2, 3, 4)),
+            balance=chance.choice(("sticky", "random", "in turn")),
+            slots=chance.choice((1, 1, 2, 3)),
+            renewable=self.happens(0.85),
+            latencies=tuple(
+                chance.choice((0.0, 0.001, 0.01, 0.05, 0.3)) for _ in range(chance.randint(1, 5))
+            ),
+            close_takes=chance.choice((0.0, 0.0, 0.0, 0.02)),
+            plane=chance.choice(("own", "own", "origin", "elsewhere")),
+            plane_takes=chance.choice((0.0, 0.01, 0.1)),
+            probe_answer=chance.choice(("200", "200", "200", "200", "404", "odd 404", "503")),
+            routes_kept=1024 if self.happens(0.97) else 1,
+            is_recorded=self.happens(0.12),
+        )
+
+    def callers(self, setup: Setup) -> list[Caller]:
+        chance = self.chance
+        together = self.happens(0.5)
+        has_two_keys = self.happens(0.1)
+        callers: list[Caller] = []
+        seq_ids = [0] * setup.routes
+        at = 0.0
+        for number in range(chance.choice((1, 1, 2, 3, 4, 6))):
+            at = at if together and self.happens(0.8) else max(at, self.time())
+            route = chance.randrange(setup.routes)
+            asks: Asks = chance.choice(
+                ("train",) * 8 + ("info", "info", "missing", "odd", "upload", "elsewhere")
+            )
+            if asks == "train":
+                seq_ids[route] += 1
+            callers.append(
+                Caller(
+                    number,
+                    at,
+                    route,
+                    slot=chance.randrange(setup.slots),
+                    asks=asks,
+                    seq_id=seq_ids[route] if asks == "train" else 0,
+                    key=chance.randrange(2) if has_two_keys else 0,
+                    timeout=chance.choice((0.2, 1.0)) if self.happens(0.05) else None,
+                )
+            )
+        return callers
+
+    def outages(self, setup: Setup) -> list[Event]:
+        chance = self.chance
+        everywhere = self.happens(0.5)
+        body: Body = chance.choice(("gateway", "gateway", "gateway", "gzip", "plain", "empty"))
+        retry_after = chance.choice(("1", "40")) if self.happens(0.05) else ""
+        long = self.happens(0.08)
+        end = 40.0 if long else chance.choice((0.2, 1.0, _HORIZON))
+        outages: list[Event] = []
+        for route in range(setup.routes):
+            shared = (chance.choice((0.0, self.time())), self.time(end))
+            for replica in range(setup.replicas):
+                for _ in range(chance.choice((0, 1, 1, 2, 3)) if not everywhere else 1):
+                    begin, lasts = (
+                        shared
+                        if everywhere
+                        else (chance.choice((0.0, self.time())), self.time(end))
+                    )
+                    until = round(begin + lasts, 3)
+                    outages.append(Outage(route, replica, begin, until, body, retry_after))
+        return outages
+
+    def job_changes(self, setup: Setup) -> list[Event]:
+        chance = self.chance
+        route = chance.randrange(setup.routes)
+        at = chance.choice((0.0, self.time()))
+        stopped: str | None = chance.choice((*_STOPPED, "JOB_STATE_CREATING"))
+        changes: list[Event] = [JobChange(route, at, stopped)]
+        if self.happens(0.6):
+            changes.append(JobChange(route, round(at + self.time(), 3), RUNNING))
+        return changes
+
+    def plane_fault(self, setup: Setup) -> PlaneFault:
+        chance = self.chance
+        begin = chance.choice((0.0, self.time()))
+        return PlaneFault(
+            chance.randrange(setup.routes),
+            begin,
+            round(begin + self.time(), 3),
+            chance.choice(
+                ("late", "slow", "hang", "error", "garbage", "refused", "redirect", "reset")
+            ),
+            chance.choice((0.2, 0.6, 2.0)),
+        )
+
+    def exchange_fault(self, setup: Setup) -> ExchangeFault:
+        chance = self.chance
+        return ExchangeFault(
+            chance.randrange(setup.routes),
+            chance.randrange(chance.choice((4, 12))),
+            chance.choice(
+                (
+                    "reset before",
+                    "timeout before",
+                    "reset after",
+                    "lost reply",
+                    "lost reply",
+                    "busy",
+                    "slow",
+                    "slow body",
+                    "broken body",
+                )
+            ),
+            chance.choice((0.1, 0.6, 1.5, 6.0)),
+        )
+
+    def cancel(self, callers: list[Caller]) -> Cancel:
+        chance = self.chance
+        caller = chance.choice(callers)
+        return Cancel(
+            caller.number,
+            step=chance.randrange(chance.choice((4, 12, 30))) if self.happens(0.8) else None,
+            at=round(caller.at + self.time(), 3),
+            turns=chance.choice((0, 0, 1, 2, 3)),
+            again=self.happens(0.2),
+        )
