@@ -218,8 +218,10 @@ class _Facts:
         )
         if response.status_code != 404 or origin is None:
             yield f"call {call.number}: an answer from nowhere"
-        elif not (origin.is_probe and origin.call.route == call.route and origin.is_lost):
-            yield f"call {call.number}: refused with an answer that is no lost probe's"
+        elif not (origin.is_probe and origin.call.route == call.route and origin.is_404):
+            yield f"call {call.number}: refused with an answer that is no probe's"
+        elif origin.author == "trainer":
+            yield f"call {call.number}: refused with the trainer's own answer to a probe"
         elif origin.ended > call.ended or origin.call.ended < call.began:
             yield f"call {call.number}: refused with an answer from another time"
         elif call.body != origin.body or not set(response.headers.raw) <= set(
@@ -282,9 +284,9 @@ class _Facts:
         if not last.is_404:
             # In the very moment; but a replaced transport may be closed with its last error.
             return last.ended_at + self.close_time + _EPSILON
-        if last.author == "trainer" and last is first:
-            assert last.stream is not None
-            return last.ended_at + min(last.stream.pause, PEEK_SECONDS) + self.slack
+        assert last.stream is not None
+        if last.author == "trainer" and last.stream.pause < PEEK_SECONDS:
+            return last.ended_at + last.stream.pause + self.slack
         end = last.ended_at + PEEK_SECONDS + self.slack
         if last is first:
             return max(end + question, last.ended_at + self.budget + self.slack)
@@ -323,22 +325,19 @@ class _Facts:
             for _, later in _overlaps(questions):
                 yield f"route {route}: two questions at once, at {later.began_at:.3f}"
             answered_at = float("-inf")
-            for number, question in enumerate(questions):
+            refused: Question | None = None
+            for question in questions:
                 if question.began_at - answered_at < self.settings.verdict_ttl:
                     yield f"route {route}: asked again too soon, at {question.began_at:.3f}"
-                earlier = questions[number - 1] if number else None
-                if self._is_answered(question, earlier):
+                if question.answer == "reset" and not (refused and refused.call is question.call):
+                    refused = question
+                    continue
+                refused = None
+                if question.answer != "cut" or self._is_timeout(question):
                     answered_at = question.ended_at
 
-    def _is_answered(self, question: Question, earlier: Question | None) -> bool:
-        if question.answer == "reset":
-            # Tried again once, as a part of the same question.
-            return earlier is not None and (earlier.answer, earlier.call) == (
-                "reset",
-                question.call,
-            )
-        if question.answer != "cut":
-            return True
+    def _is_timeout(self, question: Question) -> bool:
+        """Whether a question was cut short by its own timeout, which is an answer to all."""
         call = question.call
         met_at = call.met_404_at
         if call.cancels or call.has_timed_out:

@@ -450,10 +450,10 @@ class ModelTransport(httpx.AsyncBaseTransport):
         world = self._world
         exchange = world.begin_exchange(self, request)
         try:
-            if self.is_closed:
-                raise httpx.TransportError("used after it was closed", request=request)
             assert isinstance(request.stream, httpx.AsyncByteStream)
             exchange.content = b"".join([chunk async for chunk in request.stream])
+            if self.is_closed:
+                raise httpx.TransportError("used after it was closed", request=request)
             response = await self._answer(exchange)
         except BaseException as error:
             exchange.error = error

@@ -325,7 +325,7 @@ class _Draw:
                 chance.choice((0.0, 0.001, 0.01, 0.05, 0.3)) for _ in range(chance.randint(1, 5))
             ),
             close_takes=chance.choice((0.0, 0.0, 0.0, 0.02)),
-            plane=chance.choice(("own", "own", "origin", "elsewhere")),
+            plane=chance.choice(("own", "own", "own", "origin", "elsewhere")),
             plane_takes=chance.choice((0.0, 0.01, 0.1)),
             probe_answer=chance.choice(("200", "200", "200", "200", "404", "odd 404", "503")),
             routes_kept=1024 if self.happens(0.97) else 1,

@@ -109,6 +109,15 @@ async def test_released_it_goes_back_to_the_first_for_good() -> None:
     assert [transport.is_closed for transport in gateway.transports] == [False, True]
 
 
+async def test_released_an_idle_one_is_closed_with_the_line() -> None:
+    gateway = FakeGateway()
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    line.release()
+    await line.aclose()
+    assert [transport.is_closed for transport in gateway.transports] == [True, True]
+
+
 async def test_closing_the_line_closes_them_all() -> None:
     gateway = FakeGateway(lambda _: ok())
     line = Line(gateway.new_transport(), gateway.new_transport)

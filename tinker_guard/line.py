@@ -87,6 +87,8 @@ class Line:
         spare, self.transport = self.transport, self._original
         if isinstance(spare, _Spare):
             spare.is_retired = True
+            # If nothing is in flight on it, nothing ends that could close it.
+            self._retired.append(spare)
         return self._original
 
     async def aclose(self) -> None:
