@@ -25,6 +25,7 @@ from simulation.schedule import (
     PlaneFault,
 )
 from tinker_guard.control_plane import FireworksControlPlane
+from tinker_guard.peek import PEEK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,6 +157,21 @@ class Exchange(Span):
         return self.status_code == 404
 
     @property
+    def shows_trainer(self) -> bool:
+        """Whether it was answered with a 404 whose body shows in time that the trainer wrote it."""
+        return (
+            self.is_404
+            and self.author == "trainer"
+            and self.fault != "broken body"
+            and self.stream is not None
+            and self.stream.pause < PEEK_SECONDS
+        )
+
+    def header(self, name: bytes) -> bytes | None:
+        """What was sent in a header, whose name is given as it was written."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
     def is_lost(self) -> bool:
         """Whether it was answered with a 404 that the trainer did not write."""
         return self.is_404 and self.author in ("gateway", "unknown")
@@ -217,11 +233,11 @@ class Trainer:
     def __init__(self, order: list[int]) -> None:
         self.order = order
         self._received: dict[int, bytes] = {}
-        self._replies: dict[str, bytes] = {}
+        self._replies: dict[bytes, bytes] = {}
         self._is_waiting_for = 0
         self.applied: list[int] = []
 
-    def work(self, key: str, content: bytes) -> tuple[int, bytes]:
+    def work(self, key: bytes, content: bytes) -> tuple[int, bytes]:
         """Take a dispatch."""
         seq_id = json.loads(content)["seq_id"]
         if key in self._replies:
@@ -364,14 +380,16 @@ class World:
 
     def begin_exchange(self, transport: ModelTransport, request: httpx.Request) -> Exchange:
         """Note a request on the wire."""
-        call = self.calls[int(request.headers["x-call"])]
+        headers = list(request.headers.raw)
+        # Probes carry the headers of the request that leads them, and so its number.
+        call = self.calls[int(next(value for name, value in headers if name == b"x-call"))]
         is_probe = request.url.path.endswith(PROBE_PATH)
         exchange = Exchange(
             call=call,
             transport=transport,
             method=request.method,
             url=request.url,
-            headers=list(request.headers.raw),
+            headers=headers,
             extensions=dict(request.extensions),
             is_probe=is_probe,
             is_warmup=is_probe and not call.sends,
@@ -530,7 +548,7 @@ class ModelTransport(httpx.AsyncBaseTransport):
             path = f"/probe/{self._world.setup.probe_answer}"
         match path.rpartition("/")[2]:
             case "forward_backward":
-                key = httpx.Headers(exchange.headers)["x-idempotency-key"]
+                key = exchange.header(b"x-idempotency-key") or b""
                 return _JSON, *trainer.work(key, exchange.content)
             case "retrieve_future":
                 return _JSON, *trainer.result(exchange.content)

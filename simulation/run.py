@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from simulation.coverage import situations
@@ -201,7 +202,7 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     watched = _Watched(_Said(), _Spans())
     provider: trace.TracerProvider = trace.NoOpTracerProvider()
     if schedule.setup.is_recorded:
-        provider = TracerProvider(shutdown_on_exit=False)
+        provider = TracerProvider(shutdown_on_exit=False, resource=Resource.get_empty())
         provider.add_span_processor(watched.spans)
     logger = telemetry.logger
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate

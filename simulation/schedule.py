@@ -304,13 +304,13 @@ class _Draw:
 
     def setup(self) -> Setup:
         chance = self.chance
-        initial = chance.choice((0.1, 0.1, 0.2, 0.5))
+        initial = chance.choice((0.1, 0.2, 0.5))
         return Setup(
             settings={
                 "warmup_successes": chance.choice((0, 0, 1, 2, 3)),
                 "warmup_timeout": chance.choice((0.5, 3.0, 120.0)),
                 "probe_timeout": chance.choice((0.25, 1.0, 5.0)),
-                "retry_timeout": chance.choice((0.0, 0.3, 2.0, 5.0, 30.0, 30.0)),
+                "retry_timeout": chance.choice((0.0, 0.3, 1.0, 3.0, 30.0)),
                 "backoff_initial": initial,
                 "backoff_max": chance.choice((initial, 1.0, 3.0)),
                 "control_plane_timeout": chance.choice((0.25, 1.0, 5.0)),
@@ -339,7 +339,7 @@ class _Draw:
         callers: list[Caller] = []
         seq_ids = [0] * setup.routes
         at = 0.0
-        for number in range(chance.choice((1, 1, 2, 3, 4, 6))):
+        for number in range(chance.choice((1, 1, 2, 2, 3, 5))):
             at = at if together and self.happens(0.8) else max(at, self.time())
             route = chance.randrange(setup.routes)
             asks: Asks = chance.choice(
@@ -366,8 +366,7 @@ class _Draw:
         everywhere = self.happens(0.5)
         body: Body = chance.choice(("gateway", "gateway", "gateway", "gzip", "plain", "empty"))
         retry_after = chance.choice(("1", "40")) if self.happens(0.05) else ""
-        long = self.happens(0.08)
-        end = 40.0 if long else chance.choice((0.2, 1.0, _HORIZON))
+        end = 40.0 if self.happens(0.05) else chance.choice((0.2, 1.0, 2.5))
         outages: list[Event] = []
         for route in range(setup.routes):
             shared = (chance.choice((0.0, self.time())), self.time(end))
