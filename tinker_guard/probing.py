@@ -111,6 +111,11 @@ class Probing:
         refusal: Refusal | None = await rounds(self._round)
         return refusal
 
+    async def probe_once(self) -> bool:
+        """Send one more probe where the request will go; whether it reached the trainer."""
+        self.probes += 1
+        return await self._probe_on_line() is True
+
     async def _round(self) -> Refusal | None:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._probe_on_line())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from tinker_guard.settings import GuardSettings
     from tinker_guard.telemetry import RequestReport
     from tinker_guard.verdict import Answer, Judgement, Refusal
+
+
+_DISTANCES: Final = 4
+"""Of as many replicas in turn, one that knows the route is met within as many resends."""
 
 
 class Recovery:
@@ -190,6 +194,12 @@ class Recovery:
             )
             refusal = await probing.run()
             self._has_reached, self._is_unclear = probing.has_reached, probing.is_unclear
+            if probing.has_reached:
+                # A balancer that takes its replicas in turn could show every probe one that knows
+                # the route and every resend one that does not. So each resend comes at another
+                # distance from a replica that knows it.
+                for _ in range(self._report.resends % _DISTANCES):
+                    self._has_reached &= await probing.probe_once()
             return refusal
 
         while True:

@@ -172,9 +172,10 @@ def judge(source: Source, answer: Answer | None) -> Judgement | None:
 EVIDENCE_NEEDED: Final = 12
 """After how many resends in a row an unknown 404 counts as the trainer's.
 
-Each was sent right after a probe that reached the trainer over the same connection. Were it a
+Each was sent right after probes that all reached the trainer over the same connection. Were it a
 race after all, a replica would have to know the route for each probe and lack it for each
-request: at worst one chance in 4**12.
+request: at worst one chance in 4**12. It is up to three probes in turn, since replicas may be
+taken in turn too.
 """
 
 
