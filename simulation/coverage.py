@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
+
+import httpx
 
 from simulation.schedule import RUNNING
 
@@ -73,6 +75,7 @@ IMPORTANT: Final = (
 )
 """What every run of some thousand schedules must meet."""
 
+
 def situations(world: World, settings: GuardSettings, remains: Remains) -> Counter[str]:
     """Count the situations of one run."""
     return Counter(_situations(world, settings, remains))
@@ -92,17 +95,16 @@ def _situations(world: World, settings: GuardSettings, remains: Remains) -> Iter
                 yield "slow body of a 404"
             if exchange.stream.error is not None:
                 yield "broken body of a 404"
-        if exchange.is_probe and exchange.error is not None:
-            if not isinstance(exchange.error, asyncio.CancelledError):
-                yield "probe failed otherwise"
+        if exchange.is_probe and isinstance(exchange.error, httpx.HTTPError):
+            yield "probe failed otherwise"
     for question in world.questions:
         if question.answer in ("useless", "reset"):
             yield "question failed"
         if question.answer == "cut":
             yield "question was cut"
-        if question.answer not in ("useless", "reset", "cut", "missing"):
-            if question.answer != world.state_of(question.route, question.ended_at):
-                yield "question was late"
+        state = world.state_of(question.route, question.ended_at) or "missing"
+        if question.answer not in ("useless", "reset", "cut", state):
+            yield "question was late"
     if len(world.transports) > setup.slots and any(
         exchange.transport.number >= setup.slots and not exchange.is_probe
         for exchange in world.exchanges
@@ -203,7 +205,7 @@ def _of_route(world: World, route: int) -> Iterator[str]:
     if world.setup.probe_answer == "odd 404" and any(
         later.ended_at - earlier.ended_at > 0 and not later.call.probes
         for call in calls
-        for earlier, later in zip(call.sends, call.sends[1:], strict=False)
+        for earlier, later in pairwise(call.sends)
     ):
         yield "probes were blind"
     for what, probes in (
@@ -211,15 +213,15 @@ def _of_route(world: World, route: int) -> Iterator[str]:
         ("scouting", [x for c in calls for x in c.probes if not x.is_warmup]),
     ):
         probes.sort(key=lambda probe: probe.began)
-        for earlier, later in zip(probes, probes[1:], strict=False):
-            if earlier.call is not later.call and earlier.call.cancels:
-                if later.began_at == earlier.call.ended_at:
-                    yield f"{what} was handed over"
+        for earlier, later in pairwise(probes):
+            leader = earlier.call
+            if leader.cancels and leader is not later.call and later.began_at == leader.ended_at:
+                yield f"{what} was handed over"
     questions = [question for question in world.questions if question.route == route]
-    for before, after in zip(questions, questions[1:], strict=False):
-        if before.answer == "cut" and after.call is not before.call:
-            if after.began_at == before.ended_at:
-                yield "question was handed over"
+    for before, after in pairwise(questions):
+        is_next = after.call is not before.call and after.began_at == before.ended_at
+        if before.answer == "cut" and is_next:
+            yield "question was handed over"
     waiting = [
         call
         for call in calls

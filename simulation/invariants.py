@@ -59,6 +59,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import httpx
@@ -232,7 +233,7 @@ class _Facts:
     def _error_from_below(self, call: Call) -> Iterator[str]:
         error = call.error
         if isinstance(error, asyncio.CancelledError):
-            if not call.cancels and not call.has_timed_out:
+            if not (call.cancels or call.has_timed_out or call.waits_for_ever):
                 yield f"call {call.number}: cancelled by nobody"
         elif call.sends and error is call.sends[-1].error:
             pass
@@ -381,7 +382,7 @@ class _Facts:
                 if len(call.sends) > 1:
                     yield f"call {call.number}: resent, though it is on no trainer route"
                 continue
-            for earlier, later in zip(call.sends, call.sends[1:], strict=False):
+            for earlier, later in pairwise(call.sends):
                 if (reason := self._why_no_resend(call, earlier, later)) is not None:
                     yield f"call {call.number}: resent at {later.began_at:.3f}, though {reason}"
             if call.response is not None and call.response.status_code == 404:
@@ -434,9 +435,7 @@ class _Facts:
             reasons.add("not_found")
         assert call.met_404_at is not None
         assert last.response is not None
-        delay = max(
-            self.settings.backoff_max, float(last.response.headers.get("retry-after", "0"))
-        )
+        delay = max(self.settings.backoff_max, float(last.response.headers.get("retry-after", "0")))
         if call.ended_at + delay + _EPSILON >= call.met_404_at + self.settings.retry_timeout:
             reasons.add("exhausted")
         if call.caller.asks == "upload":
@@ -477,7 +476,7 @@ class _Facts:
             # What was sent on a closed client is on no wire.
             retries = max(len(call.sends) - 1, 0)
             if retries != attributes["tinker_guard.retries"] and call.error is None:
-                yield f"call {number}: {attributes['tinker_guard.retries']} retries recorded"
+                yield f"call {number}: {attributes['tinker_guard.retries']!r} retries recorded"
 
     def _outcomes(self, call: Call) -> set[str]:
         if isinstance(call.error, asyncio.CancelledError):

@@ -104,6 +104,7 @@ class Call(Span):
     """When it was cancelled, and in which of the guard's functions it waited then."""
     is_cancelled_twice: bool = False
     has_timed_out: bool = False
+    waits_for_ever: bool = False
     sends: list[Exchange] = field(default_factory=list)
     """The exchanges that were made of the request itself."""
     probes: list[Exchange] = field(default_factory=list)
@@ -579,9 +580,7 @@ class ModelTransport(httpx.AsyncBaseTransport):
         body: bytes,
         fault: ExchangeFault | None,
     ) -> httpx.Response:
-        exchange.stream = ModelStream(
-            body, fault=fault, close_takes=self._world.setup.close_takes
-        )
+        exchange.stream = ModelStream(body, fault=fault, close_takes=self._world.setup.close_takes)
         # Marked, so that no two answers are alike.
         headers = headers | {"x-exchange": str(exchange.began)}
         response = httpx.Response(status_code, headers=headers, stream=exchange.stream)

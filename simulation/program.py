@@ -72,6 +72,8 @@ class Program:
                     loop.call_at(at, self._change, event)
         # Much later than any budget: whoever still waits then, waits for ever.
         _, pending = await asyncio.wait(self._tasks.values(), timeout=100_000)
+        for call, _ in self._in_guard.values():
+            call.waits_for_ever = True
         for task in pending:
             task.cancel()
         return not pending
@@ -271,7 +273,8 @@ class _Stepped:
             try:
                 yield waits_for
                 thrown = None
-            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+            except BaseException as error:
+                # The coroutine's to handle.
                 thrown = error
 
 

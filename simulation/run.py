@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
     from simulation.schedule import Schedule
+    from tinker_guard.single_flight import SingleFlight
 
 
 @dataclass
@@ -102,9 +103,7 @@ async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
             task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()
         ),
         in_use={id(guard.transport) for guard in guards},
-        open_before_close=[
-            transport for transport in world.transports if not transport.is_closed
-        ],
+        open_before_close=[transport for transport in world.transports if not transport.is_closed],
         held=_held_flights(),
         routes=len(ROUTES._states),
         faults=set(telemetry._faults_logged),
@@ -125,14 +124,18 @@ def _held_flights() -> list[str]:
     held = []
     for state in ROUTES._states.values():
         here = state.here
-        flights = {"warmup": here.warmup, "scouting": here.scouting, **here._questions}
-        held += [f"{state.route}: {name}" for name, f in flights.items() if f._lock.locked()]
+        flights: list[tuple[str, SingleFlight[Any]]] = [
+            ("warmup", here.warmup),
+            ("scouting", here.scouting),
+            *(("question", flight) for flight in here._questions.values()),
+        ]
+        held += [f"{state.route}: {name}" for name, flight in flights if flight._lock.locked()]
     return held
 
 
 def _settings(values: dict[str, float]) -> GuardSettings:
     # Neither the environment nor the time that it takes to read it belongs into a schedule.
-    return GuardSettings.model_construct(**values)
+    return GuardSettings.model_construct(None, **values)
 
 
 class _Task(asyncio.Task[Any]):
@@ -185,10 +188,16 @@ class _Spans(SpanProcessor):
         self.ended: list[tuple[int, ReadableSpan]] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        self.open[span.get_span_context().span_id] = CALL.get().number
+        self.open[_id_of(span)] = CALL.get().number
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.ended.append((self.open.pop(span.get_span_context().span_id), span))
+        self.ended.append((self.open.pop(_id_of(span)), span))
+
+
+def _id_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
 
 
 class _Watched(NamedTuple):
@@ -219,7 +228,7 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     gc.disable()
     try:
         with (
-            mock.patch.object(trace, "get_tracer_provider", lambda: provider),
+            mock.patch.object(trace, "get_tracer_provider", return_value=provider),
             mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
         ):
             yield watched

@@ -260,8 +260,10 @@ def draw(seed: int) -> Schedule:
 
 
 class _Draw:
-    """Each schedule has some kinds of trouble and not the others, so that each kind is also met
-    undisturbed."""
+    """Draws one schedule.
+
+    Each has some kinds of trouble and not the others, so that each kind is also met undisturbed.
+    """
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -269,10 +271,11 @@ class _Draw:
     def schedule(self, seed: int) -> Schedule:
         chance = self.chance
         setup = self.setup()
-        callers = self.callers(setup)
+        is_crowd = self.happens(0.1)
+        callers = self.crowd(setup) if is_crowd else self.callers(setup)
         events: list[Event] = [*callers]
-        if self.happens(0.85):
-            events += self.outages(setup)
+        if is_crowd or self.happens(0.85):
+            events += self.outages(setup, everywhere=is_crowd or self.happens(0.5))
         if self.happens(0.25):
             events += self.job_changes(setup)
         if self.happens(0.25):
@@ -284,13 +287,12 @@ class _Draw:
                 BuildFault(chance.randrange(8), chance.choice(("build", "build", "close")))
                 for _ in range(chance.randint(1, 4))
             ]
-        if self.happens(0.45):
+        if self.happens(0.8 if is_crowd else 0.4):
             events += [self.cancel(callers) for _ in range(chance.randint(1, 3))]
         if self.happens(0.05):
             events.append(ClockJump(self.time(), chance.choice((0.5, 5.0, 60.0))))
         if self.happens(0.08):
-            kind = chance.choice(("close", "release", "reconfigure"))
-            events.append(SlotChange(chance.randrange(setup.slots), self.time(), kind))
+            events.append(self.slot_change(setup))
         return Schedule(seed, setup, tuple(events))
 
     def happens(self, probability: float) -> bool:
@@ -324,7 +326,7 @@ class _Draw:
             latencies=tuple(
                 chance.choice((0.0, 0.001, 0.01, 0.05, 0.3)) for _ in range(chance.randint(1, 5))
             ),
-            close_takes=chance.choice((0.0, 0.0, 0.0, 0.02)),
+            close_takes=chance.choice((0.0, 0.0, 0.02)),
             plane=chance.choice(("own", "own", "own", "origin", "elsewhere")),
             plane_takes=chance.choice((0.0, 0.01, 0.1)),
             probe_answer=chance.choice(("200", "200", "200", "200", "404", "odd 404", "503")),
@@ -361,9 +363,16 @@ class _Draw:
             )
         return callers
 
-    def outages(self, setup: Setup) -> list[Event]:
+    def crowd(self, setup: Setup) -> list[Caller]:
+        """Many at once: what they find out is shared, and who leads them is cancelled."""
         chance = self.chance
-        everywhere = self.happens(0.5)
+        return [
+            Caller(number, 0.0, 0, chance.randrange(setup.slots), "train", seq_id=number + 1)
+            for number in range(chance.randint(3, 5))
+        ]
+
+    def outages(self, setup: Setup, *, everywhere: bool) -> list[Event]:
+        chance = self.chance
         body: Body = chance.choice(("gateway", "gateway", "gateway", "gzip", "plain", "empty"))
         retry_after = chance.choice(("1", "40")) if self.happens(0.05) else ""
         end = 40.0 if self.happens(0.05) else chance.choice((0.2, 1.0, 2.5))
@@ -423,6 +432,14 @@ class _Draw:
                 )
             ),
             chance.choice((0.1, 0.6, 1.5, 6.0)),
+        )
+
+    def slot_change(self, setup: Setup) -> SlotChange:
+        chance = self.chance
+        return SlotChange(
+            chance.randrange(setup.slots),
+            self.time(),
+            chance.choice(("close", "release", "reconfigure")),
         )
 
     def cancel(self, callers: list[Caller]) -> Cancel:

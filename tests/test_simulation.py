@@ -1,0 +1,312 @@
+"""A few thousand of the schedules of `make simulate`, and proof that its checks can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from simulation.coverage import IMPORTANT
+from simulation.run import run
+from simulation.schedule import Caller, Schedule, draw
+from simulation.shrink import shrink
+from tinker_guard import recovery, telemetry
+from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
+from tinker_guard.line import Line, _Spare
+from tinker_guard.recovery import Recovery
+from tinker_guard.route import Route
+from tinker_guard.single_flight import SingleFlight
+from tinker_guard.verdict import JOB_NOT_RUNNING, ROUTING_RACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCHEDULES = 2_500
+ENOUGH_TO_FAIL = 400
+"""Schedules within which a broken guard must be found out."""
+
+
+@pytest.mark.timeout(300)
+def test_no_schedule_breaks_an_invariant_and_all_that_matters_is_met() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(SCHEDULES):
+        result = run(draw(seed))
+        assert result.violations == [], f"python -m simulation --replay {seed}"
+        met += result.situations
+    assert [name for name in IMPORTANT if not met[name]] == []
+
+
+def test_the_same_seed_gives_the_same_trace() -> None:
+    for seed in range(100):
+        schedule = draw(seed)
+        assert schedule == draw(seed)
+        first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
+        assert first.trace == again.trace
+        assert first.situations == again.situations
+
+
+def test_traces_are_the_same_in_another_process() -> None:
+    program = (
+        "from simulation.run import run; from simulation.schedule import draw\n"
+        "for seed in range(100, 140): print(run(draw(seed)).trace)"
+    )
+    root = Path(__file__).parent.parent
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=root,
+            env={"PYTHONPATH": str(root), "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+    assert outputs != {b""}
+
+
+def _changed_resend(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery._resend
+
+    async def resend(self: Recovery, pause: float) -> None:
+        self._request.headers["x-idempotency-key"] += "-again"
+        await original(self, pause)
+
+    monkeypatch.setattr(Recovery, "_resend", resend)
+
+
+def _swallowed_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery.run
+
+    async def run_on(self: Recovery, *args: Any) -> httpx.Response:
+        try:
+            return await original(self, *args)
+        except asyncio.CancelledError:
+            raise httpx.ReadError("cancelled") from None
+
+    monkeypatch.setattr(Recovery, "run", run_on)
+
+
+def _own_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery.run
+
+    async def run_on(self: Recovery, *args: Any) -> httpx.Response:
+        response = await original(self, *args)
+        if response.status_code == 404:
+            await response.aclose()
+            raise LookupError("the job is gone")
+        return response
+
+    monkeypatch.setattr(Recovery, "run", run_on)
+
+
+def _endless_resends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recovery, "_is_budget_spent", lambda *_: False)
+
+
+def _slow_hand_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery._resend
+
+    async def resend(self: Recovery, pause: float) -> None:
+        await original(self, pause)
+        await asyncio.sleep(0.5)
+
+    monkeypatch.setattr(Recovery, "_resend", resend)
+
+
+def _no_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    original: Any = SingleFlight.run
+
+    async def run_on(self: SingleFlight[Any], lead: Any, *, ttl: float = 0.0) -> Any:
+        async def lead_and_forget() -> Any:
+            try:
+                return await lead()
+            except asyncio.CancelledError:
+                # Somebody else holds it now, for ever.
+                self._lock = asyncio.Lock()
+                await self._lock.acquire()
+                raise
+
+        return await original(self, lead_and_forget, ttl=ttl)
+
+    monkeypatch.setattr(SingleFlight, "run", run_on)
+
+
+def _a_question_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(self: SharedControlPlane, state: Any, headers: httpx.Headers) -> Any:
+        return await self._question(state, {"x-api-key": headers["x-api-key"]})
+
+    monkeypatch.setattr(SharedControlPlane, "ask", ask)
+
+
+def _a_flight_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run_on(self: SingleFlight[Any], lead: Any, *, ttl: float = 0.0) -> Any:
+        return await lead()
+
+    monkeypatch.setattr(SingleFlight, "run", run_on)
+
+
+def _open_404s(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def discard(_: httpx.Response) -> None: ...
+
+    monkeypatch.setattr(recovery, "discard", discard)
+
+
+def _open_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_close_child", lambda *_: None)
+
+
+def _open_transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def retire(self: _Spare) -> None: ...
+
+    monkeypatch.setattr(_Spare, "retire", retire)
+
+
+def _forgotten_transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def aclose(self: Line) -> None:
+        await self._original.aclose()
+
+    monkeypatch.setattr(Line, "aclose", aclose)
+
+
+def _a_task_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery.run
+
+    async def run_on(self: Recovery, *args: Any) -> httpx.Response:
+        asyncio.ensure_future(asyncio.sleep(1e9))  # noqa: RUF006 - forgotten on purpose
+        return await original(self, *args)
+
+    monkeypatch.setattr(Recovery, "run", run_on)
+
+
+def _no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def judge(_: Recovery) -> Any:
+        return ROUTING_RACE
+
+    monkeypatch.setattr(Recovery, "_judge", judge)
+
+
+def _false_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery._judge
+
+    async def judge(self: Recovery) -> Any:
+        judgement = await original(self)
+        return JOB_NOT_RUNNING if judgement is ROUTING_RACE else judgement
+
+    monkeypatch.setattr(Recovery, "_judge", judge)
+
+
+def _too_little_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinker_guard.verdict.EVIDENCE_NEEDED", 1)
+
+
+def _in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "_DISTANCES", 1)
+
+
+def _evil_control_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    def url_for(_: object, account: str, job: str, *, origin: str) -> httpx.URL:
+        return httpx.URL(f"http://evil.test/v1/accounts/{account}/rlorTrainerJobs/{job}")
+
+    monkeypatch.setattr(FireworksControlPlane, "url_for", url_for)
+
+
+def _evil_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Route, "url", property(lambda route: f"http://evil.test{route.path}"))
+
+
+def _told_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery._judge
+
+    async def judge(self: Recovery) -> Any:
+        telemetry.logger.info("asking with %s", self._request.headers["x-api-key"])
+        return await original(self)
+
+    monkeypatch.setattr(Recovery, "_judge", judge)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("break_guard", "broken"),
+    [
+        (_changed_resend, {1}),
+        (_swallowed_cancel, {2}),
+        (_own_exception, {2}),
+        (_endless_resends, {3}),
+        (_slow_hand_back, {3}),
+        # Those in line wait for ever, and what they wait for stays locked.
+        (_no_hand_over, {3, 5}),
+        (_a_question_each, {4}),
+        (_a_flight_each, {4}),
+        (_open_404s, {5}),
+        (_open_spans, {5}),
+        (_open_transports, {5}),
+        (_forgotten_transports, {5}),
+        (_a_task_left, {5}),
+        (_no_verdict, {6}),
+        (_false_verdict, {6}),
+        (_too_little_evidence, {6}),
+        (_evil_control_plane, {7}),
+        (_evil_probes, {7}),
+        (_told_key, {7}),
+    ],
+)
+def test_a_broken_guard_breaks_exactly_its_invariant(
+    monkeypatch: pytest.MonkeyPatch,
+    break_guard: Callable[[pytest.MonkeyPatch], None],
+    broken: set[int],
+) -> None:
+    break_guard(monkeypatch)
+    for seed in range(ENOUGH_TO_FAIL):
+        result = run(draw(seed))
+        if result.violations:
+            assert result.broken == broken, (seed, result.violations)
+            return
+    pytest.fail("the simulation found nothing")
+
+
+def test_a_failing_schedule_shrinks_to_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    _open_404s(monkeypatch)
+    failing = next(
+        schedule
+        for schedule in map(draw, range(ENOUGH_TO_FAIL))
+        if len(schedule.events) > 5 and run(schedule).violations
+    )
+    small = shrink(failing)
+    assert run(small).broken == {5}
+    assert 2 <= len(small.events) <= 3
+    assert sum(isinstance(event, Caller) for event in small.events) == 1
+    assert not any(run(small.without(index)).violations for index in range(len(small.events)))
+
+
+def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
+    program = (
+        "from tinker_guard.recovery import Recovery\n"
+        "Recovery._is_budget_spent = lambda *_: False\n"
+        "from simulation.__main__ import main; main()"
+    )
+    root = Path(__file__).parent.parent
+    failed = next(seed for seed in range(ENOUGH_TO_FAIL) if _has_endless_resends(seed))
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--replay", str(failed)],
+        cwd=root,
+        env={"PYTHONPATH": str(root), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "invariant 3: " in done.stdout
+    assert f"python -m simulation --replay {failed}" in done.stdout
+
+
+def _has_endless_resends(seed: int) -> bool:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _endless_resends(monkeypatch)
+        return 3 in run(draw(seed)).broken
