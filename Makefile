@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench matrix sdk-suite ray floors clean
+.PHONY: help demo test check format bench simulate matrix sdk-suite ray floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -12,6 +12,7 @@ help:
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  let ruff fix what it can"
 	@echo "make bench   measure, beside peers; about ten minutes"
+	@echo "make simulate  run the guard through N=100000 hostile schedules in virtual time"
 	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make ray     run the tests with actors of a real local Ray"
@@ -35,6 +36,11 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks --markdown --docs docs
+
+# Prints the seed of a schedule that fails, and how to replay it.
+N ?= 100000
+simulate: $(INSTALLED)
+	$(BIN)/python -m simulation --n $(N)
 
 # Every release of the SDKs, each in an environment of its own. Takes a while.
 matrix:

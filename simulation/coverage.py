@@ -51,6 +51,7 @@ IMPORTANT: Final = (
     "cancelled at the gate, waiting",
     "cancelled at the gate, probing",
     "cancelled in a question",
+    "cancelled while it waited for a question",
     "cancelled while scouting",
     "cancelled while it waited for a scout",
     "cancelled while sending",
@@ -238,8 +239,8 @@ def _place(call: Call, where: str) -> str:
         return "while closing"
     if "read_source" in functions:
         return "while reading a 404"
-    if "ask" in functions and "_question" in functions:
-        return "in a question"
+    if "ask" in functions:
+        return "in a question" if "_question" in functions else "while it waited for a question"
     if "Gate.wait" in where:
         return "at the gate, probing" if "Probing.run" in where else "at the gate, waiting"
     if "_scout" in functions:
@@ -248,4 +249,4 @@ def _place(call: Call, where: str) -> str:
         return "in a pause"
     if "Recovery._resend" in where:
         return "while resending"
-    return "while sending" if not call.met_404_at else "elsewhere"
+    return "while sending" if call.met_404_at is None else f"elsewhere: {where}"

@@ -271,7 +271,10 @@ class _Draw:
     def schedule(self, seed: int) -> Schedule:
         chance = self.chance
         setup = self.setup()
-        is_crowd = self.happens(0.1)
+        is_crowd = self.happens(0.12)
+        if is_crowd and self.happens(0.5):
+            patient = {"warmup_successes": 0, "retry_timeout": 3.0}
+            setup = replace(setup, settings=setup.settings | patient)
         callers = self.crowd(setup) if is_crowd else self.callers(setup)
         events: list[Event] = [*callers]
         if is_crowd or self.happens(0.85):
@@ -290,9 +293,9 @@ class _Draw:
         if self.happens(0.8 if is_crowd else 0.4):
             events += [self.cancel(callers) for _ in range(chance.randint(1, 3))]
         if self.happens(0.05):
-            events.append(ClockJump(self.time(), chance.choice((0.5, 5.0, 60.0))))
+            events.append(ClockJump(self.soon(callers), chance.choice((0.5, 5.0, 60.0))))
         if self.happens(0.08):
-            events.append(self.slot_change(setup))
+            events.append(self.slot_change(setup, callers))
         return Schedule(seed, setup, tuple(events))
 
     def happens(self, probability: float) -> bool:
@@ -434,11 +437,15 @@ class _Draw:
             chance.choice((0.1, 0.6, 1.5, 6.0)),
         )
 
-    def slot_change(self, setup: Setup) -> SlotChange:
+    def soon(self, callers: list[Caller]) -> float:
+        """A time at which one of the callers is likely to be in the guard."""
+        return round(self.chance.choice(callers).at + self.time(0.5), 3)
+
+    def slot_change(self, setup: Setup, callers: list[Caller]) -> SlotChange:
         chance = self.chance
         return SlotChange(
-            chance.randrange(setup.slots),
-            self.time(),
+            chance.choice(callers).slot,
+            self.soon(callers),
             chance.choice(("close", "release", "reconfigure")),
         )
 
@@ -448,7 +455,7 @@ class _Draw:
         return Cancel(
             caller.number,
             step=chance.randrange(chance.choice((4, 12, 30))) if self.happens(0.8) else None,
-            at=round(caller.at + self.time(), 3),
+            at=self.soon([caller]),
             turns=chance.choice((0, 0, 1, 2, 3)),
             again=self.happens(0.2),
         )
