@@ -7,20 +7,18 @@ python -m simulation --replay SEED | --replay-file SCHEDULE.json
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
-import signal
 import sys
 import time
 from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 from rich.table import Table
 
+from simulation.chunks import run_chunk
 from simulation.coverage import IMPORTANT
 from simulation.run import run
 from simulation.schedule import Schedule, draw
@@ -29,45 +27,13 @@ from simulation.shrink import shrink
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from simulation.chunks import Chunk
+
 _CHUNK: Final = 200
-_STUCK_AFTER: Final = 60
-"""Seconds of real time after which a schedule, which takes milliseconds, counts as hung."""
 _ENOUGH_TO_MEET_ALL: Final = 5_000
 """Of so many schedules, every important situation must have been met."""
 
 console: Final = Console()
-
-
-class _Chunk(NamedTuple):
-    situations: Counter[str]
-    failed: list[int]
-    exchanges: int
-
-
-def _run_chunk(first: int, last: int) -> _Chunk:
-    met: Counter[str] = Counter()
-    failed: list[int] = []
-    exchanges = 0
-    for seed in range(first, last):
-        # Ends a schedule that spins without letting time pass, which no timer of its loop sees.
-        signal.signal(signal.SIGALRM, partial(_give_up, seed))
-        signal.alarm(_STUCK_AFTER)
-        result = run(draw(seed))
-        signal.alarm(0)
-        met += result.situations
-        exchanges += sum(entry[1] in ("send", "probe") for entry in result.trace)
-        if result.violations:
-            failed.append(seed)
-    gc.collect()
-    return _Chunk(met, failed, exchanges)
-
-
-def _give_up(seed: int, *_: object) -> None:
-    raise TimeoutError(f"seed {seed} hangs: python -m simulation --replay {seed}")
-
-
-def _run_task(task: tuple[int, int]) -> _Chunk:
-    return _run_chunk(*task)
 
 
 def simulate(first: int, n: int, jobs: int) -> int:
@@ -84,12 +50,14 @@ def simulate(first: int, n: int, jobs: int) -> int:
     )  # fmt: skip
     with progress, multiprocessing.get_context("spawn").Pool(jobs) as pool:
         bar = progress.add_task("schedules", total=n)
-        done: Iterable[_Chunk] = pool.imap(_run_task, tasks)
+        done: Iterable[Chunk] = pool.imap(run_chunk, tasks)
         for chunk, (start, stop) in zip(done, tasks, strict=True):
             met += chunk.situations
             exchanges += chunk.exchanges
             failed += chunk.failed
             progress.update(bar, advance=stop - start)
+            if not console.is_terminal and stop // (n // 10 or 1) > start // (n // 10 or 1):
+                console.print(f"{stop - first} of {n} schedules, {len(failed)} failed")
     seconds = time.perf_counter() - began
     missed = [name for name in IMPORTANT if not met[name]] if n >= _ENOUGH_TO_MEET_ALL else []
     _show(met)

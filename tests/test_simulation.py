@@ -286,6 +286,7 @@ def test_a_failing_schedule_shrinks_to_what_it_needs(monkeypatch: pytest.MonkeyP
 
 
 def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
+    pytest.importorskip("rich", reason="comes with the extra demo")
     program = (
         "from tinker_guard.recovery import Recovery\n"
         "Recovery._is_budget_spent = lambda *_: False\n"
