@@ -213,6 +213,10 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     if schedule.setup.is_recorded:
         provider = TracerProvider(shutdown_on_exit=False, resource=Resource.get_empty())
         provider.add_span_processor(watched.spans)
+
+    def get_tracer_provider() -> trace.TracerProvider:
+        return provider
+
     logger = telemetry.logger
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     logger.handlers = [watched.said]
@@ -228,7 +232,7 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     gc.disable()
     try:
         with (
-            mock.patch.object(trace, "get_tracer_provider", return_value=provider),
+            mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
             mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
         ):
             yield watched

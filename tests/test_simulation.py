@@ -27,7 +27,7 @@ from tinker_guard.verdict import JOB_NOT_RUNNING, ROUTING_RACE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SCHEDULES = 2_500
+SCHEDULES = 2_000
 ENOUGH_TO_FAIL = 400
 """Schedules within which a broken guard must be found out."""
 
