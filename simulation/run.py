@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from unittest import mock
 
 from opentelemetry import trace
@@ -60,6 +60,8 @@ def run(schedule: Schedule) -> Run:
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(_play(schedule, watched, result))
+        except _LivelockError:
+            result.violations.append(Violation(3, "somebody spins, and lets no time pass"))
         except RuntimeError as error:
             if "deadlock" not in str(error):
                 raise
@@ -149,9 +151,18 @@ class _Task(asyncio.Task[Any]):
         return self._number
 
 
+_TURNS: Final = 20_000
+"""Turns of the event loop that no schedule needs; most need some hundreds."""
+
+
+class _LivelockError(Exception):
+    pass
+
+
 class _Loop(VirtualTimeLoop):
     def __init__(self) -> None:
         super().__init__()
+        self._turns = 0
         numbers = count()
 
         def numbered(
@@ -160,6 +171,12 @@ class _Loop(VirtualTimeLoop):
             return _Task(coro, number=next(numbers), loop=loop, **kwargs)
 
         self.set_task_factory(numbered)  # type: ignore[arg-type]
+
+    def _run_once(self) -> None:
+        self._turns += 1
+        if self._turns > _TURNS:
+            raise _LivelockError
+        super()._run_once()  # type: ignore[misc]
 
 
 def _abandon(loop: asyncio.AbstractEventLoop) -> None:
