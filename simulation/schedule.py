@@ -313,11 +313,11 @@ class _Draw:
         return Setup(
             settings={
                 "warmup_successes": chance.choice((0, 0, 1, 2, 3)),
-                "warmup_timeout": chance.choice((0.5, 3.0, 120.0)),
+                "warmup_timeout": chance.choice((0.5, 3.0, 12.0)),
                 "probe_timeout": chance.choice((0.25, 1.0, 5.0)),
-                "retry_timeout": chance.choice((0.0, 0.3, 1.0, 3.0, 30.0)),
+                "retry_timeout": chance.choice((0.0, 0.3, 1.0, 3.0, 15.0)),
                 "backoff_initial": initial,
-                "backoff_max": chance.choice((initial, 1.0, 3.0)),
+                "backoff_max": chance.choice((max(initial, 0.3), 1.0, 3.0)),
                 "control_plane_timeout": chance.choice((0.25, 1.0, 5.0)),
                 "verdict_ttl": chance.choice((0.0, 0.25, 1.0, 1.0, 5.0)),
             },

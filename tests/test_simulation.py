@@ -139,8 +139,10 @@ def _no_hand_over(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _a_question_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ask(self: SharedControlPlane, state: Any, headers: httpx.Headers) -> Any:
-        return await self._question(state, {"x-api-key": headers["x-api-key"]})
+    async def ask(
+        self: SharedControlPlane, state: Any, headers: httpx.Headers, line: Line | None = None
+    ) -> Any:
+        return await self._question(state, {"x-api-key": headers["x-api-key"]}, line)
 
     monkeypatch.setattr(SharedControlPlane, "ask", ask)
 

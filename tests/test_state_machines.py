@@ -35,8 +35,9 @@ from tests.fakes import (
 )
 from tests.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, hooks, install_guard, uninstall_guard
-from tinker_guard.hooks import AlreadyInstalledError, Sdk
+from tinker_guard.hooks import AlreadyInstalledError
 from tinker_guard.route import ROUTES
+from tinker_guard.sdks import Sdk
 from tinker_guard.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -436,4 +437,4 @@ TestGates = Gates.TestCase
 TestGates.settings = REPEATABLE
 TestInstallations = Installations.TestCase
 # Each installation asks the garbage collector for clients, which takes milliseconds.
-TestInstallations.settings = settings(REPEATABLE, stateful_step_count=15)
+TestInstallations.settings = settings(REPEATABLE, max_examples=20, stateful_step_count=15)
