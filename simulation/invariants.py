@@ -1,7 +1,6 @@
 """What must hold after every schedule, checked on the facts that the world recorded.
 
-The numbers are those of the seven promises in `docs/reliability.md`. Each has an obvious reading;
-this is the exact one, and why it is not stricter.
+Each has an obvious reading; this is the exact one, and why it is not stricter.
 
 1. **Work is applied once and in order.** The trainer's log of applied `seq_id`s is the beginning
    of 1, 2, 3, ... without a repeat, and complete if every dispatch was answered. What was answered

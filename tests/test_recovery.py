@@ -180,7 +180,7 @@ async def test_replicas_taken_in_turn_do_not_stay_in_step_with_probes(
 ) -> None:
     """Else each probe would meet a replica that knows the route, and each resend one that lacks it.
 
-    Found by the simulation, seed 4326: a race was taken for the trainer's own 404.
+    Found by the simulation, seed 1395: a race was taken for the trainer's own 404.
     """
     gateway = FakeGateway(
         lambda _: ok() if len(gateway.exchanges) % replicas < knowing else not_found()

@@ -208,10 +208,6 @@ def _too_little_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinker_guard.verdict.EVIDENCE_NEEDED", 1)
 
 
-def _in_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "_DISTANCES", 1)
-
-
 def _evil_control_plane(monkeypatch: pytest.MonkeyPatch) -> None:
     def url_for(_: object, account: str, job: str, *, origin: str) -> httpx.URL:
         return httpx.URL(f"http://evil.test/v1/accounts/{account}/rlorTrainerJobs/{job}")
@@ -271,6 +267,14 @@ def test_a_broken_guard_breaks_exactly_its_invariant(
             assert result.broken == broken, (seed, result.violations)
             return
     pytest.fail("the simulation found nothing")
+
+
+def test_probes_in_step_with_a_balancer_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first bug that the simulation found; it takes a rare schedule."""
+    schedule = draw(1395)
+    assert run(schedule).violations == []
+    monkeypatch.setattr(recovery, "_DISTANCES", 1)
+    assert run(schedule).broken == {6}
 
 
 def test_a_failing_schedule_shrinks_to_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
