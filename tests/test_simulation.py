@@ -294,12 +294,12 @@ def test_a_failing_schedule_shrinks_to_what_it_needs(monkeypatch: pytest.MonkeyP
 def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
     pytest.importorskip("rich", reason="comes with the extra demo")
     program = (
-        "from tinker_guard.recovery import Recovery\n"
-        "Recovery._is_budget_spent = lambda *_: False\n"
+        "from tinker_guard.route import Route\n"
+        "Route.url = property(lambda route: 'http://evil.test' + route.path)\n"
         "from simulation.__main__ import main; main()"
     )
     root = Path(__file__).parent.parent
-    failed = next(seed for seed in range(ENOUGH_TO_FAIL) if _has_endless_resends(seed))
+    failed = next(seed for seed in range(ENOUGH_TO_FAIL) if _sends_probes_away(seed))
     done = subprocess.run(
         [sys.executable, "-c", program, "--replay", str(failed)],
         cwd=root,
@@ -309,11 +309,11 @@ def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "invariant 3: " in done.stdout
+    assert "invariant 7: " in done.stdout
     assert f"python -m simulation --replay {failed}" in done.stdout
 
 
-def _has_endless_resends(seed: int) -> bool:
+def _sends_probes_away(seed: int) -> bool:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _endless_resends(monkeypatch)
-        return 3 in run(draw(seed)).broken
+        _evil_probes(monkeypatch)
+        return 7 in run(draw(seed)).broken
