@@ -72,7 +72,7 @@ floors:
 	  'opentelemetry-sdk>=1.27' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	.venv-floors/bin/python -m pytest $(addprefix --ignore tests/, \
 	  gateway test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_http2.py \
-	  test_proxies.py test_report.py test_sampling.py test_sockets.py test_benchmarks.py)
+	  test_proxies.py test_report.py test_sampling.py test_sockets.py test_state_machines.py test_benchmarks.py)
 	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python \
 	  --resolution lowest-direct --editable '.[test]'
 	.venv-floors/bin/python -m pytest

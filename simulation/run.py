@@ -24,7 +24,7 @@ from simulation.model import CALL, World, control_plane
 from simulation.program import Program
 from simulation.schedule import Caller
 from tests.virtual_time import VirtualTimeLoop
-from tinker_guard import GuardSettings, GuardTransport, telemetry
+from tinker_guard import GuardSettings, GuardTransport, logs, observers, spans
 from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
         open_before_close=[transport for transport in world.transports if not transport.is_closed],
         held=_held_flights(),
         routes=len(ROUTES._states),
-        faults=set(telemetry._faults_logged),
+        faults=set(logs._faults_logged),
         said=watched.said.lines,
         open_spans=len(watched.spans.open),
         ended_spans=watched.spans.ended,
@@ -234,14 +234,14 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     def get_tracer_provider() -> trace.TracerProvider:
         return provider
 
-    logger = telemetry.logger
+    logger = logs.logger
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     logger.handlers = [watched.said]
     logger.setLevel(logging.DEBUG if schedule.setup.is_recorded else logging.CRITICAL)
     logger.propagate = False
     ROUTES.clear()
-    telemetry._faults_logged.clear()
-    telemetry._tracer.cache_clear()
+    logs._faults_logged.clear()
+    spans.tracer.cache_clear()
     randomness = random.getstate()
     random.seed(schedule.seed)
     # The collector would end forgotten generators at any time, each with a task of its own.
@@ -252,13 +252,14 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
             mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
             mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
         ):
+            observers.look_again()
             yield watched
     finally:
         if had_collector:
             gc.enable()
         random.setstate(randomness)
         ROUTES.clear()
-        telemetry._faults_logged.clear()
-        telemetry._tracer.cache_clear()
+        logs._faults_logged.clear()
+        spans.tracer.cache_clear()
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)

@@ -276,13 +276,12 @@ async def test_closing_the_client_during_a_race() -> None:
     assert all(transport.is_closed for transport in gateway.transports)
 
 
-@pytest.mark.timeout(300)
 async def test_no_race_is_called_genuine_over_many_schedules(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Replicas learn and lose the route at random, connections stick or do not, bodies vary."""
     caplog.set_level(logging.CRITICAL)
-    for seed in range(10_000):
+    for seed in range(1_000):
         await _one_schedule(random.Random(seed), seed)
 
 

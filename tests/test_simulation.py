@@ -16,7 +16,7 @@ from simulation.coverage import IMPORTANT
 from simulation.run import run
 from simulation.schedule import Caller, Schedule, draw
 from simulation.shrink import shrink
-from tinker_guard import recovery, telemetry
+from tinker_guard import logs, recovery, spans
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.line import Line, _Spare
 from tinker_guard.recovery import Recovery
@@ -161,7 +161,7 @@ def _open_404s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _open_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_close_child", lambda *_: None)
+    monkeypatch.setattr(spans, "_close", lambda *_: None)
 
 
 def _open_transports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def _told_key(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Recovery._judge
 
     async def judge(self: Recovery) -> Any:
-        telemetry.logger.info("asking with %s", self._request.headers["x-api-key"])
+        logs.logger.info("asking with %s", self._request.headers["x-api-key"])
         return await original(self)
 
     monkeypatch.setattr(Recovery, "_judge", judge)
