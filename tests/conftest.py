@@ -39,7 +39,8 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees what another one left in the process, and jitter is the same in every run."""
     random.seed(os.environ.get("TINKER_GUARD_TEST_SEED", "1"))
-    for name in ("TINKER_GUARD_ENABLED", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
+    # pytest-xdist makes terminals narrow.
+    for name in ("TINKER_GUARD_ENABLED", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     yield
     uninstall_guard()

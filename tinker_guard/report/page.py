@@ -99,7 +99,7 @@ def _header(report: Report, notes: Notes) -> str:
     start, end = report.timeline.bounds
     lines = [
         f"{', '.join(notes.files)}: {plural(notes.guard_spans, 'span')} of the guard, "
-        f"{notes.other_spans:,} of other libraries"
+        f"{notes.other_spans:,} others"
     ]
     if start:
         lines.append(f"{moment(start)} to {moment(end)} UTC, {jobs_said(report)}")

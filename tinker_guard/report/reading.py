@@ -124,7 +124,7 @@ class Notes:
     """As stored, so before decompression."""
     guard_spans: int = 0
     other_spans: int = 0
-    """Spans of other libraries."""
+    """Spans that say nothing of a 404 or a wait: exchanges, probes, other libraries'."""
     other_signals: int = 0
     """Lines of metrics or logs."""
     broken: int = 0

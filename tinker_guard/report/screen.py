@@ -49,7 +49,7 @@ def _head(report: Report, notes: Notes) -> Text:
     text.append(f"{', '.join(notes.files)}: ", "bold")
     text.append(f"{plural(notes.guard_spans, 'span')} of the guard")
     if notes.other_spans:
-        text.append(f", {notes.other_spans:,} of other libraries")
+        text.append(f", {notes.other_spans:,} others")
     if start:
         text.append(f"\n{moment(start)} to {moment(end)} UTC, {jobs_said(report)}")
     if not notes.guard_spans:
