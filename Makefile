@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench simulate matrix sdk-suite ray floors clean
+.PHONY: help demo test check format bench simulate matrix sdk-suite ray fuzz floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -16,6 +16,7 @@ help:
 	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make ray     run the tests with actors of a real local Ray"
+	@echo "make fuzz    try as many strange inputs as N=10000 says on each property"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
 
@@ -63,6 +64,10 @@ ray:
 	  --editable '.[test]' ray==2.60.0
 	.venv-ray/bin/python -m pytest tests/test_ray.py
 
+# Other inputs each time; one that fails is printed with the line that repeats it.
+fuzz: $(INSTALLED)
+	TINKER_GUARD_FUZZ=$(or $(N),10000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+
 # Twice: the SDK's own dependencies raise some bounds, so the core is also tried without it.
 floors:
 	$(PYTHON) -m venv --clear .venv-floors
@@ -71,8 +76,9 @@ floors:
 	  --resolution lowest-direct --editable . \
 	  'opentelemetry-sdk>=1.27' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	.venv-floors/bin/python -m pytest $(addprefix --ignore tests/, \
-	  gateway test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_http2.py \
-	  test_proxies.py test_report.py test_sampling.py test_sockets.py test_state_machines.py test_benchmarks.py)
+	  gateway test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_failing_safe.py \
+	  test_fuzz.py test_http2.py test_proxies.py test_report.py test_sampling.py test_security.py \
+	  test_sockets.py test_state_machines.py test_benchmarks.py)
 	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python \
 	  --resolution lowest-direct --editable '.[test]'
 	.venv-floors/bin/python -m pytest

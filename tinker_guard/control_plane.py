@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import zlib
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ from tinker_guard.verdict import (
     CONTROL_PLANE_TIMEOUT,
     Answer,
     Source,
+    decompressed,
     judge,
 )
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from tinker_guard.settings import GuardSettings
 
 _CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
-_STATE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_STATE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _ANSWER_LIMIT: Final = 1024 * 1024
 """Bytes of an answer that are read; a job's description takes a few thousand."""
 
@@ -92,6 +94,10 @@ class FireworksControlPlane:
     timeout: float = 5.0
     transport: httpx.AsyncBaseTransport | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: all but the key."""
+        return self.__dict__ | {"api_key": None}
+
     def url_for(self, account: str, job: str, *, origin: str) -> httpx.URL:
         """What is fetched to learn a job's state."""
         return httpx.URL(f"{self.url or origin}/v1/accounts/{account}/rlorTrainerJobs/{job}")
@@ -136,17 +142,24 @@ class FireworksControlPlane:
             follow_redirects=False,
             transport=self.transport,
         ) as client:
-            request = client.build_request("GET", url, headers=dict(credentials))
+            # No coding but those that can be undone up to a limit.
+            headers = {**credentials, "accept-encoding": "gzip, deflate"}
+            request = client.build_request("GET", url, headers=headers)
             with telemetry.question_exchange(request, self.transport) as exchange:
                 response = await client.send(exchange.request, stream=True)
                 exchange.response = response
             async with aclosing(response):
+                assert isinstance(response.stream, httpx.AsyncByteStream)
                 body = bytearray()
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.stream:
                     body += chunk
                     if len(body) > _ANSWER_LIMIT:
                         break
-                return response.status_code, bytes(body)
+                coding = response.headers.get("content-encoding", "")
+                try:
+                    return response.status_code, decompressed(coding, bytes(body), _ANSWER_LIMIT)
+                except (ValueError, zlib.error):
+                    return response.status_code, b""
 
 
 class SharedControlPlane:
@@ -226,6 +239,15 @@ class SharedControlPlane:
                 failure=CONTROL_PLANE_TIMEOUT,
                 detail=f"the control plane did not answer within {self._timeout:g} s. "
                 "TINKER_GUARD_CONTROL_PLANE_TIMEOUT allows it longer.",
+            )
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the control plane itself waited for was cancelled, not the request.
+            return Answer(
+                failure=CONTROL_PLANE_ERROR,
+                detail=f"{type(self._control_plane).__name__} cancelled itself.",
             )
         except ControlPlaneError as error:
             return Answer(

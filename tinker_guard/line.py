@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from tinker_guard import logs
+from tinker_guard.peek import close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -105,7 +106,10 @@ class Line:
         if self._new_transport is None or self._is_closed:
             return None
         try:
-            return _Spare(self._new_transport())
+            transport = self._new_transport()
+            if not isinstance(transport, httpx.AsyncBaseTransport):
+                raise TypeError("new_transport must return an httpx.AsyncBaseTransport")
+            return _Spare(transport)
         except Exception:
             logs.log_fault("building a new transport")
             return None
@@ -152,10 +156,7 @@ class _Spare(httpx.AsyncBaseTransport):
             # Let go of it too: pyqwest's closes its connections when nobody refers to it, and an
             # answer that went through here may refer to this object for long.
             transport, self.transport = self.transport, _NOWHERE
-            try:
-                await transport.aclose()
-            except Exception:
-                logs.log_fault("closing a replaced transport")
+            await close_quietly(transport.aclose, "a replaced transport")
 
     async def _finish_one(self) -> None:
         self._in_flight -= 1

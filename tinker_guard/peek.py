@@ -11,10 +11,13 @@ from tinker_guard import logs
 from tinker_guard.verdict import PEEK_LIMIT, Source, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 PEEK_SECONDS: Final = 1.0
 """How long a body may take to show its beginning; a slower one counts as unknown."""
+
+CLOSE_SECONDS: Final = 5.0
+"""How long closing an answer or a transport may hold up a request."""
 
 
 async def read_source(response: httpx.Response) -> Source:
@@ -26,25 +29,52 @@ async def read_source(response: httpx.Response) -> Source:
     assert isinstance(response.stream, httpx.AsyncByteStream)
     peeked = _PeekedStream(response.stream)
     response.stream = peeked
+    headers = response.headers
     try:
-        complete = await peeked.read_ahead()
+        if not await peeked.read_ahead():
+            return Source.UNKNOWN
+        return source_of(
+            headers.get("content-type", ""), headers.get("content-encoding", ""), peeked.seen
+        )
+    except Exception:
+        # The body is still there for the caller.
+        logs.log_fault("looking at a 404")
+        return Source.UNKNOWN
+    except GeneratorExit:
+        # The event loop was closed under it: nothing can be waited for any more.
+        raise
     except BaseException:
         await peeked.aclose()
         raise
-    headers = response.headers
-    if not complete:
-        return Source.UNKNOWN
-    return source_of(
-        headers.get("content-type", ""), headers.get("content-encoding", ""), peeked.seen
-    )
 
 
 async def discard(response: httpx.Response) -> None:
     """Close an answer that nobody will read; what goes wrong with that is nobody's either."""
+    await close_quietly(response.aclose, "a discarded answer")
+
+
+async def close_quietly(close: Callable[[], Awaitable[None]], what: str) -> None:
+    """Close what nobody needs any more, in bounded time and whatever goes wrong.
+
+    Args:
+        close: Closes it.
+        what: For the log.
+    """
     try:
-        await response.aclose()
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await close()
     except Exception:
-        logs.log_fault("closing a discarded answer")
+        if _is_a_loop_running():
+            logs.log_fault(f"closing {what}")
+
+
+def _is_a_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        # It was closed under this task, and what is on it cannot be closed any more.
+        return False
+    return True
 
 
 class _PeekedStream(httpx.AsyncByteStream):

@@ -148,17 +148,17 @@ class Probing:
         """Send one probe; the 404 it met, or whether it reached the trainer."""
         settings = self._settings
         response: httpx.Response | None = None
+        probe = httpx.Request(
+            "GET",
+            self._state.route.url + settings.warmup_probe_path,
+            headers=[
+                (name, value)
+                for name, value in self._request.headers.multi_items()
+                if name.lower() not in _NOT_FOR_PROBES
+            ],
+            extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
+        )
         try:
-            probe = httpx.Request(
-                "GET",
-                self._state.route.url + settings.warmup_probe_path,
-                headers=[
-                    (name, value)
-                    for name, value in self._request.headers.multi_items()
-                    if name.lower() not in _NOT_FOR_PROBES
-                ],
-                extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict()},
-            )
             with telemetry.probe_span(probe, self._state, settings) as report:
                 async with asyncio.timeout(settings.probe_timeout):
                     response = await report.send(transport)
@@ -167,8 +167,11 @@ class Probing:
                     # Read to its end, so that the connection which was proved can be used again.
                     kept = await _kept(response)
                 report.result = "reached" if source is Source.TRAINER else "not_found"
-        except Exception:
+        except (httpx.HTTPError, httpx.StreamError, OSError):
             # Refused, broken or too slow.
+            return False
+        except Exception:
+            logs.log_fault("a probe")
             return False
         finally:
             if response is not None:
@@ -229,13 +232,18 @@ def _is_unclear(refusal: Refusal) -> bool:
 
 async def _kept(response: httpx.Response) -> tuple[httpx.Headers, bytes]:
     """Read a probe's answer, and keep what of a 404 can be handed back to a waiting request."""
+    assert isinstance(response.stream, httpx.AsyncByteStream)
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    # As it came over the wire: decoded, a small body can become a huge one.
+    async for chunk in response.stream:
         body += chunk
         if len(body) > PEEK_LIMIT:
             break
     headers = response.headers.copy()
-    # The body is kept decoded, which these would contradict; and cookies are the prober's own.
-    for name in ("content-encoding", "transfer-encoding", "content-length", "set-cookie"):
+    # Nothing of the body's framing is kept; and cookies are the prober's own.
+    for name in ("transfer-encoding", "content-length", "set-cookie"):
         headers.pop(name, None)
+    if len(body) > PEEK_LIMIT and headers.pop("content-encoding", None) is not None:
+        # A part of it could not be decoded.
+        body.clear()
     return headers, bytes(body)

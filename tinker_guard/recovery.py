@@ -74,6 +74,10 @@ class Recovery:
         self._is_unclear = False
         """Whether it gave up probing because the 404s of its probes name nobody."""
         self._reached_in_a_row = 0
+        self._is_discarded = False
+        """Whether the last 404 was closed, so that it can be handed back no more."""
+        self._error: Exception | None = None
+        """What the transport raised on a resend."""
         self._answer: Answer | None = None
         """What the control plane said to the last 404, if it was asked."""
 
@@ -103,10 +107,21 @@ class Recovery:
         )
         try:
             await attempts(self._attempt)
+            self._conclude()
+        except Exception as error:
+            if error is self._error:
+                await discard(self._response)
+                raise
+            # A bug of the guard's own, or no memory left.
+            logs.log_fault("the recovery")
+            if self._is_discarded:
+                return await self._line.transport.handle_async_request(self._request)
+        except GeneratorExit:
+            # The event loop was closed under it: nothing can be waited for any more.
+            raise
         except BaseException:
             await discard(self._response)
             raise
-        self._conclude()
         return self._response
 
     async def _attempt(self) -> bool:
@@ -214,9 +229,15 @@ class Recovery:
 
     async def _resend(self, pause: float) -> None:
         self._sent_on = self._line.transport
-        self._response = await self._report.resend(self._sent_on, pause=pause)
+        try:
+            self._response = await self._report.resend(self._sent_on, pause=pause)
+        except Exception as error:
+            self._error = error
+            raise
+        self._is_discarded = False
 
     async def _discard_and_sleep(self, seconds: float) -> None:
+        self._is_discarded = True
         await discard(self._response)
         if seconds > 0:
             logs.log_waiting(self._state, "a resend met the race again", seconds)

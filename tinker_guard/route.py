@@ -148,7 +148,7 @@ class RouteTable:
     def _add(self, key: _Key) -> RouteState | None:
         scheme, host, port, path = key
         match = _TRAINER_PATH.fullmatch(path)
-        if match is None or scheme not in (b"http", b"https"):
+        if match is None or scheme not in (b"http", b"https") or not host:
             return None
         account, job = (part.decode("ascii") for part in match.groups())
         name = host.decode("ascii")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote
 
 import httpx
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -22,18 +23,23 @@ def _http_url(value: str | None) -> str | None:
         return None
     try:
         url = httpx.URL(value)
-    except httpx.InvalidURL as error:
-        raise ValueError("must be a URL such as https://api.example.com") from error
-    if url.scheme not in ("http", "https") or not url.host:
+        host, port = url.host, url.port
+    except (httpx.InvalidURL, ValueError):
+        raise ValueError("must be a URL such as https://api.example.com") from None
+    if url.scheme not in ("http", "https") or not host:
         raise ValueError("must begin with http:// or https:// and name a host")
-    if url.userinfo or url.query or url.fragment:
+    if url.userinfo or "?" in value or "#" in value:
         raise ValueError("must hold neither a user name nor a query nor a fragment")
+    if port is not None and not 0 < port < 65536:
+        raise ValueError("must have a port from 1 to 65535")
     return value.rstrip("/")
 
 
 def _absolute_path(value: str) -> str:
     if not re.fullmatch(r"/[!-~]*", value) or "?" in value or "#" in value:
         raise ValueError("must be a path such as /api/v1/get_server_capabilities")
+    if {".", ".."} & set(unquote(value).replace("\\", "/").split("/")):
+        raise ValueError("must hold no . or .. segment, which would lead off the route")
     return value
 
 
@@ -106,6 +112,11 @@ class GuardSettings(BaseSettings):
     export: Annotated[str, AfterValidator(_destination)] | None = None
     """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
     (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What a pickle holds: all but the key, as for child processes."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"control_plane_api_key": None}}
 
     def __init__(self, **values: Any) -> None:
         """Read the settings from arguments, the environment and the defaults."""

@@ -61,7 +61,11 @@ class GuardTransport(httpx.AsyncBaseTransport):
         """Send one request; see the class for what may happen on the way."""
         if not self._is_enabled:
             return await self._line.transport.handle_async_request(request)
-        state = ROUTES.find(request.url)
+        try:
+            state = ROUTES.find(request.url)
+        except Exception:
+            logs.log_fault("reading the route")
+            state = None
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
                 refusal = await self._pass_gate(request, state, report)
@@ -94,7 +98,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
         if state is None:
             report.judged(NO_CONTROL_PLANE)
             return response
-        recovery = Recovery(self._settings, self._control_plane, request, self._line, state, report)
+        try:
+            recovery = Recovery(
+                self._settings, self._control_plane, request, self._line, state, report
+            )
+        except Exception:
+            logs.log_fault("the recovery")
+            return response
         return await recovery.run(response, sent_on)
 
     @property

@@ -229,7 +229,7 @@ def source_of(content_type: str, content_encoding: str, body: bytes) -> Source:
         return Source.UNKNOWN
     try:
         # `json.loads` finds UTF-8, UTF-16 and UTF-32 by itself, whatever the charset claims.
-        document = json.loads(_decompressed(content_encoding, body))
+        document = json.loads(decompressed(content_encoding, body, PEEK_LIMIT))
     except (ValueError, RecursionError, zlib.error):
         return Source.UNKNOWN
     if not isinstance(document, dict):
@@ -246,13 +246,24 @@ PEEK_LIMIT: Final = 64 * 1024
 """How many bytes of a 404's body are looked at, before and after decompression."""
 
 
-def _decompressed(content_encoding: str, body: bytes) -> bytes:
+def decompressed(content_encoding: str, body: bytes, limit: int) -> bytes:
+    """Undo a body's Content-Encoding, up to a limit: a few bytes can stand for gigabytes.
+
+    Args:
+        content_encoding: The header's value, or an empty string.
+        body: The body as it came over the wire, possibly only its beginning.
+        limit: How many bytes the result has at the most.
+
+    Raises:
+        ValueError: Another coding than gzip and deflate.
+        zlib.error: The body is not in its coding.
+    """
     coding = content_encoding.strip().lower()
     if coding in ("", "identity"):
-        return body
+        return body[:limit]
     if coding in ("gzip", "deflate"):
         # 47: zlib finds out by itself whether the header is gzip's or zlib's.
-        return zlib.decompressobj(wbits=47).decompress(body, PEEK_LIMIT)
+        return zlib.decompressobj(wbits=47).decompress(body, limit)
     raise ValueError("a coding that is not looked into")
 
 

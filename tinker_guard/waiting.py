@@ -85,7 +85,7 @@ async def until_routable(
     settings = settings or GuardSettings()
     try:
         base_url = httpx.URL(f"{url.rstrip('/')}/")
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, ValueError):
         raise ValueError("this is no URL") from None
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
     state = RouteTable().find(base_url)
