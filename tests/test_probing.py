@@ -25,7 +25,7 @@ from tinker_guard.control_plane import SharedControlPlane
 from tinker_guard.line import Line
 from tinker_guard.probing import Probing
 from tinker_guard.route import RouteTable
-from tinker_guard.verdict import JOB_NOT_RUNNING, ROUTING_RACE, Source
+from tinker_guard.verdict import JOB_NOT_RUNNING, PEEK_LIMIT, ROUTING_RACE, Source
 
 pytestmark = pytest.mark.anyio
 
@@ -150,17 +150,22 @@ async def test_the_probed_connection_is_the_one_that_the_request_goes_over() -> 
     assert gateway.unclosed() == gateway.sent
 
 
-async def test_a_decoded_body_is_kept_without_the_headers_that_contradict_it() -> None:
+async def test_a_body_is_kept_as_it_came_or_left_out_where_a_part_could_not_be_decoded() -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip", "x-kept": "1"}
-    gateway = FakeGateway(
-        lambda _: httpx.Response(
-            404, headers=headers, stream=httpx.ByteStream(gzip.compress(GATEWAY_BODY))
-        )
-    )
-    refusal = await probing(gateway, FakeControlPlane(None)).run()
+    wire = gzip.compress(GATEWAY_BODY)
+
+    def answer(_: object) -> httpx.Response:
+        return httpx.Response(404, headers=headers, stream=httpx.ByteStream(wire))
+
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None)).run()
     assert refusal is not None
-    assert refusal.not_found.body == GATEWAY_BODY
-    assert dict(refusal.not_found.headers) == {"content-type": "application/json", "x-kept": "1"}
+    assert refusal.not_found.body == wire
+    assert dict(refusal.not_found.headers) == headers
+    wire = b"x" * (PEEK_LIMIT + 1)
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None)).run()
+    assert refusal is not None
+    assert refusal.not_found.body == b""
+    assert "content-encoding" not in refusal.not_found.headers
 
 
 async def test_the_key_goes_along_and_the_requests_identity_does_not() -> None:
