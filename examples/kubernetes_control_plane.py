@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tinker_guard.control_plane import ControlPlaneError
+from tinker_guard import ControlPlaneError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -154,6 +154,11 @@ async def test_one_that_hangs_is_given_up() -> None:
     assert loop_time() == 2.0
 
 
+async def test_one_of_a_users_own_that_times_out_over_httpx() -> None:
+    shared = SharedControlPlane(GuardSettings(), FakeControlPlane(httpx.ReadTimeout("slow")))
+    assert (await shared.ask(route_state(), HEADERS)).failure is CONTROL_PLANE_TIMEOUT
+
+
 async def test_a_users_own_one() -> None:
     plane = FakeControlPlane("JOB_STATE_PENDING")
     assert isinstance(plane, ControlPlane)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -384,6 +385,25 @@ async def _says(value: Any) -> Any:
 
 async def _anext_of_nothing() -> object:
     return await anext(aiter(TrackedStream([])))
+
+
+class _BrokenHandler(logging.Handler):
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise ZeroDivisionError
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("state", ["JOB_STATE_RUNNING", None])
+async def test_a_log_handler_that_raises(state: str | None) -> None:
+    gateway = FakeGateway(known_from(2.0))
+    plane = FakeControlPlane(state)
+    broken = _BrokenHandler()
+    logs.logger.addHandler(broken)
+    try:
+        response = await send(guard(gateway, plane, warmup_successes=0))
+    finally:
+        logs.logger.removeHandler(broken)
+    assert response.status_code == (200 if state else 404)
 
 
 @pytest.mark.anyio

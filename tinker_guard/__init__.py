@@ -12,7 +12,7 @@ whether the job really runs, and only then resends the very same request.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tinker_guard._version import __version__
-    from tinker_guard.control_plane import ControlPlane
+    from tinker_guard.control_plane import ControlPlane, ControlPlaneError
     from tinker_guard.hooks import install_guard, uninstall_guard
     from tinker_guard.instrumentor import TinkerGuardInstrumentor
     from tinker_guard.settings import GuardSettings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ControlPlane",
+    "ControlPlaneError",
     "GuardSettings",
     "GuardTransport",
     "TinkerGuardInstrumentor",
@@ -32,6 +33,7 @@ __all__ = [
 
 _MODULE_OF = {
     "ControlPlane": "control_plane",
+    "ControlPlaneError": "control_plane",
     "GuardSettings": "settings",
     "GuardTransport": "transport",
     "TinkerGuardInstrumentor": "instrumentor",

@@ -59,16 +59,26 @@ class ControlPlane(Protocol):
                 only; never log them.
 
         Returns:
-            A state such as `JOB_STATE_RUNNING`, or None if there is no such job.
+            `JOB_STATE_RUNNING`; or a state in which the job is stopped: that prefix and FAILED,
+            CANCELLED, CANCELLING, COMPLETED, EARLY_STOPPED, DELETING, DELETED, ARCHIVED or PAUSED.
+            Any other name in capitals is a job on its way, which a new run waits for. None if
+            there is no such job.
 
         Raises:
-            Exception: Any; the 404 is then handed back as unverified.
+            ControlPlaneError: There is no usable answer; its message is logged.
+            Exception: Any other one, of which only the type is logged. Either way the 404 is
+                handed back as unverified.
         """
         ...  # pragma: no cover
 
 
 class ControlPlaneError(Exception):
-    """The control plane gave no usable answer; the message says what to do about it."""
+    """The control plane gave no usable answer; the message says what to do about it.
+
+    Args:
+        message: For the person at the terminal. It is logged, so it must hold no secret.
+        status_code: What was answered over HTTP, if anything was.
+    """
 
     def __init__(self, message: str, status_code: int | None = None) -> None:
         super().__init__(message)
@@ -234,7 +244,7 @@ class SharedControlPlane:
                     f"{type(self._control_plane).__name__}.job_state() must return None or a "
                     "state's name such as JOB_STATE_RUNNING."
                 )
-        except TimeoutError:
+        except (TimeoutError, httpx.TimeoutException):
             return Answer(
                 failure=CONTROL_PLANE_TIMEOUT,
                 detail=f"the control plane did not answer within {self._timeout:g} s. "

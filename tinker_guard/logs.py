@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar, assert_never
 
@@ -47,11 +48,14 @@ def log_fault(where: str) -> None:
     """Log a fault of the guard's own, once per place; the request goes on without it."""
     if where not in _faults_logged:
         _faults_logged.add(where)
-        logger.warning(
-            "tinker_guard: a fault of its own in %s; requests go on without it. Please report it.",
-            where,
-            exc_info=True,
-        )
+        # A handler of the program's own may raise, whatever it is given.
+        with suppress(Exception):
+            logger.warning(
+                "tinker_guard: a fault of its own in %s; requests go on without it. Please report "
+                "it.",
+                where,
+                exc_info=True,
+            )
 
 
 def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
@@ -68,6 +72,7 @@ def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
     return call
 
 
+@harmless
 def log_race_met(state: RouteState) -> None:
     """Say once per race that a running job's route is not known everywhere yet."""
     now = asyncio.get_running_loop().time()
@@ -80,6 +85,7 @@ def log_race_met(state: RouteState) -> None:
         )
 
 
+@harmless
 def log_race_over(state: RouteState, resends: int) -> None:
     """Say once per race that it is over, and how long it took."""
     met_at, state.race_met_at = state.race_met_at, None
@@ -92,16 +98,19 @@ def log_race_over(state: RouteState, resends: int) -> None:
         )
 
 
+@harmless
 def log_waiting(state: RouteState, what: str, seconds: float) -> None:
     """Say that something waits, and for what."""
     logger.info("job %s: %s; next look in %.2f s.", state.route, what, seconds)
 
 
+@harmless
 def log_warm(state: RouteState, seconds: float, probes: int) -> None:
     """Say that a route's gate opened."""
     logger.info("job %s: route is warm after %.2f s and %d probes.", state.route, seconds, probes)
 
 
+@harmless
 def log_handed_back(
     state: RouteState,
     judgement: Judgement,
