@@ -92,7 +92,7 @@ class Release:
         return f"{self.distribution}{extra}=={self.version}"
 
 
-SIDECAR: Final = "opt-in sampling sidecar process: not covered"
+SIDECAR: Final = "its opt-in sampling sidecar process is guarded too"
 RELEASES: Final = (
     Release(
         "tinker",
