@@ -7,6 +7,7 @@ lacks it.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -95,13 +96,36 @@ def connected(gateway: LocalGateway) -> Iterator[Any]:
         firetitan = importlib.import_module("fireworks.training.sdk.client")
         settings = firetitan.FIRETITAN_TINKER_CLIENT_CONFIG | {"use_pyqwest_transport": False}
         config["_client_config"] = settings
-    service = root.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key, **config)
+    with _garbage_kept():
+        service = root.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key, **config)
+        try:
+            yield service
+        finally:
+            # Closing sends requests too, which a fault may still hit.
+            with suppress(SdkError):
+                _close(service)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Keep the garbage collector from the threads of event loops; it runs here afterwards.
+
+    The SDK forgets the httpx client of its first request. If it is collected on a thread with a
+    running loop, such as the gateway's, its finalizer leaves the closing to that loop. By then
+    asyncio has closed the socket itself, and if the SDK's next connection has got the same file
+    descriptor meanwhile, that one is no longer watched: its answer comes and is never read
+    (python/cpython#130141). On a thread without a running loop, the finalizer does nothing.
+    """
+    if not gc.isenabled():
+        # Somebody else sees to it.
+        yield
+        return
+    gc.disable()
     try:
-        yield service
+        yield
     finally:
-        # Closing sends requests too, which a fault may still hit.
-        with suppress(SdkError):
-            _close(service)
+        gc.enable()
+        gc.collect()
 
 
 CLOSE_TIMEOUT = 5.0
@@ -119,8 +143,9 @@ def _close(service: Any) -> None:
         service.holder.close()
         _closed.append(service)
     elif "status" in inspect.signature(service.close).parameters:
-        # On Python 3.11, now and then for ever: pyqwest's `asyncio.wait_for` can lose the
-        # cancellation of a poller, which the SDK then waits for. The guard has no part in it.
+        # On Python 3.11, now and then for ever: pyqwest reads answers in `asyncio.wait_for`, which
+        # there loses a cancellation that comes as its result does (python/cpython#86296). The SDK's
+        # poller then idles on, and closing waits for its end. The guard has no part in it.
         with suppress(TimeoutError):
             service.close("success").result(CLOSE_TIMEOUT)
     else:
