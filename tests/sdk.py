@@ -96,7 +96,7 @@ def connected(gateway: LocalGateway) -> Iterator[Any]:
         firetitan = importlib.import_module("fireworks.training.sdk.client")
         settings = firetitan.FIRETITAN_TINKER_CLIENT_CONFIG | {"use_pyqwest_transport": False}
         config["_client_config"] = settings
-    with _garbage_kept():
+    with garbage_kept():
         service = root.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key, **config)
         try:
             yield service
@@ -107,7 +107,7 @@ def connected(gateway: LocalGateway) -> Iterator[Any]:
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
+def garbage_kept() -> Iterator[None]:
     """Keep the garbage collector from the threads of event loops; it runs here afterwards.
 
     The SDK forgets the httpx client of its first request. If it is collected on a thread with a

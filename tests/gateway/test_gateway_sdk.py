@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.sdk import garbage_kept
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
 
@@ -41,13 +42,14 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @contextmanager
 def connected(gateway: LocalGateway) -> Iterator[Any]:
     """Yield a service client and close it, come what may."""
-    client = tinker.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key)
-    try:
-        yield client
-    finally:
-        # Closing sends requests too, which a fault may still hit.
-        with suppress(tinker.TinkerError):
-            client.close("success").result()
+    with garbage_kept():
+        client = tinker.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key)
+        try:
+            yield client
+        finally:
+            # Closing sends requests too, which a fault may still hit.
+            with suppress(tinker.TinkerError):
+                client.close("success").result()
 
 
 def run(fault: Fault) -> tuple[list[float], LocalGateway]:
