@@ -42,6 +42,7 @@ def guard(gateway: FakeGateway, **settings: Any) -> GuardTransport:
 def test_the_public_names_are_these_and_no_others() -> None:
     assert set(tinker_guard.__all__) == {
         "ControlPlane",
+        "ControlPlaneError",
         "GuardSettings",
         "GuardTransport",
         "TinkerGuardInstrumentor",
