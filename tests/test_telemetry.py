@@ -72,11 +72,21 @@ def seen(span: ReadableSpan) -> tuple[str, SpanKind, dict[str, Any], StatusCode]
     return span.name, span.kind, dict(span.attributes or {}), span.status.status_code
 
 
-def end(outcome: str, status_code: int | None, resends: int = 0) -> dict[str, Any]:
+def end(
+    outcome: str,
+    status_code: int | None,
+    resends: int = 0,
+    met: dict[str, str] | None = None,
+    name: str = NAME,
+) -> dict[str, Any]:
+    """How a request ends; `met` is the verdict on its last 404."""
     attributes: dict[str, Any] = {
         "tinker_guard.outcome": outcome,
         "tinker_guard.retries": resends,
     }
+    if met is not None:
+        said = f"{outcome}: {met['tinker_guard.verdict']}, {met['tinker_guard.verdict.reason']}"
+        attributes |= met | {"input.value": name, "output.value": said}
     return (
         attributes
         if status_code is None
@@ -128,7 +138,7 @@ async def test_recovered(spans: InMemorySpanExporter) -> None:
     assert seen(root) == (
         NAME,
         SpanKind.INTERNAL,
-        REQUEST | RACE | end("recovered", 200, 2),
+        REQUEST | end("recovered", 200, 2, met=RACE),
         StatusCode.UNSET,
     )
     exchange, question, *probes_and_resends = below(root, spans)
@@ -193,7 +203,7 @@ async def test_a_404_handed_back(
     assert seen(root) == (
         NAME,
         SpanKind.INTERNAL,
-        REQUEST | labels | end(outcome, 404) | {"error.type": "404"},
+        REQUEST | end(outcome, 404, met=labels) | {"error.type": "404"},
         StatusCode.ERROR,
     )
     expected: dict[str, Any] = JOB | labels
@@ -217,7 +227,7 @@ async def test_a_trainers_own_404(spans: InMemorySpanExporter) -> None:
         "tinker_guard.verdict.reason": "trainer_answered",
     }
     assert seen(root)[2:] == (
-        REQUEST | labels | end("not_found", 404) | {"error.type": "404"},
+        REQUEST | end("not_found", 404, met=labels) | {"error.type": "404"},
         StatusCode.ERROR,
     )
 
@@ -225,7 +235,7 @@ async def test_a_trainers_own_404(spans: InMemorySpanExporter) -> None:
 async def test_exhausted(spans: InMemorySpanExporter) -> None:
     await send(guard(FakeGateway(lambda _: gateway_404()), retry_timeout=0.05))
     assert seen(root_of(spans))[2:] == (
-        REQUEST | RACE | end("exhausted", 404, 1) | {"error.type": "404"},
+        REQUEST | end("exhausted", 404, 1, met=RACE) | {"error.type": "404"},
         StatusCode.ERROR,
     )
 
@@ -236,7 +246,7 @@ async def test_a_body_that_cannot_be_replayed_is_named(spans: InMemorySpanExport
 
     request = httpx.Request("POST", f"{BASE}/api/v1/forward_backward", content=body())
     await send(guard(FakeGateway(lambda _: gateway_404())), request)
-    assert seen(root_of(spans))[2] == REQUEST | RACE | end("exhausted", 404) | {
+    assert seen(root_of(spans))[2] == REQUEST | end("exhausted", 404, met=RACE) | {
         "error.type": "404",
         "tinker_guard.replayable": False,
     }
@@ -259,7 +269,7 @@ async def test_no_trainer_route(spans: InMemorySpanExporter) -> None:
     assert seen(root) == (
         "GET",
         SpanKind.INTERNAL,
-        expected | verdict | end("unverified", 404),
+        expected | end("unverified", 404, met=verdict, name="GET"),
         StatusCode.ERROR,
     )
     assert seen(exchange) == (
@@ -323,7 +333,7 @@ async def test_an_error_in_a_resend(spans: InMemorySpanExporter) -> None:
         await send(guard(gateway))
     root = root_of(spans)
     error = {"error.type": "TimeoutError"}
-    assert seen(root)[2:] == (REQUEST | RACE | end("error", None, 1) | error, StatusCode.ERROR)
+    assert seen(root)[2:] == (REQUEST | end("error", None, 1, met=RACE) | error, StatusCode.ERROR)
     resend = below(root, spans)[-1]
     (on_wire,) = below(resend, spans)
     count = {"http.request.resend_count": 1}
@@ -367,7 +377,7 @@ async def test_cancelled_in_a_race(spans: InMemorySpanExporter) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert seen(root_of(spans))[2:] == (
-        REQUEST | RACE | end("cancelled", None),
+        REQUEST | end("cancelled", None, met=RACE),
         StatusCode.UNSET,
     )
 
@@ -418,7 +428,7 @@ async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
             StatusCode.ERROR,
         )
     assert question.name == "tinker_guard.control_plane"
-    assert seen(root)[2:] == (REQUEST | labels | end("not_found", 404), StatusCode.ERROR)
+    assert seen(root)[2:] == (REQUEST | end("not_found", 404, met=labels), StatusCode.ERROR)
 
 
 async def test_a_probe_that_fails(spans: InMemorySpanExporter) -> None:
@@ -641,7 +651,9 @@ async def test_a_poll_that_meets_a_404_is_traced_from_its_beginning(
     assert seen(root) == (
         f"POST {POLL}",
         SpanKind.INTERNAL,
-        REQUEST | RACE | end("recovered", 200, 1) | {"tinker_guard.operation": "retrieve_future"},
+        REQUEST
+        | end("recovered", 200, 1, met=RACE, name="POST /api/v1/retrieve_future")
+        | {"tinker_guard.operation": "retrieve_future"},
         StatusCode.UNSET,
     )
     exchange, question, probe, resend = below(root, spans)

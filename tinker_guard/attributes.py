@@ -128,6 +128,22 @@ MET: Final = _declare(
     "says that they met none.",
 )
 
+# -- of OpenInference ----------------------------------------------------------------------------
+
+INPUT: Final = _declare(
+    "input.value",
+    str,
+    (On.REQUEST,),
+    "The span's name, where the request met a 404: some trace lists, such as MLflow's, have "
+    "columns for input and output alone.",
+)
+OUTPUT: Final = _declare(
+    "output.value",
+    str,
+    (On.REQUEST,),
+    "There too: outcome, verdict and reason, such as `recovered: routing_race, job_running`.",
+)
+
 # -- of the HTTP conventions ---------------------------------------------------------------------
 
 METHOD: Final = _declare(

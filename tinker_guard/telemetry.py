@@ -284,8 +284,11 @@ class _Observed:
         if span is not None and span.is_recording():
             span.set_attribute(names.OUTCOME, outcome.value)
             span.set_attribute(names.RETRIES, report.resends)
-            if verdict:
-                span.set_attributes(verdict)
+            if report.judgement is not None:
+                said = f"{outcome.value}: {', '.join(map(str, verdict.values()))}"
+                span.set_attributes(
+                    verdict | {names.INPUT: self._operation.span_name, names.OUTPUT: said}
+                )
             if status_code is not None:
                 span.set_attribute(names.STATUS_CODE, status_code)
             if error_type is not None:
