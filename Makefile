@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench simulate matrix sdk-suite ray fuzz floors clean
+.PHONY: help demo test check format bench simulate matrix sdk-suite ray dashboards debian-packages fuzz floors clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -16,6 +16,7 @@ help:
 	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make ray     run the tests with actors of a real local Ray"
+	@echo "make dashboards  look at guarded runs in Phoenix, MLflow and Prometheus, with a real browser"
 	@echo "make fuzz    try as many strange inputs as N=10000 says on each property"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
 	@echo "make clean   remove what these targets made"
@@ -64,6 +65,31 @@ ray:
 	  --editable '.[test]' ray==2.60.0
 	.venv-ray/bin/python -m pytest tests/test_ray.py
 
+# Real backends, each in an environment of its own because their dependencies clash.
+dashboards: debian-packages
+	$(PYTHON) -m venv --clear \
+	  .venv-dashboards .venv-dashboards/phoenix .venv-dashboards/mlflow
+	.venv-dashboards/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test]' opentelemetry-distro opentelemetry-exporter-prometheus playwright \
+	  'grafana-foundation-sdk==1769699379!11.6.0'
+	.venv-dashboards/phoenix/bin/python -m pip install --quiet --disable-pip-version-check \
+	  arize-phoenix==20.26.1
+	.venv-dashboards/mlflow/bin/python -m pip install --quiet --disable-pip-version-check \
+	  mlflow==3.17.2
+	TINKER_GUARD_SCREENSHOTS=docs .venv-dashboards/bin/python -m pytest tests/dashboards
+
+debian-packages:
+	@for program in chromium prometheus promtool; do \
+	  command -v $$program > /dev/null || missing="$$missing $$program"; \
+	done; \
+	[ -z "$$missing" ] || if [ $$(id -u) = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium prometheus; \
+	else \
+	  echo "Not installed:$$missing. As root, on Debian: apt-get install chromium prometheus" >&2; \
+	  exit 1; \
+	fi
+
 # Other inputs each time; one that fails is printed with the line that repeats it.
 fuzz: $(INSTALLED)
 	TINKER_GUARD_FUZZ=$(or $(N),10000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
@@ -84,7 +110,7 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .matrix .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .venv-dashboards .matrix .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)

@@ -99,6 +99,7 @@ def graph(title: str, meaning: str, unit: str, *queries: prometheus.Dataquery) -
         .span(12)
         .unit(unit)
         .min(0)
+        .fill_opacity(10)
         .interval("1m")
         .legend(
             common.VizLegendOptions()
