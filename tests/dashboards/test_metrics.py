@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -73,9 +74,10 @@ class Scraped(NamedTuple):
             for series in response.json()["data"]["result"]
         ]
 
-    def firing(self) -> set[str]:
-        """The names of the alerts that fire."""
-        return {labels["alertname"] for labels, _ in self.query('ALERTS{alertstate="firing"}')}
+    def fires(self, *alerts: str) -> bool:
+        """Whether all of these alerts fire."""
+        found = self.query('ALERTS{alertstate="firing"}')
+        return set(alerts) <= {labels["alertname"] for labels, _ in found}
 
     def panel(self, title: str, job: str = ".*") -> list[list[tuple[dict[str, str], float]]]:
         """What each query of a panel returns for the last ten minutes."""
@@ -133,9 +135,9 @@ def test_alerts_fire_and_clear_and_every_panel_has_data(scraped: Scraped) -> Non
 
     for run, expected in ALERTS_OF.items():
         scraped.train(run)
-        until(lambda expected=expected: expected <= scraped.firing(), f"{expected} after {run}")
+        until(partial(scraped.fires, *expected), f"{expected} after {run}")
     until(
-        lambda: scraped.train("recovered") and "TinkerGuardRacesPersist" in scraped.firing(),
+        lambda: scraped.train("recovered") and scraped.fires("TinkerGuardRacesPersist"),
         "an alert after races for 30 s",
         120.0,
     )

@@ -6,7 +6,7 @@ The screenshots of docs/ are taken here, if `TINKER_GUARD_SCREENSHOTS` names a d
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +70,17 @@ def in_mlflow(mlflow: str) -> Iterator[str]:
 
 def open_list(page: Any, url: str) -> None:
     """Open a trace list, again and again until the last run's spans are in it."""
+    from playwright.sync_api import TimeoutError as NotThere
 
     def is_complete() -> bool:
         page.goto("about:blank")
         page.goto(url)
-        page.get_by_role("row").nth(1).wait_for()
-        return bool(page.get_by_role("row").filter(has_text=RECOVERED).count())
+        with suppress(NotThere):
+            page.get_by_text(RECOVERED).first.wait_for(timeout=15_000)
+            return True
+        return False
 
-    until(is_complete, "the recovered run's traces", 120.0)
+    until(is_complete, "the recovered run's traces", 180.0)
 
 
 def test_phoenix(in_phoenix: str, page: Any) -> None:
@@ -109,7 +112,11 @@ def test_mlflow(in_mlflow: str, page: Any) -> None:
     page.get_by_role("button", name="Close", exact=True).click()
     recovered = page.get_by_role("row").filter(has_text=RECOVERED)
     not_found = page.get_by_role("row").filter(has_text=NOT_FOUND)
-    clean = page.get_by_role("row").filter(has_text="OK").filter(has_not_text="job_")
+    clean = (
+        page.get_by_role("row")
+        .filter(has=page.get_by_text("OK", exact=True))
+        .filter(has_not_text="job_")
+    )
     for row, state in ((recovered, "OK"), (not_found, "Error"), (clean, "OK")):
         row.first.wait_for()
         assert state in row.first.inner_text().splitlines()
