@@ -226,6 +226,18 @@ def test_a_backend_gets_everything_by_the_end() -> None:
         assert server.paths["/v1/metrics"] == 1
 
 
+@pytest.mark.parametrize(("unwanted", "taken"), [("METRICS", "traces"), ("TRACES", "metrics")])
+def test_a_backend_that_takes_one_kind_alone_gets_that(unwanted: str, taken: str) -> None:
+    with backend() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        variables = {f"OTEL_{unwanted}_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        _, err = run(
+            "begin(); send()", TINKER_GUARD_EXPORT="otlp", NO_PROXY="127.0.0.1", **variables
+        )
+        assert err == ""
+        assert server.paths.keys() == {f"/v1/{taken}"}
+
+
 def test_the_console_gets_a_line_for_each_span_and_the_metrics_in_the_end() -> None:
     out, err = run("begin(); send(2); say('end')", TINKER_GUARD_EXPORT="console")
     assert out == "end\n"

@@ -98,13 +98,18 @@ def _start(destination: str) -> bool:
     exporters = _exporters(destination)
     resource = _resource()
     started: list[TracerProvider | MeterProvider] = []
-    if not seen.of_spans:
+    if not seen.of_spans and _is_wanted("TRACES"):
         started.append(_trace_to(exporters, resource))
-    if not seen.of_metrics:
+    if not seen.of_metrics and _is_wanted("METRICS"):
         started.append(_measure_to(exporters, resource))
     look_again()
     _AtExit(started)
     return True
+
+
+def _is_wanted(kind: str) -> bool:
+    """Whether OpenTelemetry's own variable leaves it on: some backends take traces alone."""
+    return os.environ.get(f"OTEL_{kind}_EXPORTER", "").strip().lower() != "none"
 
 
 class _Exporters(NamedTuple):

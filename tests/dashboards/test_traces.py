@@ -31,8 +31,12 @@ NOT_FOUND = "not_found: genuine_not_found, job_not_running"
 @contextmanager
 def trained_into(url: str, **variables: object) -> Iterator[None]:
     """What a program sent that has trained; it goes on, since a cold backend takes its time."""
-    variables |= {"TINKER_GUARD_EXPORT": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
-    with training(**variables) as train:
+    with training(
+        TINKER_GUARD_EXPORT="otlp",
+        OTEL_EXPORTER_OTLP_ENDPOINT=url,
+        OTEL_METRICS_EXPORTER="none",
+        **variables,
+    ) as train:
         for name, end in RUNS.items():
             assert train(name) == f"{name}: {end}"
         yield
@@ -45,7 +49,7 @@ def take(page: Any, name: str) -> None:
 
         path = Path(place) / f"{name}.png"
         page.screenshot(path=path)
-        Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
         assert path.stat().st_size < 200_000
 
 
