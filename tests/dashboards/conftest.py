@@ -29,7 +29,7 @@ START_TIMEOUT: Final = 240.0
 PHOENIX: Final = Path(sys.prefix) / "phoenix" / "bin" / "phoenix"
 MLFLOW: Final = Path(sys.prefix) / "mlflow" / "bin" / "mlflow"
 
-_MODULES: Final = ("playwright", "grafana_foundation_sdk", "opentelemetry.exporter.prometheus")
+_MODULES: Final = ("playwright", "grafana_foundation_sdk", "prometheus_client")
 _MISSING: Final = [name for name in _MODULES if importlib.util.find_spec(name) is None]
 
 
