@@ -283,6 +283,8 @@ def test_a_recovered_dispatch_in_a_trace(spans: InMemorySpanExporter, transport:
         "tinker_guard.operation": "forward_backward",
         "tinker_guard.outcome": "recovered",
         "tinker_guard.verdict": "routing_race",
+        "input.value": "POST /api/v1/forward_backward",
+        "output.value": "recovered: routing_race, job_running",
         "tinker_guard.verdict.reason": "job_running",
     }
     everything = "".join(span.to_json() for span in finished)
