@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from opentelemetry import metrics, trace
 
@@ -179,7 +179,12 @@ class _AtExit:
 
     def _flush(self) -> None:
         self._is_wanted.set()
-        self._is_done.wait(EXIT_TIMEOUT)
+        if not self._is_done.wait(EXIT_TIMEOUT) and not _OneLine.is_said:
+            logger.warning(
+                "the backend did not take the last spans and metrics within %g s; the end of this "
+                "run is missing there.",
+                EXIT_TIMEOUT,
+            )
 
     def _shut_down(self) -> None:
         self._is_wanted.wait()
@@ -241,14 +246,16 @@ def _say_once(message: str) -> None:
 
 
 class _OneLine(logging.Handler):
+    is_said: ClassVar[bool] = False
+    """Whether people know already that exports fail."""
+
     def __init__(self, message: str) -> None:
         super().__init__(logging.WARNING)
         self._message = message
-        self._is_said = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._is_said:
-            self._is_said = True
+        if not _OneLine.is_said:
+            _OneLine.is_said = True
             logger.warning(self._message)
 
 
