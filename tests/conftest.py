@@ -39,9 +39,12 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees what another one left in the process, and jitter is the same in every run."""
     random.seed(os.environ.get("TINKER_GUARD_TEST_SEED", "1"))
-    # pytest-xdist makes terminals narrow.
-    for name in ("TINKER_GUARD_ENABLED", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in set(os.environ) - {"TINKER_GUARD_TEST_SEED", "TINKER_GUARD_FUZZ"}:
+        # pytest-xdist makes terminals narrow.
+        if name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "COLUMNS") or name.startswith(
+            ("TINKER_", "OTEL_")
+        ):
+            monkeypatch.delenv(name)
     yield
     uninstall_guard()
     ROUTES.clear()

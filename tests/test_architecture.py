@@ -65,7 +65,7 @@ def test_imports_run_one_way(module: str) -> None:
 
 
 def test_every_module_of_the_heart_has_its_place() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "cli", "commands"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*ORDER, "__main__", "cli", "commands"}
 
 
 def test_only_the_modules_of_telemetry_and_the_instrumentor_know_opentelemetry() -> None:

@@ -683,7 +683,7 @@ def test_somebody_listens_for_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening() as url:
         for endpoint in (str(url), f"127.0.0.1:{url.port}"):
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint)
-            found = only(check_exporter())
+            found = only(check_exporter(GuardSettings()))
             assert found.status is Status.OK
             assert found.detail == f"OTLP to {url}: somebody listens"
 
@@ -691,7 +691,7 @@ def test_somebody_listens_for_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_listens_for_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     install_exporters(monkeypatch, "otlp_proto_http")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{NOBODY}/v1")
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.WARNING
     assert found.detail == f"OTLP to http://{NOBODY}: nobody listens at {NOBODY}"
     assert "Start a collector" in found.to_do
@@ -704,18 +704,18 @@ def test_the_default_endpoint_is_nobodys_fault(
     install_exporters(monkeypatch, plugin)
     obstacle = Obstacle("nobody listens there", "Start it.")
     monkeypatch.setattr("tinker_guard.doctor.spans.find_obstacle", lambda _: obstacle)
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.SKIPPED
     assert f"OTLP to http://localhost:{port}, the default: nobody listens there" in found.detail
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", plugin)
-    assert only(check_exporter()).status is Status.WARNING
+    assert only(check_exporter(GuardSettings())).status is Status.WARNING
 
 
 def test_an_exporter_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     install_exporters(monkeypatch, "console")
-    assert only(check_exporter()).status is Status.SKIPPED
+    assert only(check_exporter(GuardSettings())).status is Status.SKIPPED
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{NOBODY}")
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.WARNING
     assert "pip install 'tinker-guard[otlp]'" in found.to_do
 
@@ -736,7 +736,7 @@ def test_a_protocol_or_exporter_that_is_not_installed(
 ) -> None:
     install_exporters(monkeypatch, "console", "otlp_proto_http")
     monkeypatch.setenv(name, value)
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.WARNING
     assert "not installed" in found.detail
     assert found.to_do in (
@@ -748,17 +748,17 @@ def test_a_protocol_or_exporter_that_is_not_installed(
 def test_another_exporter_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     install_exporters(monkeypatch, "console")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.OK
     assert found.detail == "console, by OTEL_TRACES_EXPORTER"
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-    assert only(check_exporter()).status is Status.WARNING
+    assert only(check_exporter(GuardSettings())).status is Status.WARNING
 
 
 def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
     install_exporters(monkeypatch, "otlp_proto_http")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[")
-    found = only(check_exporter())
+    found = only(check_exporter(GuardSettings()))
     assert found.status is Status.WARNING
     assert found.to_do == "It should look like http://localhost:4318"
 
@@ -793,3 +793,18 @@ main()
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr == ""
     assert "there is nothing to guard: no SDK can be imported" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("export", "said"),
+    [("console", "to stderr"), ("jsonl:some/private/place.jsonl", "to a file")],
+)
+def test_an_export_of_the_guards_own_is_named_and_not_begun(
+    export: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINKER_GUARD_EXPORT", export)
+    found = only(check_exporter(GuardSettings()))
+    assert (found.status, found.detail) == (Status.OK, f"{said}, by TINKER_GUARD_EXPORT")
+    list(doctor.examine())
+    assert list(tmp_path.iterdir()) == []

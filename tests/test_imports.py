@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
 import importlib
+import importlib.util
 import sys
 import threading
-from typing import TYPE_CHECKING
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +15,6 @@ from tinker_guard import imports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -45,8 +48,9 @@ def test_calls_back_after_the_module_has_been_executed(place: Path) -> None:
     assert module.__spec__ is not None
     assert type(module.__loader__).__name__ == "SourceFileLoader"
     assert module.__spec__.loader is module.__loader__
+    # A module that is imported anew has new classes.
     importlib.reload(module)
-    assert seen == [1]
+    assert seen == [1, 1]
 
 
 def test_calls_back_at_once_if_it_is_imported_already() -> None:
@@ -71,10 +75,10 @@ def test_what_the_callback_raises_comes_out_of_the_import(place: Path) -> None:
         raise ZeroDivisionError
 
     imports.when_imported("later_refused", refuse)
-    with pytest.raises(ZeroDivisionError):
-        importlib.import_module("later_refused")
-    assert "later_refused" not in sys.modules
-    importlib.import_module("later_refused")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            importlib.import_module("later_refused")
+        assert "later_refused" not in sys.modules
 
 
 def test_a_module_that_fails_to_import_is_told_of_when_it_succeeds(place: Path) -> None:
@@ -133,3 +137,51 @@ def test_finding_imports_nothing(place: Path) -> None:
     assert not imports.is_findable("later_package.sub.leaf.below")
     assert not imports.is_findable("later_nothing.sub")
     assert not any(name.startswith("later_package") for name in sys.modules)
+
+
+def test_a_blocked_module_is_neither_imported_nor_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "later_blocked", None)
+    imports.when_imported("later_blocked", lambda: pytest.fail("was told"))
+    assert not imports.is_findable("later_blocked")
+
+
+class _OtherLoader:
+    """Finds one module, and loads it in a way of its own."""
+
+    def __init__(self, loader: object) -> None:
+        self.loader = loader
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != "later_other":
+            return None
+        spec = ModuleSpec(name, self.loader, is_package=True)  # type: ignore[arg-type]
+        spec.submodule_search_locations = [str(Path(__file__).parent)]
+        return spec
+
+
+def test_of_what_is_in_an_archive_nothing_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _OtherLoader(object())])
+    assert imports.is_findable("later_other.holder")
+
+
+def test_an_old_loader_is_left_alone(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def load_module(self, name: str) -> None: ...
+
+    old: Any = Old()
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _OtherLoader(old)])
+    imports.when_imported("later_other", lambda: None)
+    finder = next(f for f in sys.meta_path if isinstance(f, imports._Finder))
+    spec = finder.find_spec("later_other", None)
+    assert spec is not None
+    assert spec.loader is old
+
+
+def test_a_loader_that_is_looked_at_meanwhile_can_be_copied(place: Path) -> None:
+    write(place, "later_copied")
+    imports.when_imported("later_copied", lambda: None)
+    spec = importlib.util.find_spec("later_copied")
+    assert spec is not None
+    assert copy.copy(spec.loader).is_package("later_copied") is False  # type: ignore[union-attr]

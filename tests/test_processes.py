@@ -163,6 +163,16 @@ def test_a_program_runs_unguarded_rather_than_not(
     assert bool(said) is bool(ended.stderr)
 
 
+def test_a_broken_dependency_leaves_the_program_alone(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        f"import sys; sys.modules['tenacity'] = None\nimport tinker{IS_GUARDED}"
+    )
+    ended = run([*RUN, "program.py"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "GuardTransport" not in ended.stdout
+    assert ended.stderr.startswith("tinker_guard: this process runs unguarded. ModuleNotFoundError")
+
+
 # -- the command ---------------------------------------------------------------------------------
 
 
@@ -187,6 +197,12 @@ def test_arguments_and_the_exit_code_are_the_programs_own(
 def test_a_signal_ends_the_program_itself(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
     assert run([*RUN, "program.py"], tmp_path).returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_the_program_ignores_no_signal_that_it_would_not_ignore_alone(tmp_path: Path) -> None:
+    command = ["sh", "-c", "grep SigIgn /proc/self/status"]
+    assert run([*RUN, *command], tmp_path).stdout == run(command, tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -314,22 +330,46 @@ def test_a_fork_while_another_thread_installs_leaves_no_lock_behind() -> None:
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    for before in (None, "/one", f"/one{os.pathsep}/two"):
-        if before is None:
-            monkeypatch.delenv("PYTHONPATH", raising=False)
-        else:
-            monkeypatch.setenv("PYTHONPATH", before)
-        untouched = dict(os.environ)
-        install_guard(GuardSettings(retry_timeout=7))
-        assert os.environ["PYTHONPATH"].endswith(before or "bootstrap")
-        install_guard(GuardSettings(retry_timeout=8), replace=True)
-        assert json.loads(os.environ[children.SETTINGS])["retry_timeout"] == 8
-        install_guard(GuardSettings(child_processes=False), replace=True)
-        assert os.environ == untouched
-        install_guard(GuardSettings(retry_timeout=7), replace=True)
-        uninstall_guard()
-        assert os.environ == untouched
+@pytest.mark.parametrize("before", [None, "/one", f"/one{os.pathsep}/two"])
+def test_the_environment_is_left_as_it_was(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", before)
+    untouched = dict(os.environ)
+    install_guard(GuardSettings(retry_timeout=7))
+    assert os.environ["PYTHONPATH"].endswith(before or "bootstrap")
+    install_guard(GuardSettings(retry_timeout=8), replace=True)
+    assert json.loads(os.environ[children.SETTINGS])["retry_timeout"] == 8
+    install_guard(GuardSettings(child_processes=False), replace=True)
+    assert os.environ == untouched
+    install_guard(GuardSettings(retry_timeout=7), replace=True)
+    uninstall_guard()
+    assert os.environ == untouched
+
+
+PARENT_OF_ONE = """
+import subprocess, sys
+from tinker_guard import GuardSettings, install_guard, uninstall_guard
+{decision}
+subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        "install_guard(GuardSettings(child_processes=False))",
+        "install_guard(GuardSettings(enabled=False))",
+        "uninstall_guard()",
+    ],
+)
+def test_the_programs_own_word_counts_for_its_children_too(decision: str, tmp_path: Path) -> None:
+    program = PARENT_OF_ONE.format(decision=decision)
+    printed = output_of(program, IS_GUARDED, cwd=tmp_path, launcher=RUN)
+    assert "GuardTransport" not in printed
 
 
 def test_settings_from_variables_are_left_to_the_variables() -> None:

@@ -41,11 +41,14 @@ def guard(gateway: FakeGateway, **settings: Any) -> GuardTransport:
 
 def test_the_public_names_are_these_and_no_others() -> None:
     assert set(tinker_guard.__all__) == {
+        "AlreadyInstalledError",
         "ControlPlane",
         "ControlPlaneError",
         "GuardSettings",
         "GuardTransport",
+        "InvalidSettingsError",
         "TinkerGuardInstrumentor",
+        "UnsupportedSdkError",
         "Verdict",
         "__version__",
         "install_guard",

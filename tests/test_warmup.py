@@ -322,3 +322,13 @@ async def test_requests_on_no_trainer_route_are_not_gated() -> None:
     request = httpx.Request("GET", "https://gateway.test/api/v1/healthz")
     assert await send(guard(gateway), request) == 200
     assert len(gateway.exchanges) == 1
+
+
+async def test_a_transport_that_cancels_itself_in_a_probe_cancels_no_request() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise asyncio.CancelledError
+        return ok()
+
+    gateway = FakeGateway(answer)
+    assert await send(guard(gateway)) == 200

@@ -13,18 +13,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tinker_guard._version import __version__
     from tinker_guard.control_plane import ControlPlane, ControlPlaneError
-    from tinker_guard.hooks import install_guard, uninstall_guard
+    from tinker_guard.hooks import AlreadyInstalledError, install_guard, uninstall_guard
     from tinker_guard.instrumentor import TinkerGuardInstrumentor
-    from tinker_guard.settings import GuardSettings
+    from tinker_guard.sdks import UnsupportedSdkError
+    from tinker_guard.settings import GuardSettings, InvalidSettingsError
     from tinker_guard.transport import GuardTransport
     from tinker_guard.verdict import Verdict
 
 __all__ = [
+    "AlreadyInstalledError",
     "ControlPlane",
     "ControlPlaneError",
     "GuardSettings",
     "GuardTransport",
+    "InvalidSettingsError",
     "TinkerGuardInstrumentor",
+    "UnsupportedSdkError",
     "Verdict",
     "__version__",
     "install_guard",
@@ -32,11 +36,14 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "AlreadyInstalledError": "hooks",
     "ControlPlane": "control_plane",
     "ControlPlaneError": "control_plane",
     "GuardSettings": "settings",
     "GuardTransport": "transport",
+    "InvalidSettingsError": "settings",
     "TinkerGuardInstrumentor": "instrumentor",
+    "UnsupportedSdkError": "sdks",
     "Verdict": "verdict",
     "__version__": "_version",
     "install_guard": "hooks",

@@ -7,6 +7,8 @@ only, which therefore imports next to nothing.
 
 from __future__ import annotations
 
+import sys
+
 from tinker_guard.imports import when_imported
 
 TYPE_CHECKING = False
@@ -32,9 +34,14 @@ def install_when_needed(
     """
 
     def install() -> None:
-        from tinker_guard.hooks import install_unattended
+        try:
+            from tinker_guard.hooks import install_unattended
 
-        install_unattended(settings, control_plane)
+            install_unattended(settings, control_plane)
+        except Exception as error:
+            # A dependency that is missing or too old, say. The import that led here goes on.
+            problem = f"{type(error).__name__}: {error}"
+            sys.stderr.write(f"tinker_guard: this process runs unguarded. {problem}\n")
 
     for package in PACKAGES:
         when_imported(package, install)

@@ -12,7 +12,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import MutableMapping
 
 SETTINGS = "TINKER_GUARD_INHERITED"
 """The variable with settings that a program gave in code, as JSON, without the secret one."""
@@ -20,38 +20,28 @@ SETTINGS = "TINKER_GUARD_INHERITED"
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap")
 
 
-def bequeath(
-    environment: MutableMapping[str, str], settings: str | None = None
-) -> Callable[[], None]:
+def bequeath(environment: MutableMapping[str, str], settings: str | None = None) -> None:
     """Have Python processes that are started with an environment guard the SDKs they import.
 
     Args:
         environment: Where to put what they need.
         settings: How they shall behave, as JSON; None leaves it to their `TINKER_GUARD_*`.
-
-    Returns:
-        Takes out of the environment what was put in.
     """
     before = environment.get("PYTHONPATH")
-    is_new = _BOOTSTRAP not in (before or "").split(os.pathsep)
-    if is_new:
+    if _BOOTSTRAP not in (before or "").split(os.pathsep):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, before]))
-    settings_before = environment.get(SETTINGS)
     if settings is not None:
         environment[SETTINGS] = settings
 
-    def undo() -> None:
-        if is_new:
-            places = environment.get("PYTHONPATH", "").split(os.pathsep)
-            _set(environment, "PYTHONPATH", os.pathsep.join(p for p in places if p != _BOOTSTRAP))
-        if settings is not None and environment.get(SETTINGS) == settings:
-            _set(environment, SETTINGS, settings_before)
 
-    return undo
-
-
-def _set(environment: MutableMapping[str, str], name: str, value: str | None) -> None:
-    if value:
-        environment[name] = value
+def withhold(environment: MutableMapping[str, str]) -> None:
+    """Take all of that out of an environment again, whoever put it there."""
+    environment.pop(SETTINGS, None)
+    places = environment.get("PYTHONPATH", "").split(os.pathsep)
+    if _BOOTSTRAP not in places:
+        return
+    others = os.pathsep.join(place for place in places if place != _BOOTSTRAP)
+    if others:
+        environment["PYTHONPATH"] = others
     else:
-        environment.pop(name, None)
+        del environment["PYTHONPATH"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from tinker_guard import logs
-from tinker_guard.children import SETTINGS, bequeath
+from tinker_guard.children import SETTINGS, bequeath, withhold
 from tinker_guard.export import start_export
 from tinker_guard.imports import forget_all, when_imported
 from tinker_guard.line import BorrowedTransport
@@ -41,10 +41,6 @@ class AlreadyInstalledError(RuntimeError):
     """The guard is installed with other settings, and `replace=True` was not given."""
 
 
-def _nothing() -> None:
-    """What there is to undo at first."""
-
-
 class _Installation:
     """What `install_guard()` put in place, and how to take it away."""
 
@@ -56,9 +52,8 @@ class _Installation:
         self.is_automatic = is_automatic
         """Whether nobody asked for it in the program, whose own call overrides it."""
         self._is_active = True
-        self._hooked: set[Sdk] = set()
+        self._hooked: set[type[Any]] = set()
         self._undo = ExitStack()
-        self._take_back: Callable[[], None] = _nothing
         self._clients: WeakSet[httpx.AsyncClient] = WeakSet()
         self._guards: WeakSet[GuardTransport] = WeakSet()
 
@@ -72,10 +67,12 @@ class _Installation:
         Raises:
             UnsupportedSdkError: It lacks the hook point.
         """
-        if not self._is_active or sdk in self._hooked:
+        if not self._is_active:
             return
         client_class, pool_class = sdk.find_hook_point()
-        self._hooked.add(sdk)
+        if client_class in self._hooked:
+            return
+        self._hooked.add(client_class)
         self._wrap_constructor(client_class)
         if has_clients:
             self._guard_existing(client_class, pool_class)
@@ -91,7 +88,6 @@ class _Installation:
     def uninstall(self) -> None:
         """Leave the SDKs as they were; guards that something else has wrapped go idle."""
         self._is_active = False
-        self._take_back()
         self._undo.close()
         for client in list(self._clients):
             for pattern, transport in _transports(client):
@@ -112,13 +108,12 @@ class _Installation:
 
     def bequeath(self, given: GuardSettings | None) -> None:
         """Let child processes have the guard too, with the settings given in code if any."""
-        self._take_back()
-        self._take_back = _nothing
+        withhold(os.environ)
         if self.settings.child_processes:
             inherited = None
             if given is not None:
                 inherited = given.model_dump_json(exclude={"control_plane_api_key"})
-            self._take_back = bequeath(os.environ, inherited)
+            bequeath(os.environ, inherited)
 
     def _wrap_constructor(self, client_class: type[Any]) -> None:
         original = client_class.__init__
@@ -166,6 +161,12 @@ class _Installation:
                 for client in getattr(candidate, "_clients", ()):
                     constructor_kwargs[id(client)] = getattr(candidate, "_constructor_kwargs", {})
         for client in clients:
+            if not hasattr(client, "_client"):
+                logger.warning(
+                    "tinker_guard: another thread was building a client meanwhile, which stays "
+                    "unguarded. Call install_guard() before clients are built."
+                )
+                continue
             kwargs = constructor_kwargs.get(id(client))
             self._guard(client, _builder(client_class, kwargs) if kwargs else None)
 
@@ -240,13 +241,14 @@ def _borrower(
     return borrow
 
 
-_lock = threading.Lock()
+# Reentrant, because a signal handler may uninstall while this is held.
+_lock = threading.RLock()
 _installation: _Installation | None = None
 
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -270,7 +272,7 @@ def install_guard(
         settings: How to behave; None reads `TINKER_GUARD_*` and the defaults. With
             `enabled=False` nothing is installed.
         control_plane: Whom to ask whether a job runs; None asks the Fireworks control plane, by
-            default at the route's own origin.
+            default at the route's own origin. Child processes do not inherit it.
         replace: Whether to put these settings in the place of other ones.
 
     Raises:
@@ -346,18 +348,19 @@ def _install(
             installation.uninstall()
             raise
         _installation = installation
-    if settings.export is not None:
-        start_export(settings.export)
     # Without the lock: an import that another thread has begun is waited for.
     for sdk in SDKS:
-        when_imported(sdk.holder_module, partial(_hook_into_imported, installation, sdk))
+        hook = partial(_hook_into_imported, installation, sdk, has_clients=sdk.is_imported())
+        when_imported(sdk.holder_module, hook)
+    if settings.export is not None:
+        start_export(settings.export)
 
 
-def _hook_into_imported(installation: _Installation, sdk: Sdk) -> None:
+def _hook_into_imported(installation: _Installation, sdk: Sdk, *, has_clients: bool) -> None:
     try:
         with _lock:
-            installation.hook_into(sdk, has_clients=False)
-    except UnsupportedSdkError as error:
+            installation.hook_into(sdk, has_clients=has_clients)
+    except Exception as error:
         if not installation.is_automatic:
             raise
         _log_unguarded(error)
@@ -375,6 +378,7 @@ def uninstall_guard() -> None:
 def _remove() -> None:
     global _installation
     forget_all()
+    withhold(os.environ)
     installation, _installation = _installation, None
     if installation is not None:
         installation.uninstall()

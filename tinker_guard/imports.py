@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+_LOADERS_OF_FILES = ("SourceFileLoader", "NamespaceLoader", "_NamespaceLoader")
+
 _waiting: dict[str, list[Callable[[], None]]] = {}
 
 
 def when_imported(module: str, callback: Callable[[], None]) -> None:
-    """Call back once a module has been imported; at once if that is so already.
+    """Call back when a module has been imported; at once if that is so already.
 
-    What the callback raises comes out of the `import` statement.
+    Again, when it is imported anew. What the callback raises comes out of the `import` statement.
     """
     _waiting.setdefault(module, []).append(callback)
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     # Looked at last, so that an import which another thread ends meanwhile is not missed; and one
     # that it has begun is waited for.
-    if module in sys.modules:
+    if sys.modules.get(module) is not None:
         __import__(module)
-        _tell(module)
+        callback()
 
 
 def forget_all() -> None:
@@ -41,12 +43,14 @@ def forget_all() -> None:
 
 def is_findable(module: str) -> bool:
     """Whether a module is there to be imported; imports nothing, its parents neither."""
-    if module in sys.modules:
+    if sys.modules.get(module) is not None:
         return True
     top, *names = module.split(".")
     spec = getattr(sys.modules.get(top), "__spec__", None) or _find(top, None)
     if spec is None or not names:
         return spec is not None
+    if spec.loader is not None and type(spec.loader).__name__ not in _LOADERS_OF_FILES:
+        return True  # a frozen program, say: nothing can be said
     # Only its parents' import would tell what is below for sure: by then it is too late to ask.
     *parents, name = names
     for place in spec.submodule_search_locations or ():
@@ -59,7 +63,7 @@ def is_findable(module: str) -> bool:
 
 
 def _tell(module: str) -> None:
-    for callback in _waiting.pop(module, ()):
+    for callback in list(_waiting.get(module, ())):
         callback()
 
 
@@ -81,7 +85,7 @@ class _Finder:
         if name not in _waiting:
             return None
         spec = _find(name, path)
-        if spec is not None and spec.loader is not None:
+        if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _TellingLoader(spec.loader)  # type: ignore[assignment]
         return spec
 
@@ -93,6 +97,8 @@ class _TellingLoader:
         self._loader = loader
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

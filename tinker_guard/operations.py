@@ -36,7 +36,6 @@ class Operation(NamedTuple):
     is_background: bool
 
 
-@lru_cache(maxsize=1024)
 def operation_of(method: str, raw_path: bytes, base: str | None) -> Operation:
     """Name a request.
 
@@ -45,9 +44,15 @@ def operation_of(method: str, raw_path: bytes, base: str | None) -> Operation:
         raw_path: Its path and query.
         base: The path of the trainer route that it lies on, or None.
     """
+    # Without the query, which is different each time in a signed URL, and none of the cache's.
+    return _operation(method, raw_path.partition(b"?")[0], base)
+
+
+@lru_cache(maxsize=1024)
+def _operation(method: str, raw_path: bytes, base: str | None) -> Operation:
     known = method if method in _METHODS else "_OTHER"
     verb = known if known == method else "HTTP"
-    path = raw_path.partition(b"?")[0].decode("ascii", "replace")
+    path = raw_path.decode("ascii", "replace")
     is_background = path.rpartition("/")[2] in _BACKGROUND
     if base is None:
         return Operation(known, verb, None, path, is_background)

@@ -121,7 +121,8 @@ class Probing:
             tasks = [group.create_task(self._probe_on_line())]
             tasks += [group.create_task(self._probe_afresh()) for _ in range(self._successes - 1)]
         self.probes += self._successes
-        results = [task.result() for task in tasks]
+        # A transport that cancels itself has not cancelled the request.
+        results = [False if task.cancelled() else task.result() for task in tasks]
         not_founds = [result for result in results if isinstance(result, NotFound)]
         self.has_reached = all(result is True for result in results)
         if self.has_reached:

@@ -6,6 +6,7 @@ It needs no extra and imports next to nothing, so that a program pays only for w
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from tinker_guard.children import bequeath
@@ -66,6 +67,10 @@ def _become(command: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name != "nt":
+        for name in ("SIGPIPE", "SIGXFSZ"):
+            # Python ignores these, and what it ignores a new program would ignore too.
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
         os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell
     # There, the new process would not be waited for.
     import subprocess

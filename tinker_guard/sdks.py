@@ -86,7 +86,7 @@ class Sdk:
         elif not isinstance(client_class, type):
             missing = f"{self.holder_module}.{self.client_name}"
         elif not any(
-            "_client" in vars(base).get("__annotations__", {}) for base in client_class.__mro__
+            "_client" in getattr(base, "__annotations__", {}) for base in client_class.__mro__
         ):
             missing = f"{self.holder_module}.{self.client_name}._client"
         if missing is not None:

@@ -1,17 +1,19 @@
 """Runs at the start of every Python process that has this directory in its PYTHONPATH.
 
 `tinker_guard.children` puts it there. This file must not fail in any of them: such a process may
-belong to another environment, without tinker_guard.
+belong to another environment, without tinker_guard or with an old Python; hence no annotations.
 """
 
 import os
 import sys
 
 
-def _arm() -> None:
+def _arm():
+    if sys.version_info < (3, 11):
+        return
     try:
         from tinker_guard.auto import install_when_needed
-    except ImportError:
+    except Exception:
         from importlib.util import find_spec
 
         if find_spec("tinker") is not None:
@@ -23,7 +25,7 @@ def _arm() -> None:
     install_when_needed()
 
 
-def _run_the_next() -> None:
+def _run_the_next():
     # A process imports one sitecustomize: without this, ours would hide the user's own.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != here]

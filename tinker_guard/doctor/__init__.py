@@ -75,7 +75,7 @@ class _Examination:
         yield from _isolated(Section.GATEWAY, "control plane", self._control_plane)
         yield from _isolated(Section.GATEWAY, "trainer route", self._trainer_route)
         yield from _isolated(Section.SPANS, "OpenTelemetry", check_recording)
-        yield from _isolated(Section.SPANS, "exporter", check_exporter)
+        yield from _isolated(Section.SPANS, "exporter", partial(check_exporter, self._settings))
 
     def _base_url(self) -> Iterator[Finding]:
         self._route = find_route(self._url)

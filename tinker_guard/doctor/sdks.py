@@ -28,6 +28,8 @@ KEY_VARIABLES: Final[Mapping[str, str]] = {
     "tinker": "TINKER_API_KEY",
     "fireworks-ai": "FIREWORKS_API_KEY",
 }
+_FOR_A_LOOK: Final = {"enabled": True, "export": None, "child_processes": False}
+"""Settings of a guard that is installed to look at it: no traces, in both senses."""
 _STAND_IN_KEY: Final = "tml-doctor"
 """For clients that are only built and never send anything."""
 
@@ -125,7 +127,7 @@ def check_sdk(sdk: Sdk, settings: GuardSettings) -> Iterator[Finding]:
 @contextmanager
 def _guard(settings: GuardSettings) -> Iterator[None]:
     # One that an instrumentation has put there already has other settings, perhaps.
-    install_guard(settings.model_copy(update={"enabled": True}), replace=True)
+    install_guard(settings.model_copy(update=_FOR_A_LOOK), replace=True)
     try:
         yield
     finally:

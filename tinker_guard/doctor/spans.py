@@ -15,6 +15,8 @@ from tinker_guard.doctor.network import find_obstacle
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    from tinker_guard.settings import GuardSettings
+
 _GRPC: Final = "grpc"
 _OTLP_PORTS: Final = {_GRPC: 4317, "http/protobuf": 4318}
 _OTLP_PLUGINS: Final = {_GRPC: "otlp_proto_grpc", "http/protobuf": "otlp_proto_http"}
@@ -50,9 +52,18 @@ def check_recording() -> Iterator[Finding]:
         yield say(Status.OK, f"{release}; spans go to a {provider}")
 
 
-def check_exporter() -> Iterator[Finding]:
-    """Say what the `OTEL_*` variables make of spans, and whether somebody listens there."""
+def check_exporter(settings: GuardSettings) -> Iterator[Finding]:
+    """Say where spans are sent, and whether somebody listens there.
+
+    Args:
+        settings: For `export`; without it, the `OTEL_*` variables say.
+    """
     say = partial(Finding, Section.SPANS, "exporter")
+    destination = (settings.export or "").partition(":")[0]
+    if destination and destination != "otlp":
+        where = "stderr" if destination == "console" else "a file"
+        yield say(Status.OK, f"to {where}, by TINKER_GUARD_EXPORT")
+        return
     plugins = entry_points(group="opentelemetry_traces_exporter").names
     asked_for = os.environ.get("OTEL_TRACES_EXPORTER", "")
     names = [name for name in map(str.strip, asked_for.split(",")) if name]

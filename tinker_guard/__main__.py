@@ -1,0 +1,5 @@
+"""`python -m tinker_guard` is the command `tinker-guard`."""
+
+from tinker_guard.cli import main
+
+main()
