@@ -29,6 +29,7 @@ from unittest import mock
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PLACE: Final = ROOT / ".matrix"
+README: Final = ROOT / "README.md"
 PAGE: Final = ROOT / "docs" / "sdk-releases.md"
 TESTS: Final = (
     "tests/test_end_to_end.py",
@@ -459,6 +460,26 @@ def _below(results: list[Result]) -> list[str]:
     return lines
 
 
+def with_table(readme: str, results: list[Result]) -> str:
+    """The README with the releases that passed in its table."""
+    passed: dict[str, list[str]] = {}
+    for result in results:
+        distribution, _, version = result.name.partition(" ")
+        if result.is_good:
+            passed.setdefault(distribution, []).append(version)
+    rows = {
+        "tinker": ", ".join(passed.get("tinker", ())),
+        "fireworks-ai with `training-sdk`": ", ".join(passed.get("fireworks-ai", ()))
+        + "; earlier ones through the tinker that they pin",
+    }
+    table = "\n".join(f"| {name} | {releases} |" for name, releases in rows.items())
+    head, begin, rest = readme.partition("| SDK | tested releases |\n|---|---|\n")
+    _, end, tail = rest.partition("\n\n")
+    if not (begin and end):
+        raise SystemExit("README.md has no table of tested releases any more")
+    return f"{head}{begin}{table}{end}{tail}"
+
+
 def tests_that_ran_nowhere(results: list[Result]) -> list[str]:
     """Tests that every release skipped; each should run in at least one."""
     ran = {
@@ -499,7 +520,8 @@ def main() -> int:
     is_good = all(result.is_good for result in results)
     if not options.only:
         PAGE.write_text(page(results))
-        print(f"wrote {_shown(PAGE)}")
+        README.write_text(with_table(README.read_text(), results))
+        print(f"wrote {_shown(PAGE)}, and the table in {_shown(README)}")
         is_good = is_good and not tests_that_ran_nowhere(results)
     return 0 if is_good else 1
 
