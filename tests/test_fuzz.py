@@ -36,7 +36,7 @@ from tests.fakes import (
     settle,
 )
 from tests.virtual_time import VirtualTimeLoop
-from tinker_guard import GuardSettings, GuardTransport, children, hooks
+from tinker_guard import GuardSettings, GuardTransport, children, hooks, logs
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.peek import read_source
 from tinker_guard.route import ROUTES, RouteTable
@@ -632,7 +632,7 @@ def test_any_settings_that_a_parent_process_left(value: str) -> None:
     records: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]
-    hooks.logger.addHandler(handler)
+    logs.logger.addHandler(handler)
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
@@ -644,7 +644,7 @@ def test_any_settings_that_a_parent_process_left(value: str) -> None:
         ):
             hooks.install_unattended(None, None)
     finally:
-        hooks.logger.removeHandler(handler)
+        logs.logger.removeHandler(handler)
     # Either it was understood, or one line says that the process runs unguarded.
     assert install.called is (records == [])
     assert len(records) <= 1

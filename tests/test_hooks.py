@@ -162,6 +162,17 @@ def test_other_settings_are_an_error_unless_replacing() -> None:
         assert guard._settings.retry_timeout == 5
 
 
+def test_the_export_of_settings_that_replace_others_is_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr(hooks, "start_export", begun.append)
+    hooks.install_unattended(None, None)
+    install_guard(GuardSettings(export="console"))
+    install_guard(GuardSettings(export="otlp"), replace=True)
+    assert begun == ["console", "otlp"]
+
+
 def test_an_automatic_installation_gives_way_to_the_programs_own() -> None:
     instrumentor = TinkerGuardInstrumentor()
     instrumentor.instrument()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import logging
 import os
 import threading
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from tinker_guard import logs
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     import httpx
 
     from tinker_guard.control_plane import ControlPlane
-
-logger: Final = logging.getLogger("tinker_guard")
 
 
 class AlreadyInstalledError(RuntimeError):
@@ -77,7 +74,7 @@ class _Installation:
         if has_clients:
             self._guard_existing(client_class, pool_class)
         if not sdk.is_tested():
-            logger.warning(
+            logs.logger.warning(
                 "tinker_guard is installed into %s %s, which it was not tested with. Tested "
                 "versions: %s.",
                 sdk.distribution,
@@ -137,7 +134,7 @@ class _Installation:
 
         def restore() -> None:
             if client_class.__init__ is not guarded_init:
-                logger.warning(
+                logs.logger.warning(
                     "tinker_guard: something else has wrapped %s since; it keeps working, and the "
                     "guard below it goes idle.",
                     client_class.__qualname__,
@@ -162,7 +159,7 @@ class _Installation:
                     constructor_kwargs[id(client)] = getattr(candidate, "_constructor_kwargs", {})
         for client in clients:
             if not hasattr(client, "_client"):
-                logger.warning(
+                logs.logger.warning(
                     "tinker_guard: another thread was building a client meanwhile, which stays "
                     "unguarded. Call install_guard() before clients are built."
                 )
@@ -299,7 +296,7 @@ def install_unattended(settings: GuardSettings | None, control_plane: ControlPla
 
 
 def _log_unguarded(error: Exception) -> None:
-    logger.warning("tinker_guard: this process runs unguarded. %s", error)
+    logs.logger.warning("tinker_guard: this process runs unguarded. %s", error)
 
 
 def _install(
@@ -323,37 +320,46 @@ def _install(
                     "change them, or call uninstall_guard() first."
                 )
         if not settings.enabled:
-            logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
+            logs.logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
             _remove()
             return
-        if current is not None:
-            current.reconfigure(settings, control_plane)
-            current.bequeath(given)
-            current.is_automatic = False
-            return
-        installed = [sdk for sdk in SDKS if sdk.is_installed()]
-        if not installed:
-            raise UnsupportedSdkError(
-                "tinker_guard found nothing to guard: no SDK is installed. Install tinker or "
-                "fireworks-ai[training-sdk]."
-            )
-        installation = _Installation(settings, control_plane, is_automatic=is_automatic)
-        try:
-            for sdk in installed:
-                sdk.check_holder()
-                if sdk.is_imported():
-                    installation.hook_into(sdk, has_clients=True)
-            installation.bequeath(given)
-        except BaseException:
-            installation.uninstall()
-            raise
-        _installation = installation
-    # Without the lock: an import that another thread has begun is waited for.
-    for sdk in SDKS:
-        hook = partial(_hook_into_imported, installation, sdk, has_clients=sdk.is_imported())
-        when_imported(sdk.holder_module, hook)
+        if current is None:
+            installation = _hook_into_installed(settings, control_plane, is_automatic=is_automatic)
+            _installation = installation
+        else:
+            installation = current
+            installation.reconfigure(settings, control_plane)
+            installation.is_automatic = False
+        installation.bequeath(given)
+    if current is None:
+        # Without the lock: an import that another thread has begun is waited for.
+        for sdk in SDKS:
+            hook = partial(_hook_into_imported, installation, sdk, has_clients=sdk.is_imported())
+            when_imported(sdk.holder_module, hook)
     if settings.export is not None:
         start_export(settings.export)
+
+
+def _hook_into_installed(
+    settings: GuardSettings, control_plane: ControlPlane | None, *, is_automatic: bool
+) -> _Installation:
+    """Hook into the SDKs that are imported; if one of them cannot be hooked into, into none."""
+    installed = [sdk for sdk in SDKS if sdk.is_installed()]
+    if not installed:
+        raise UnsupportedSdkError(
+            "tinker_guard found nothing to guard: no SDK is installed. Install tinker or "
+            "fireworks-ai[training-sdk]."
+        )
+    installation = _Installation(settings, control_plane, is_automatic=is_automatic)
+    try:
+        for sdk in installed:
+            sdk.check_holder()
+            if sdk.is_imported():
+                installation.hook_into(sdk, has_clients=True)
+    except BaseException:
+        installation.uninstall()
+        raise
+    return installation
 
 
 def _hook_into_imported(installation: _Installation, sdk: Sdk, *, has_clients: bool) -> None:
