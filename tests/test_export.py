@@ -87,9 +87,18 @@ def test_a_file_in_the_otlp_json_format(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     second = tmp_path / "second.jsonl"
     out, err = run(
-        f"start_export('jsonl:{path}'); start_export('jsonl:{second}'); send(); send(status=503)"
+        f"""
+for path in ('{path}', '{path}', '{second}'):
+    say(start_export('jsonl:' + path))
+send()
+send(status=503)
+"""
     )
-    assert (out, err) == ("", "")
+    assert out == "True\nTrue\nFalse\n"
+    assert err == (
+        f"TINKER_GUARD_EXPORT=jsonl:{second} comes too late: this process exports to jsonl:{path} "
+        "already.\n"
+    )
     assert not second.exists()
     exchange, request, *failed = spans_in(path)
     assert exchange["status"] == request["status"] == {}

@@ -185,6 +185,7 @@ def test_an_automatic_installation_gives_way_to_the_programs_own() -> None:
             install_guard(GuardSettings(retry_timeout=61))
     finally:
         instrumentor.uninstrument()
+    assert isinstance(own_transport(sdk_client()), GuardTransport)
 
 
 @pytest.mark.parametrize("change", ["replace", "uninstall"])

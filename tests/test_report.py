@@ -791,6 +791,7 @@ def test_spans_of_others_alone_are_said_to_be_just_that(tmp_path: Path) -> None:
     assert exit_code == 0
     assert "0 spans of the guard, 1 others" in out
     assert "is the guard installed" in out
+    assert "requests" not in out
 
 
 @pytest.mark.parametrize(

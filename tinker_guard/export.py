@@ -44,13 +44,14 @@ FILE_DELAY: Final = 0.5
 _EXTRA: Final = "pip install 'tinker-guard[otlp]'"
 
 _lock = threading.Lock()
-_has_started = False
+_exported_to: str | None = None
 
 
 def start_export(destination: str) -> bool:
     """Send spans and metrics somewhere, if the program has not set up OpenTelemetry itself.
 
-    Does nothing when called again. Never raises: what is wrong is logged.
+    The first destination of a process counts, another one is refused. Never raises: what is wrong
+    is logged.
 
     Args:
         destination: `console` writes a line for each span to stderr, and the metrics in the end.
@@ -61,12 +62,19 @@ def start_export(destination: str) -> bool:
     Returns:
         Whether something is sent there now.
     """
-    global _has_started
+    global _exported_to
     with _lock:
-        if _has_started:
-            return True
+        if _exported_to is not None:
+            if _exported_to != destination:
+                logger.warning(
+                    "TINKER_GUARD_EXPORT=%s comes too late: this process exports to %s already.",
+                    destination,
+                    _exported_to,
+                )
+            return _exported_to == destination
         try:
-            _has_started = _start(destination)
+            if _start(destination):
+                _exported_to = destination
         except ImportError as error:
             logger.warning(
                 "TINKER_GUARD_EXPORT=%s needs %s, which is not installed; nothing is exported. "
@@ -83,7 +91,7 @@ def start_export(destination: str) -> bool:
             )
         except Exception:
             log_fault("setting up the export")
-        return _has_started
+        return _exported_to is not None
 
 
 def _start(destination: str) -> bool:

@@ -381,6 +381,13 @@ def uninstall_guard() -> None:
         _remove()
 
 
+def uninstall_unattended() -> None:
+    """Take back what `install_unattended` did; a guard that the program itself installed stays."""
+    with _lock:
+        if _installation is None or _installation.is_automatic:
+            _remove()
+
+
 def _remove() -> None:
     global _installation
     forget_all()

@@ -30,6 +30,6 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         install_when_needed(kwargs.get("settings"), kwargs.get("control_plane"))
 
     def _uninstrument(self, **_: Any) -> None:
-        from tinker_guard.hooks import uninstall_guard
+        from tinker_guard.hooks import uninstall_unattended
 
-        uninstall_guard()
+        uninstall_unattended()

@@ -26,7 +26,16 @@ _JOBS_SHOWN: Final = 20
 
 def summary_of(report: Report, notes: Notes) -> RenderableType:
     """Everything that is printed."""
-    parts: list[RenderableType] = [_head(report, notes), "", _figures(report)]
+    parts: list[RenderableType] = [_head(report, notes)]
+    if notes.guard_spans:
+        parts += _sums(report)
+    if notes.broken:
+        parts += ["", *_broken(notes)]
+    return Group(*parts)
+
+
+def _sums(report: Report) -> Sequence[RenderableType]:
+    parts: list[RenderableType] = ["", _figures(report)]
     jobs = report.jobs
     if len(jobs) > 1:
         parts += ["", Text("By job", "bold"), _jobs(jobs[:_JOBS_SHOWN])]
@@ -38,9 +47,7 @@ def summary_of(report: Report, notes: Notes) -> RenderableType:
     parts += ["", Text("What the figures mean", "bold")]
     for name, meaning in DEFINITIONS.items():
         parts.append(Text(f"{name}: ", "dim").append(meaning, "dim"))
-    if notes.broken:
-        parts += ["", *_broken(notes)]
-    return Group(*parts)
+    return parts
 
 
 def _head(report: Report, notes: Notes) -> Text:
