@@ -32,7 +32,7 @@ from tinker_guard import spans as telemetry_spans
 from tinker_guard.control_plane import FireworksControlPlane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -382,8 +382,26 @@ async def test_cancelled_in_a_race(spans: InMemorySpanExporter) -> None:
     )
 
 
+def slow_probe(exchange: Exchange) -> Awaitable[httpx.Response]:
+    """A gateway that takes a second and a half for each probe."""
+
+    async def answer() -> httpx.Response:
+        await asyncio.sleep(1.5 if exchange.is_probe else 0)
+        return ok()
+
+    return answer()
+
+
+def waited(outcome: str, seconds: float) -> dict[str, Any]:
+    return {
+        "tinker_guard.warmup.wait": seconds,
+        "input.value": NAME,
+        "output.value": f"{outcome}: waited {seconds:.2f} s for the warmup",
+    }
+
+
 async def test_warmup(spans: InMemorySpanExporter) -> None:
-    await send(guard(FakeGateway(), warmup_successes=3))
+    await send(guard(FakeGateway(slow_probe), warmup_successes=3))
     root = root_of(spans)
     warmup, exchange = below(root, spans)
     assert seen(warmup) == (
@@ -397,8 +415,29 @@ async def test_warmup(spans: InMemorySpanExporter) -> None:
         "reached",
         "reached",
     ]
-    assert seen(root)[2] == REQUEST | end("ok", 200)
+    assert seen(root)[2] == REQUEST | end("ok", 200) | waited("ok", 1.5)
     assert exchange.kind is SpanKind.CLIENT
+
+
+async def test_a_wait_for_the_warmup_of_another_request(spans: InMemorySpanExporter) -> None:
+    transport = guard(FakeGateway(slow_probe), warmup_successes=3)
+    leader = asyncio.create_task(send(transport))
+    await asyncio.sleep(1)
+    impatient = asyncio.create_task(send(transport))
+    follower = asyncio.create_task(send(transport))
+    await asyncio.sleep(0.25)
+    impatient.cancel()
+    await asyncio.wait([leader, impatient, follower])
+    roots = sorted(
+        (span for span in spans.get_finished_spans() if span.parent is None),
+        key=lambda span: span.start_time or 0,
+    )
+    assert [seen(root)[2] for root in roots] == [
+        REQUEST | end("ok", 200) | waited("ok", 1.5),
+        REQUEST | end("cancelled", None) | waited("cancelled", 0.25),
+        REQUEST | end("ok", 200) | waited("ok", 0.5),
+    ]
+    assert [len(below(root, spans)) for root in roots] == [2, 0, 1]
 
 
 async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
@@ -428,7 +467,8 @@ async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
             StatusCode.ERROR,
         )
     assert question.name == "tinker_guard.control_plane"
-    assert seen(root)[2:] == (REQUEST | end("not_found", 404, met=labels), StatusCode.ERROR)
+    ended = end("not_found", 404, met=labels) | {"tinker_guard.warmup.wait": 0.0}
+    assert seen(root)[2:] == (REQUEST | ended, StatusCode.ERROR)
 
 
 async def test_a_probe_that_fails(spans: InMemorySpanExporter) -> None:

@@ -120,6 +120,12 @@ PROBE_RESULT: Final = _declare(
 WARMUP_PROBES: Final = _declare(
     "tinker_guard.warmup.probes", int, (On.WARMUP,), "How many probes the warmup took."
 )
+WARMUP_WAIT: Final = _declare(
+    "tinker_guard.warmup.wait",
+    float,
+    (On.REQUEST,),
+    "Seconds that the request waited for its route's warmup; not there if it did not wait.",
+)
 MET: Final = _declare(
     "tinker_guard.met",
     str,
@@ -134,14 +140,15 @@ INPUT: Final = _declare(
     "input.value",
     str,
     (On.REQUEST,),
-    "The span's name, where the request met a 404: some trace lists, such as MLflow's, have "
-    "columns for input and output alone.",
+    "The span's name, where the request met a 404 or waited for a warmup: some trace lists, such "
+    "as MLflow's, have columns for input and output alone.",
 )
 OUTPUT: Final = _declare(
     "output.value",
     str,
     (On.REQUEST,),
-    "There too: outcome, verdict and reason, such as `recovered: routing_race, job_running`.",
+    "There too: outcome, verdict and reason, such as `recovered: routing_race, job_running`, or "
+    "`ok: waited 3.02 s for the warmup`.",
 )
 
 # -- of the HTTP conventions ---------------------------------------------------------------------

@@ -131,6 +131,11 @@ class RequestReport:
         if self._observed is not None:
             self._observed.wake()
 
+    def waited(self, seconds: float) -> None:
+        """Note that the request waited so long for its route's warmup."""
+        if self._observed is not None:
+            self._observed.waited(seconds)
+
     def cannot_be_resent(self) -> None:
         """Note that the request's body is a stream."""
         if self._observed is not None:
@@ -170,6 +175,7 @@ class _Observed:
         "_started_ns",
         "_state",
         "_token",
+        "_warmup_wait",
     )
 
     def __init__(
@@ -186,6 +192,7 @@ class _Observed:
         self._started_at = time.perf_counter()
         self._first_404_at: float | None = None
         self._race_met = False
+        self._warmup_wait: float | None = None
         self._first: Exchange | None = None
         self._span: Span | None = None
         self._token: Token[context.Context] | None = None
@@ -238,6 +245,10 @@ class _Observed:
             metrics.count(metrics.RESENDS, self._labels | result)
         return response
 
+    def waited(self, seconds: float) -> None:
+        """Note a wait for the route's warmup."""
+        self._warmup_wait = seconds
+
     def judged(self, judgement: Judgement) -> None:
         """Note the verdict on a 404."""
         if self._first_404_at is None:
@@ -284,11 +295,15 @@ class _Observed:
         if span is not None and span.is_recording():
             span.set_attribute(names.OUTCOME, outcome.value)
             span.set_attribute(names.RETRIES, report.resends)
-            if report.judgement is not None:
-                said = f"{outcome.value}: {', '.join(map(str, verdict.values()))}"
-                span.set_attributes(
-                    verdict | {names.INPUT: self._operation.span_name, names.OUTPUT: said}
-                )
+            span.set_attributes(verdict)
+            if self._warmup_wait is not None:
+                span.set_attribute(names.WARMUP_WAIT, round(self._warmup_wait, 3))
+            met = ", ".join(map(str, verdict.values()))
+            if not met and self._warmup_wait is not None:
+                met = f"waited {self._warmup_wait:.2f} s for the warmup"
+            if met:
+                span.set_attribute(names.INPUT, self._operation.span_name)
+                span.set_attribute(names.OUTPUT, f"{outcome.value}: {met}")
             if status_code is not None:
                 span.set_attribute(names.STATUS_CODE, status_code)
             if error_type is not None:

@@ -39,7 +39,9 @@ class Gate:
             None when the request may be sent; the 404 to hand back when the job is stopped or
             missing, or when `warmup_timeout` is over.
         """
-        deadline = asyncio.get_running_loop().time() + self._settings.warmup_timeout
+        clock = asyncio.get_running_loop().time
+        came_at = clock()
+        deadline = came_at + self._settings.warmup_timeout
 
         async def lead() -> Refusal | None:
             # Another one may have opened the gate while this one waited for its turn.
@@ -47,7 +49,10 @@ class Gate:
 
         if self._settings.warmup_successes > 0 and not state.are_probes_blind:
             report.wake()
-            refusal = await state.here.warmup.run(lead)
+            try:
+                refusal = await state.here.warmup.run(lead)
+            finally:
+                report.waited(clock() - came_at)
             if refusal is not None:
                 report.judged(refusal.judgement)
                 not_found = refusal.not_found
