@@ -289,8 +289,7 @@ class Exchange:
         )
 
     def _finish(self, span: Span) -> None:
-        for name, value in self._result.items():
-            span.set_attribute(name, value)
+        span.set_attributes(self._result)
         if names.ERROR_TYPE in self._result:
             span.set_status(Status(StatusCode.ERROR))
         span.end(self._ended_ns)
@@ -357,6 +356,6 @@ def _with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Reque
 
 
 def _url_without_secrets(url: httpx.URL, path: str) -> str:
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    port = "" if url.port is None else f":{url.port}"
-    return f"{url.scheme}://{host}{port}{path}"
+    host, port = url.host, url.port
+    authority = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{authority}{'' if port is None else f':{port}'}{path}"

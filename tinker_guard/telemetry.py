@@ -293,22 +293,24 @@ class _Observed:
         span, self._span = self._span, None
         verdict = {} if report.judgement is None else labels(report.judgement)
         if span is not None and span.is_recording():
-            span.set_attribute(names.OUTCOME, outcome.value)
-            span.set_attribute(names.RETRIES, report.resends)
-            span.set_attributes(verdict)
-            if self._warmup_wait is not None:
-                span.set_attribute(names.WARMUP_WAIT, round(self._warmup_wait, 3))
+            result: dict[str, AttributeValue] = {
+                names.OUTCOME: outcome.value,
+                names.RETRIES: report.resends,
+                **verdict,
+            }
             met = ", ".join(map(str, verdict.values()))
-            if not met and self._warmup_wait is not None:
-                met = f"waited {self._warmup_wait:.2f} s for the warmup"
+            if self._warmup_wait is not None:
+                result[names.WARMUP_WAIT] = round(self._warmup_wait, 3)
+                met = met or f"waited {self._warmup_wait:.2f} s for the warmup"
             if met:
-                span.set_attribute(names.INPUT, self._operation.span_name)
-                span.set_attribute(names.OUTPUT, f"{outcome.value}: {met}")
+                result[names.INPUT] = self._operation.span_name
+                result[names.OUTPUT] = f"{outcome.value}: {met}"
             if status_code is not None:
-                span.set_attribute(names.STATUS_CODE, status_code)
+                result[names.STATUS_CODE] = status_code
             if error_type is not None:
-                span.set_attribute(names.ERROR_TYPE, error_type)
+                result[names.ERROR_TYPE] = error_type
                 span.set_status(Status(StatusCode.ERROR))
+            span.set_attributes(result)
             span.end()
         if observers().of_metrics:
             now = time.perf_counter()
