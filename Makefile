@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench simulate matrix sdk-suite ray dashboards debian-packages fuzz floors clean
+.PHONY: help demo test check format bench simulate matrix sdk-suite ray dashboards debian-packages \
+  fuzz fuzz-bytes floors audit clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -18,7 +19,9 @@ help:
 	@echo "make ray     run the tests with actors of a real local Ray"
 	@echo "make dashboards  look at guarded runs in Phoenix, MLflow and Prometheus, with a real browser"
 	@echo "make fuzz    try as many strange inputs as N=10000 says on each property"
+	@echo "make fuzz-bytes  feed bytes to what reads them, led by coverage, SECONDS=60 for each"
 	@echo "make floors  run the tests with the oldest dependencies that pyproject.toml allows"
+	@echo "make audit   ask for known holes in the oldest and the newest dependencies"
 	@echo "make clean   remove what these targets made"
 
 demo: $(INSTALLED)
@@ -94,6 +97,28 @@ debian-packages:
 fuzz: $(INSTALLED)
 	TINKER_GUARD_FUZZ=$(or $(N),10000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
 
+# Coverage of what is compiled in: atheris is no part of the extra `test`.
+SECONDS ?= 60
+fuzz-bytes:
+	$(PYTHON) -m venv --clear .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[cli]' 'atheris>=3.0'
+	for target in not_found retry_after control_plane route report; do \
+	  .venv-fuzz/bin/python scripts/fuzz_bytes.py $$target -max_total_time=$(SECONDS) -print_final_stats=0 \
+	    || exit 1; \
+	done
+
+# Needs PyPI's own interface, which tells of known holes: a mirror that lacks it makes this fail.
+audit:
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit uv
+	for resolution in lowest-direct highest; do \
+	  .venv-audit/bin/uv pip compile --quiet --all-extras --resolution $$resolution \
+	    --output-file .venv-audit/$$resolution.txt pyproject.toml && \
+	  .venv-audit/bin/pip-audit --strict --no-deps --disable-pip \
+	    --requirement .venv-audit/$$resolution.txt || exit 1; \
+	done
+
 # Twice: the SDK's own dependencies raise some bounds, so the core is also tried without it.
 floors:
 	$(PYTHON) -m venv --clear .venv-floors
@@ -110,7 +135,7 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .venv-dashboards .matrix .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .venv-dashboards .venv-fuzz .venv-audit .matrix .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
