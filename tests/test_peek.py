@@ -6,8 +6,17 @@ import gzip
 import httpx
 import pytest
 
-from tests.fakes import GATEWAY_BODY, TrackedStream, loop_time, settle
-from tinker_guard.peek import PEEK_SECONDS, read_source
+from tests.fakes import (
+    GATEWAY_BODY,
+    FakeControlPlane,
+    FakeGateway,
+    TrackedStream,
+    loop_time,
+    post,
+    settle,
+)
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS, read_source
 from tinker_guard.verdict import PEEK_LIMIT, Source
 
 pytestmark = pytest.mark.anyio
@@ -86,6 +95,54 @@ async def test_a_body_that_ends_just_as_it_is_given_up() -> None:
     assert await read_source(response) is Source.UNKNOWN
     await asyncio.sleep(10)
     assert await response.aread() == b"{"
+
+
+class _BadToClose(TrackedStream):
+    """One that hangs as it is closed, or raises."""
+
+    closings = 0
+    close_error: Exception | None = None
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self.closings += 1
+        if self.close_error is not None:
+            raise self.close_error
+        await asyncio.Event().wait()
+
+
+async def test_a_body_that_was_read_and_hangs_as_it_is_closed() -> None:
+    """Found by the simulation: whoever met such a 404 waited for ever."""
+    response = not_found(_BadToClose([GATEWAY_BODY]))
+    assert await read_source(response) is Source.GATEWAY
+    assert loop_time() == pytest.approx(CLOSE_SECONDS)
+
+
+async def test_a_body_that_was_read_and_does_not_close_well() -> None:
+    """Found by the simulation: such a 404 of a trainer's was taken for a race."""
+    stream = _BadToClose([b'{"detail": "Not Found"}'])
+    stream.close_error = OSError("reset")
+    response = not_found(stream)
+    assert await read_source(response) is Source.TRAINER
+    assert stream.closings == 1
+
+
+async def test_cancelled_while_reading_one_that_hangs_as_it_is_closed() -> None:
+    """Found by the simulation: the cancellation waited for ever."""
+    stream = _BadToClose([b"x"], pause=100)
+    gateway = FakeGateway(lambda _: not_found(stream))
+    transport = GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(warmup_successes=0),
+        control_plane=FakeControlPlane(),
+    )
+    task = asyncio.create_task(transport.handle_async_request(post()))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert loop_time() == pytest.approx(0.1 + CLOSE_SECONDS)
+    assert stream.closings == 1
 
 
 async def test_cancelled_while_reading() -> None:

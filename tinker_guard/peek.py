@@ -44,7 +44,7 @@ async def read_source(response: httpx.Response) -> Source:
         # The event loop was closed under it: nothing can be waited for any more.
         raise
     except BaseException:
-        await peeked.aclose()
+        await close_quietly(peeked.aclose, "a 404")
         raise
 
 
@@ -87,6 +87,7 @@ class _PeekedStream(httpx.AsyncByteStream):
         # The chunk that is being waited for. A task, so that giving up the wait for it does not
         # break the stream in the middle of a read.
         self._next: asyncio.Task[bytes | None] | None = None
+        self._is_closed = False
 
     @property
     def seen(self) -> bytes:
@@ -106,7 +107,8 @@ class _PeekedStream(httpx.AsyncByteStream):
                 return False
             chunk, self._next = self._next.result(), None
             if chunk is None:
-                await self._stream.aclose()
+                # The caller has all of it, however badly this goes.
+                await close_quietly(self.aclose, "a 404")
                 return True
             self._chunks.append(chunk)
             size += len(chunk)
@@ -128,6 +130,9 @@ class _PeekedStream(httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         pending, self._next = self._next, None
         try:
             if pending is not None:
