@@ -408,7 +408,7 @@ def test_who_wrote_a_404(answer: tuple[dict[str, str], bytes]) -> None:
 @fuzzed
 @given(
     st.dictionaries(
-        st.sampled_from(["retry-after", "retry-after-ms"]),
+        st.sampled_from(["retry-after", "retry-after-ms", "date"]),
         st.one_of(
             st.text(st.characters(max_codepoint=255), max_size=20),
             st.floats().map(str),

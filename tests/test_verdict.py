@@ -196,6 +196,16 @@ def test_values_are_the_labels_people_see() -> None:
         ({"retry-after-ms": "250", "retry-after": "3"}, 0.25),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40.0),
         ({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 0.0),
+        (
+            # Found by the simulation: where this machine's clock is behind, so long a wait would
+            # be beyond every budget, and the race be handed back at once.
+            {
+                "retry-after": "Thu, 01 Jan 1970 01:00:02 GMT",
+                "date": "Thu, 01 Jan 1970 01:00:00 GMT",
+            },
+            2.0,
+        ),
+        ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT", "date": "today"}, 40.0),
         ({"retry-after": "-3"}, 0.0),
         ({"retry-after": "soon"}, 0.0),
         ({"retry-after-ms": "nan"}, 0.0),

@@ -302,7 +302,8 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
     Args:
         headers: The response's headers; `retry-after-ms` wins over `Retry-After` (RFC 9110,
             10.2.3), which holds seconds or a date.
-        now: The wall clock, seconds since the epoch.
+        now: The wall clock, seconds since the epoch. Without effect if the answer has a `Date`:
+            the clock that made the one date also made the other, and this machine's may be wrong.
     """
     try:
         if "retry-after-ms" in headers:
@@ -310,10 +311,21 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
         elif (value := headers.get("retry-after", "0")).strip().isdigit():
             seconds = float(value)
         else:
-            seconds = parsedate_to_datetime(value).timestamp() - now
+            seconds = _timestamp(value) - _sent_at(headers, now)
     except (ValueError, OverflowError):
         return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _sent_at(headers: Mapping[str, str], now: float) -> float:
+    try:
+        return _timestamp(headers["date"])
+    except (KeyError, ValueError, OverflowError):
+        return now
+
+
+def _timestamp(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
 def may_begin(*, elapsed: float, delay: float, budget: float) -> bool:
