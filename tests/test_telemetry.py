@@ -868,3 +868,31 @@ async def test_broken_telemetry_breaks_no_request(
     assert faults
     assert len(faults) == len(set(faults))
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+async def test_a_wall_clock_that_is_set_meanwhile_changes_no_duration(
+    jump: float, spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the simulation: a span ended before it began."""
+    real = time.time_ns
+    jumped_ns = 0
+
+    def time_ns() -> int:
+        return real() + jumped_ns
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        nonlocal jumped_ns
+        if exchange.at > 0 and not jumped_ns:
+            jumped_ns = int(jump * 1e9)
+        return ok() if exchange.at > 0.5 else gateway_404()
+
+    monkeypatch.setattr(time, "time_ns", time_ns)
+    monkeypatch.setattr("opentelemetry.sdk.trace.time_ns", time_ns)
+    await send(guard(FakeGateway(answer), warmup_successes=1))
+    ended = spans.get_finished_spans()
+    assert {"tinker_guard.warmup", "tinker_guard.control_plane"} < {span.name for span in ended}
+    for span in ended:
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert 0 <= span.end_time - span.start_time < 60e9

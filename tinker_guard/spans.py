@@ -81,6 +81,27 @@ def exchange_attributes(operation: Operation, request: httpx.Request) -> dict[st
     }
 
 
+class Stopwatch:
+    """When something began, and how long ago; it may be that somebody sets the clock meanwhile."""
+
+    __slots__ = ("_began_at", "began_ns")
+
+    def __init__(self) -> None:
+        self.began_ns = time.time_ns()
+        """Nanoseconds since the epoch, for the beginning of a span."""
+        self._began_at = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - self._began_at
+
+    @property
+    def now_ns(self) -> int:
+        """For the end of a span: the beginning, and what has passed since."""
+        return self.began_ns + int(self.seconds * 1e9)
+
+
 # -- actions -------------------------------------------------------------------------------------
 
 
@@ -139,18 +160,19 @@ def action(
 @harmless
 def _open(
     name: str, attributes: Mapping[str, AttributeValue]
-) -> tuple[Span, Token[Context]] | None:
+) -> tuple[Span, Token[Context], Stopwatch] | None:
     if True not in observers():
         return None
-    span = tracer().start_span(name, attributes=attributes)
+    watch = Stopwatch()
+    span = tracer().start_span(name, attributes=attributes, start_time=watch.began_ns)
     inside = context.set_value(_IN_ACTION, True, trace.set_span_in_context(span))
-    return span, context.attach(inside)
+    return span, context.attach(inside), watch
 
 
 @harmless
-def _close(span: Span, token: Token[Context]) -> None:
+def _close(span: Span, token: Token[Context], watch: Stopwatch) -> None:
     context.detach(token)
-    span.end()
+    span.end(watch.now_ns)
 
 
 _IN_ACTION: Final = context.create_key("tinker_guard-action")
@@ -190,9 +212,8 @@ class Exchange:
         "_resend",
         "_result",
         "_span",
-        "_started_at",
-        "_started_ns",
         "_token",
+        "_watch",
         "is_mine",
         "is_traced_below",
         "request",
@@ -242,8 +263,7 @@ class Exchange:
 
     @harmless
     def _begin(self) -> None:
-        self._started_ns = time.time_ns()
-        self._started_at = time.perf_counter()
+        self._watch = Stopwatch()
         inside = context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True)
         if self.is_mine and self._has_span:
             self._span = self._start_span()
@@ -258,12 +278,12 @@ class Exchange:
     def _end(self, error: BaseException | None) -> None:
         if self._token is not None:
             context.detach(self._token)
-        seconds = time.perf_counter() - self._started_at
-        self._ended_ns = self._started_ns + int(seconds * 1e9)
+        self._ended_ns = self._watch.now_ns
         self._result = self._describe(error)
         if self._span is not None:
             self._finish(self._span)
         if self.is_mine and observers().of_metrics:
+            seconds = self._watch.seconds
             metrics.measure(
                 metrics.EXCHANGE_DURATION, seconds, {**self._attributes, **self._result}
             )
@@ -272,9 +292,9 @@ class Exchange:
     def record_late(self) -> None:
         """Make the CLIENT span of an exchange that is over, and that nobody has recorded."""
         if self._ended_ns is not None:
-            self._finish(self._start_span(self._started_ns))
+            self._finish(self._start_span())
 
-    def _start_span(self, start_time: int | None = None) -> Span:
+    def _start_span(self) -> Span:
         attributes = dict(self._attributes)
         attributes[names.URL_FULL] = _url_without_secrets(self.request.url, self._operation.path)
         if self._operation.method == "_OTHER":
@@ -285,7 +305,7 @@ class Exchange:
             self._operation.span_name,
             kind=SpanKind.CLIENT,
             attributes=attributes,
-            start_time=start_time,
+            start_time=self._watch.began_ns,
         )
 
     def _finish(self, span: Span) -> None:

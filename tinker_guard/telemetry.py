@@ -6,7 +6,6 @@ A fault in here (an exporter that raises, say) is logged once and never reaches 
 from __future__ import annotations
 
 import os
-import time
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +22,7 @@ from tinker_guard.operations import Operation, operation_of
 from tinker_guard.spans import (
     Action,
     Exchange,
+    Stopwatch,
     action,
     error_type_of,
     exchange_attributes,
@@ -171,11 +171,10 @@ class _Observed:
         "_request",
         "_settings",
         "_span",
-        "_started_at",
-        "_started_ns",
         "_state",
         "_token",
         "_warmup_wait",
+        "_watch",
     )
 
     def __init__(
@@ -188,8 +187,7 @@ class _Observed:
         base = None if state is None else state.route.path
         self._operation = operation_of(request.method, request.url.raw_path, base)
         self._attributes = exchange_attributes(self._operation, request)
-        self._started_ns = time.time_ns()
-        self._started_at = time.perf_counter()
+        self._watch = Stopwatch()
         self._first_404_at: float | None = None
         self._race_met = False
         self._warmup_wait: float | None = None
@@ -252,7 +250,7 @@ class _Observed:
     def judged(self, judgement: Judgement) -> None:
         """Note the verdict on a 404."""
         if self._first_404_at is None:
-            self._first_404_at = time.perf_counter()
+            self._first_404_at = self._watch.seconds
         self._race_met = self._race_met or judgement == ROUTING_RACE
         metrics.count(metrics.VERDICTS, self._labels | labels(judgement))
         if judgement not in _EVERYDAY:
@@ -271,7 +269,7 @@ class _Observed:
             return
         self._is_quiet = False
         self._detach()
-        self._start_span(self._started_ns)
+        self._start_span()
         is_unrecorded = self._first is not None and (
             self._first.is_mine or (self._first.is_traced_below and self._is_dropped)
         )
@@ -311,13 +309,13 @@ class _Observed:
                 result[names.ERROR_TYPE] = error_type
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(result)
-            span.end()
+            span.end(self._watch.now_ns)
         if observers().of_metrics:
-            now = time.perf_counter()
+            seconds = self._watch.seconds
             ended = self._labels | {names.OUTCOME: outcome.value}
-            metrics.measure(metrics.REQUEST_DURATION, now - self._started_at, ended | verdict)
+            metrics.measure(metrics.REQUEST_DURATION, seconds, ended | verdict)
             if self._race_met and self._first_404_at is not None:
-                metrics.measure(metrics.RECOVERY_DURATION, now - self._first_404_at, ended)
+                metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
 
     def _exchange(self, transport: httpx.AsyncBaseTransport, resend: int = 0) -> Exchange:
         return Exchange(
@@ -331,7 +329,7 @@ class _Observed:
             resend=resend,
         )
 
-    def _start_span(self, start_time: int | None = None) -> None:
+    def _start_span(self) -> None:
         attributes = dict(self._attributes)
         if self._operation.method == "_OTHER":
             attributes[names.METHOD_ORIGINAL] = self._request.method
@@ -341,7 +339,7 @@ class _Observed:
             attributes[names.ACCOUNT] = self._state.route.account
             attributes[names.JOB] = self._state.route.job
         self._span = tracer().start_span(
-            self._operation.span_name, attributes=attributes, start_time=start_time
+            self._operation.span_name, attributes=attributes, start_time=self._watch.began_ns
         )
         # Current, also if it is not sampled: what is below it shall be sampled as it is.
         self._token = context.attach(trace.set_span_in_context(self._span))
@@ -494,14 +492,14 @@ class QuestionReport:
         self._state = state
         self._settings = settings
         self._span = span
-        self._started_at = time.perf_counter()
+        self._watch = Stopwatch()
 
     def answered(self, answer: Answer, judgement: Judgement) -> None:
         """Note what the control plane said, and what that means for a 404."""
         attributes = labels(judgement)
         metrics.measure(
             metrics.QUESTION_DURATION,
-            time.perf_counter() - self._started_at,
+            self._watch.seconds,
             job_labels(self._state, self._settings) | attributes,
         )
         if answer.state is not None:
