@@ -91,6 +91,9 @@ _OF_AN_ANSWER = {"decompressed", "_is_state"}
 
 # What one of these was about to wrap or close is left to the garbage collector.
 _OF_A_LIFE = {
+    "Afterwards.__aenter__",
+    "Afterwards.__aexit__",
+    "Afterwards.__init__",
     "Line.replace.<locals>.<listcomp>",
     "_Spare.__init__",
     "close_quietly",
@@ -586,6 +589,60 @@ def test_a_loop_that_is_closed_under_a_race(
     gateway.answer = lambda _: ok()
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(send(transport)).status_code == 200
+    assert faults(caplog) == []
+
+
+@pytest.mark.parametrize("at", [0.01, 0.15, 1.5])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_what_a_closed_loop_leaves_cancels_nobody(
+    at: float, warmup: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The garbage collector ends it wherever it happens to run, here in a task of another loop.
+
+    Found by the simulation: a timer that bounds the closing of a connection hit that task.
+    """
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.1)
+        # Of later ones, the loop is closed in the middle of the body.
+        return gateway_404() if exchange.at < 1 else httpx.Response(404, stream=SlowStream())
+
+    class SlowStream(TrackedStream):
+        def __init__(self) -> None:
+            super().__init__([b"{"], pause=0.5)
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.1)
+            await super().aclose()
+
+    class SlowToClose(FakeTransport):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.1)
+            await super().aclose()
+
+    def new_transport() -> SlowToClose:
+        return SlowToClose(gateway, 1)
+
+    gateway = FakeGateway(answer)
+    transport = GuardTransport(
+        new_transport(),
+        settings=GuardSettings(warmup_successes=warmup),
+        control_plane=FakeControlPlane(takes=0.02),
+        new_transport=new_transport,
+    )
+    loop = VirtualTimeLoop()
+    tasks = [loop.create_task(send(transport)) for _ in range(3)]
+    loop.run_until_complete(asyncio.sleep(at))
+    loop.close()
+
+    async def innocent() -> bool:
+        tasks.clear()
+        gc.collect()
+        await asyncio.sleep(10 * CLOSE_SECONDS)
+        return True
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(innocent())
     assert faults(caplog) == []
 
 

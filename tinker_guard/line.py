@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from tinker_guard import logs
-from tinker_guard.peek import close_quietly
+from tinker_guard.peek import Afterwards, close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -64,10 +64,8 @@ class Line:
         if spare is None:
             yield self.transport
             return
-        try:
+        async with Afterwards(spare.aclose):
             yield spare
-        finally:
-            await spare.aclose()
 
     @asynccontextmanager
     async def question_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
@@ -138,6 +136,10 @@ class _Spare(httpx.AsyncBaseTransport):
         self._in_flight += 1
         try:
             response = await self.transport.handle_async_request(request)
+        except GeneratorExit:
+            # See `Afterwards`. If it was the last one, the guard's end closes this transport.
+            self._in_flight -= 1
+            raise
         except BaseException:
             await self._finish_one()
             raise
@@ -182,10 +184,8 @@ class _CountedStream(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            try:
+            async with Afterwards(self._finish):
                 await self._stream.aclose()
-            finally:
-                await self._finish()
 
 
 class BorrowedTransport(httpx.AsyncBaseTransport):

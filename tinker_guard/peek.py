@@ -68,6 +68,26 @@ async def close_quietly(close: Callable[[], Awaitable[None]], what: str) -> None
             logs.log_fault(f"closing {what}")
 
 
+class Afterwards:
+    """Cleans up at the end of a block, but not where its event loop was closed under it.
+
+    There the garbage collector ends the block, within whatever task runs by then: nothing can be
+    waited for any more, and a timeout would cancel that task.
+
+    Args:
+        clean_up: What to do.
+    """
+
+    def __init__(self, clean_up: Callable[[], Awaitable[None]]) -> None:
+        self._clean_up = clean_up
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if error_type is not GeneratorExit:
+            await self._clean_up()
+
+
 def _is_a_loop_running() -> bool:
     try:
         asyncio.get_running_loop()

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 _T = TypeVar("_T")
+
+
+@contextmanager
+def ends_with_its_loop() -> Iterator[None]:
+    """Lets a task end quietly whose event loop was closed under it.
+
+    What asyncio does at the end of a block (waking others, cancelling children) fails then, and
+    its error would hide why the task ends.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, GeneratorExit):
+            raise error.__context__ from None
+        raise
 
 
 class SingleFlight(Generic[_T]):
@@ -39,12 +55,13 @@ class SingleFlight(Generic[_T]):
         """
         clock = asyncio.get_running_loop().time
         number = self._number
-        async with self._lock:
-            if self._result is not None:
-                found_at, result = self._result
-                if self._number > number or clock() - found_at < ttl:
-                    return result
-            result = await lead()
-            self._result = clock(), result
-            self._number += 1
-            return result
+        with ends_with_its_loop():
+            async with self._lock:
+                if self._result is not None:
+                    found_at, result = self._result
+                    if self._number > number or clock() - found_at < ttl:
+                        return result
+                result = await lead()
+                self._result = clock(), result
+                self._number += 1
+                return result
