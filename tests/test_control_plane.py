@@ -8,7 +8,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from tests.fakes import BASE, KEY, ORIGIN, FakeControlPlane, loop_time, settle
+from tests.fakes import BASE, KEY, ORIGIN, FakeControlPlane, TrackedStream, loop_time, settle
 from tinker_guard import ControlPlane, GuardSettings
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.route import RouteState, RouteTable
@@ -120,6 +120,17 @@ async def test_a_redirect_is_not_followed() -> None:
     assert answer.failure is CONTROL_PLANE_ERROR
     assert "redirect (302), which is not followed because the key would go" in answer.detail
     assert [request.url.host for request in server.requests] == ["gateway.test"]
+
+
+async def test_an_answer_that_does_not_close_well() -> None:
+    """Found by the simulation: what it said was lost, and a race handed back as unverified."""
+
+    class Stream(TrackedStream):
+        async def aclose(self) -> None:
+            raise OSError("reset")
+
+    stream = Stream([b'{"state": "JOB_STATE_RUNNING"}'])
+    assert (await Server(httpx.Response(200, stream=stream)).ask()).state == "JOB_STATE_RUNNING"
 
 
 async def test_a_connection_error_gets_one_quick_second_try() -> None:

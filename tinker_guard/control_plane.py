@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import zlib
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from tinker_guard import telemetry
+from tinker_guard.peek import Afterwards, discard
 from tinker_guard.verdict import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
@@ -158,7 +159,7 @@ class FireworksControlPlane:
             with telemetry.question_exchange(request, self.transport) as exchange:
                 response = await client.send(exchange.request, stream=True)
                 exchange.response = response
-            async with aclosing(response):
+            async with Afterwards(lambda: discard(response)):
                 assert isinstance(response.stream, httpx.AsyncByteStream)
                 body = bytearray()
                 async for chunk in response.stream:
