@@ -67,7 +67,21 @@ IMPORTANT: Final = (
     "closed under a request",
     "released under a request",
     "reconfigured under a request",
-    "clock jumped under a request",
+    "stalled under a request",
+    "stalled until its budget was over, and resent once",
+    "clock was set under a request",
+    "asked to wait until a date, by a clock that is wrong",
+    "answer hung as it was closed",
+    "answer did not close well",
+    "transport hung as it was closed",
+    "transport did not close well",
+    "question over a connection of its own",
+    "question over a connection of its own was cut",
+    "question had to share a connection",
+    "two event loops on one route",
+    "route was warm for a second event loop",
+    "event loop ended under a request: cancel",
+    "event loop ended under a request: close",
     "several routes",
     "two keys on one route",
     "route was forgotten",
@@ -89,7 +103,7 @@ def _situations(world: World, settings: GuardSettings, remains: Remains) -> Iter
     for call in world.calls:
         yield from _of_call(world, settings, call)
     for route in range(setup.routes):
-        yield from _of_route(world, route)
+        yield from _of_route(world, settings, route)
     for exchange in world.exchanges:
         if exchange.is_404 and exchange.stream is not None:
             if exchange.stream.pause:
@@ -103,9 +117,20 @@ def _situations(world: World, settings: GuardSettings, remains: Remains) -> Iter
             yield "question failed"
         if question.answer == "cut":
             yield "question was cut"
+        if question.transport is not None:
+            is_shared = any(x.transport is question.transport for x in world.exchanges)
+            if is_shared:
+                yield "question had to share a connection"
+            else:
+                was_cut = " was cut" if question.answer == "cut" else ""
+                yield f"question over a connection of its own{was_cut}"
         state = world.state_of(question.route, question.ended_at) or "missing"
         if question.answer not in ("useless", "reset", "cut", state):
             yield "question was late"
+    for closing in world.closings:
+        if closing.kind:
+            how = "hung as it was closed" if closing.kind == "hang" else "did not close well"
+            yield f"{closing.what} {how}"
     if len(world.transports) > setup.slots and any(
         exchange.transport.number >= setup.slots and not exchange.is_probe
         for exchange in world.exchanges
@@ -139,8 +164,20 @@ def _of_call(world: World, settings: GuardSettings, call: Call) -> Iterator[str]
             yield f"{what} under a request"
     if (at := world.reconfigured.get(call.slot)) and call.began_at < at < call.ended_at:
         yield "reconfigured under a request"
-    if any(call.began_at < at < call.ended_at for at in world.jumps):
-        yield "clock jumped under a request"
+    if any(call.began_at < stall.ended_at < call.ended_at for stall in world.stalls):
+        yield "stalled under a request"
+        budget_ends_at = (call.met_404_at or 0.0) + settings.retry_timeout
+        if len(call.sends) > 1 and call.sends[-1].began_at > budget_ends_at:
+            yield "stalled until its budget was over, and resent once"
+    if any(call.began_at < at < call.ended_at for at in world.clock_set_at):
+        yield "clock was set under a request"
+    if world.clock.is_wrong_by and any(
+        b"date" in dict(exchange.response_headers) for exchange in call.sends
+    ):
+        yield "asked to wait until a date, by a clock that is wrong"
+    for kind in world.loop_ends:
+        if call.is_lost_with_its_loop or (kind == "cancel" and call.is_cancelled_with_its_loop):
+            yield f"event loop ended under a request: {kind}"
     if call.has_timed_out:
         yield "given up by its caller's timeout"
     for _, where in call.cancels:
@@ -195,10 +232,17 @@ def _of_end(world: World, settings: GuardSettings, call: Call) -> Iterator[str]:
         yield "exhausted"
 
 
-def _of_route(world: World, route: int) -> Iterator[str]:
+def _of_route(world: World, settings: GuardSettings, route: int) -> Iterator[str]:
     calls = [call for call in world.calls if call.route == route]
     if len({call.key for call in calls}) > 1:
         yield "two keys on one route"
+    loops = {call.loop for call in calls if call.sends}
+    if len(loops) > 1:
+        yield "two event loops on one route"
+        if settings.warmup_successes and len(loops) > len(
+            {call.loop for call in calls if call.probes}
+        ):
+            yield "route was warm for a second event loop"
     if world.is_resumed(route):
         yield "a job was resumed"
     if world.has_flapped(route):

@@ -58,14 +58,14 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import httpx
 
-from simulation.model import KEYS, PLANE_KEY, PLANE_URL, origin_of
-from simulation.schedule import RUNNING, BuildFault, ClockJump
+from simulation.model import KEYS, PLANE_KEY, PLANE_URL, QUERY, SECRET, origin_of
+from simulation.schedule import RUNNING, BuildFault, CloseFault, Stall
 from tinker_guard.peek import PEEK_SECONDS
 from tinker_guard.verdict import EVIDENCE_NEEDED
 
@@ -78,8 +78,14 @@ if TYPE_CHECKING:
     from tinker_guard import GuardSettings
 
 _EPSILON: Final = 1e-6
-_CLOSES: Final = 8
-"""Streams and transports that one request closes one after the other, at most."""
+_CLOSE_SECONDS: Final = 5.0
+"""How long closing an answer or a transport may hold somebody up."""
+
+
+_CLOSINGS: Final = frozenset(
+    {"closing a replaced transport", "closing a discarded answer", "closing a 404"}
+)
+"""Faults that are logged where something else does not close well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,16 @@ class Violation:
 
     def __str__(self) -> str:
         return f"invariant {self.invariant}: {self.what}"
+
+
+class EndedSpan(NamedTuple):
+    """A span of the guard's."""
+
+    call: int
+    """The number of the call that it belongs to."""
+    span: ReadableSpan
+    lasted: float
+    """Seconds of monotonic time."""
 
 
 @dataclass
@@ -105,8 +121,12 @@ class Remains:
     routes: int
     faults: set[str]
     said: list[str]
+    measured: list[tuple[float, dict[str, Any]]]
+    """What metrics were given: the amount and the attributes."""
     open_spans: int
-    ended_spans: list[tuple[int, ReadableSpan]] = field(default_factory=list)
+    ended_spans: list[EndedSpan]
+    still_running: list[str]
+    """What would not end after its event loop was closed."""
 
 
 def check(world: World, settings: GuardSettings, remains: Remains) -> list[Violation]:
@@ -137,8 +157,15 @@ class _Facts:
         self.remains = remains
         # A reconfigured transport waits a second longer.
         self.budget = settings.retry_timeout + (1.0 if world.reconfigured else 0.0)
-        self.close_time = _CLOSES * world.setup.close_takes
-        self.slack = self.close_time + world.jumped + _EPSILON
+        self.lost_time = _merged(
+            [
+                *((stall.began_at, stall.ended_at) for stall in world.stalls),
+                *(
+                    (closing.began_at, min(closing.ended_at, closing.began_at + _CLOSE_SECONDS))
+                    for closing in world.closings
+                ),
+            ]
+        )
         self.forgets = world.setup.routes_kept < world.setup.routes
 
     # 1
@@ -181,9 +208,9 @@ class _Facts:
             match event:
                 case BuildFault():
                     allowed |= {"building a new transport", "closing a replaced transport"}
-                case ClockJump():
-                    # What was being closed then seems to have taken too long.
-                    allowed |= {"closing a replaced transport", "closing a discarded answer"}
+                case Stall() | CloseFault():
+                    # What was being closed during a stall seems to have taken too long.
+                    allowed |= _CLOSINGS
         for fault in sorted(self.remains.faults - allowed):
             yield f"a fault of the guard's own in {fault}"
 
@@ -205,7 +232,7 @@ class _Facts:
             yield f"call {call.number}: the response's body was changed"
         elif call.read_error is not None and last.stream is not None:
             is_own = call.read_error is last.stream.error or isinstance(
-                call.read_error, asyncio.CancelledError
+                call.read_error, asyncio.CancelledError | GeneratorExit
             )
             if not is_own:
                 yield f"call {call.number}: reading the body raised {call.read_error!r}"
@@ -234,7 +261,10 @@ class _Facts:
 
     def _error_from_below(self, call: Call) -> Iterator[str]:
         error = call.error
-        if isinstance(error, asyncio.CancelledError):
+        if call.is_lost_with_its_loop:
+            if call.slot not in {transport.slot for transport in self.world.orphans}:
+                yield f"call {call.number}: ended with GeneratorExit on a loop that runs"
+        elif isinstance(error, asyncio.CancelledError):
             if not (call.cancels or call.has_timed_out or call.waits_for_ever):
                 yield f"call {call.number}: cancelled by nobody"
         elif call.sends and error is call.sends[-1].error:
@@ -248,7 +278,7 @@ class _Facts:
         if not self.remains.have_all_ended:
             yield "somebody waits for ever"
         for call in self.world.calls:
-            if not call.is_over:
+            if not call.is_over or call.is_lost_with_its_loop:
                 continue
             limit = self._latest_end(call)
             if call.ended_at > limit:
@@ -256,53 +286,67 @@ class _Facts:
                     f"call {call.number}: ended at {call.ended_at:.3f}, {limit:.3f} was the latest"
                 )
             if (met_at := call.met_404_at) is not None:
-                last = call.sends[-1]
-                if last.began_at > met_at + self.budget + self.slack and last.is_over:
+                budget_ends_at = met_at + self.budget + _EPSILON
+                late = [x for x in call.sends[1:] if x.began_at > budget_ends_at]
+                if len(late) > 1 or any(
+                    x.began_at > budget_ends_at + self._slack(call) and x.is_over for x in late
+                ):
                     yield f"call {call.number}: resent after its budget"
+
+    def _slack(self, call: Call) -> float:
+        """For how much of a call's time something was being closed, or the process stood still."""
+        lost = (
+            min(call.ended_at, until) - max(call.began_at, since) for since, until in self.lost_time
+        )
+        return _EPSILON + sum(seconds for seconds in lost if seconds > 0)
 
     def _latest_end(self, call: Call) -> float:
         settings = self.settings
+        slack = self._slack(call)
         others = [
             other
             for other in self.world.calls
             if other is not call
-            and other.route == call.route
+            and (other.route, other.loop) == (call.route, call.loop)
             and other.began < call.ended
             and other.ended > call.began
         ]
         handed_over = sum(isinstance(o.error, asyncio.CancelledError) for o in others)
         question = settings.control_plane_timeout * (1 + len(others))
         if call.cancels:
-            return call.cancels[0][0] + self.slack
+            return call.cancels[0][0] + slack
         if call.caller.timeout is not None and call.has_timed_out:
-            return call.began_at + call.caller.timeout + self.slack
-        gate = settings.warmup_timeout + (1 + handed_over) * (
-            settings.probe_timeout + question + self.close_time
-        )
+            return call.began_at + call.caller.timeout + slack
+        gate = settings.warmup_timeout + (1 + handed_over) * (settings.probe_timeout + question)
         if not call.sends:
-            return call.began_at + gate + self.slack
+            return call.began_at + gate + slack
         first, last = call.sends[0], call.sends[-1]
-        if first.began_at > call.began_at + gate + self.slack:
-            return call.began_at + gate + self.slack
+        if first.began_at > call.began_at + gate + slack:
+            return call.began_at + gate + slack
         if not last.is_404:
             # In the very moment; but a replaced transport may be closed with its last error.
-            return last.ended_at + self.close_time + _EPSILON
+            return last.ended_at + slack
         if last.shows_trainer:
             assert last.stream is not None
-            return last.ended_at + last.stream.pause + self.slack
-        end = last.ended_at + PEEK_SECONDS + self.slack
+            return last.ended_at + last.stream.pause + slack
+        end = last.ended_at + PEEK_SECONDS + slack
         if last is first:
-            return max(end + question, last.ended_at + self.budget + self.slack)
+            return max(end + question, last.ended_at + self.budget + slack)
         assert call.met_404_at is not None
-        return max(end, call.met_404_at + self.budget + self.slack)
+        return max(end, call.met_404_at + self.budget + slack)
 
     # 4
 
     def one_for_all(self) -> Iterator[str]:
         if self.forgets:
             return
-        for route in range(self.world.setup.routes):
-            probes = [x for x in self.world.exchanges if x.is_probe and x.call.route == route]
+        shared = {(x.call.route, x.call.loop) for x in self.world.exchanges}
+        for route, loop in sorted(shared - {(None, x) for _, x in shared}):
+            probes = [
+                x
+                for x in self.world.exchanges
+                if x.is_probe and (x.call.route, x.call.loop) == (route, loop)
+            ]
             warmups = [probe for probe in probes if probe.is_warmup]
             scouts = [probe for probe in probes if not probe.is_warmup]
             for kind, some in (("warmup", warmups), ("scout", scouts)):
@@ -321,10 +365,11 @@ class _Facts:
         yield from self._questions_shared()
 
     def _questions_shared(self) -> Iterator[str]:
-        by_asker: dict[tuple[int, str], list[Question]] = {}
+        by_asker: dict[tuple[int, int, str], list[Question]] = {}
         for question in self.world.questions:
-            by_asker.setdefault((question.route, question.key), []).append(question)
-        for (route, _), questions in by_asker.items():
+            asker = question.route, question.call.loop, question.key
+            by_asker.setdefault(asker, []).append(question)
+        for (route, _, _), questions in by_asker.items():
             for _, later in _overlaps(questions):
                 yield f"route {route}: two questions at once, at {later.began_at:.3f}"
             answered_at = float("-inf")
@@ -343,7 +388,7 @@ class _Facts:
         """Whether a question was cut short by its own timeout, which is an answer to all."""
         call = question.call
         met_at = call.met_404_at
-        if call.cancels or call.has_timed_out:
+        if call.cancels or call.has_timed_out or call.is_lost_with_its_loop:
             return False
         if met_at is not None and question.ended_at >= met_at + self.settings.retry_timeout:
             return False
@@ -358,22 +403,36 @@ class _Facts:
             yield f"a task is left: {task}"
         for name in remains.held:
             yield f"a flight is held: {name}"
+        for what in remains.still_running:
+            yield f"did not end with its event loop: {what}"
         for exchange in world.exchanges:
-            stream = exchange.stream
+            # On a loop that was closed, nothing can be waited for.
+            stream = None if exchange.call.is_lost_with_its_loop else exchange.stream
             if stream is not None and not (stream.is_closed or stream.is_exhausted):
                 yield f"call {exchange.call.number}: an answer of {exchange.ended_at:.3f} is open"
+        for question in world.questions:
+            stream = None if question.call.is_lost_with_its_loop else question.stream
+            if stream is not None and not (stream.is_closed or stream.is_exhausted):
+                yield f"an answer of the control plane's, of {question.ended_at:.3f}, is open"
+            spare = question.transport
+            if spare is None or spare in world.orphans or not self._has_its_own(question):
+                continue
+            if spare.closed_at > question.call.ended_at:
+                yield f"the connection of a question of {question.began_at:.3f} is not closed"
         if remains.routes > world.setup.routes_kept:
             yield f"{remains.routes} routes are kept"
         if remains.open_spans:
             yield f"{remains.open_spans} spans never end"
         per_slot: dict[int, int] = {}
         for transport in remains.open_before_close:
+            if transport in world.orphans:
+                continue
             per_slot[transport.slot] = per_slot.get(transport.slot, 0) + 1
         for slot, count in per_slot.items():
             if count > 2:
                 yield f"slot {slot}: {count} transports are open"
         for transport in world.transports:
-            if not transport.is_closed:
+            if not (transport.is_closed or transport in world.orphans):
                 yield f"transport {transport.number} of slot {transport.slot} is never closed"
 
     # 6
@@ -399,6 +458,8 @@ class _Facts:
         answers = self._answers(call, earlier.ended_at, later.began_at)
         if not any(question.answer == RUNNING for question in answers):
             return f"no answer in force said so ({[q.answer for q in answers]})"
+        if later.began_at < earlier.ended_at + earlier.asks_to_wait - _EPSILON:
+            return f"it was asked to wait for {earlier.asks_to_wait:g} s"
         return None
 
     def _answers(self, call: Call, since: float, until: float) -> list[Question]:
@@ -407,7 +468,7 @@ class _Facts:
         return [
             question
             for question in self.world.questions
-            if question.route == call.route
+            if (question.route, question.call.loop) == (call.route, call.loop)
             and question.key in (call.key, PLANE_KEY)
             and since - _EPSILON <= question.ended_at <= until
         ]
@@ -436,8 +497,9 @@ class _Facts:
         if last.author == "odd" and len(call.sends) > EVIDENCE_NEEDED:
             reasons.add("not_found")
         assert call.met_404_at is not None
-        assert last.response is not None
-        delay = max(self.settings.backoff_max, float(last.response.headers.get("retry-after", "0")))
+        # Dates have whole seconds: both are rounded so that nobody comes too early.
+        asked = last.asks_to_wait + (2.0 if b"date" in dict(last.response_headers) else 0.0)
+        delay = max(self.settings.backoff_max, asked)
         if call.ended_at + delay + _EPSILON >= call.met_404_at + self.settings.retry_timeout:
             reasons.add("exhausted")
         if call.caller.asks == "upload":
@@ -449,7 +511,7 @@ class _Facts:
         reasons = set()
         for question in self.world.questions:
             if (
-                question.route == call.route
+                (question.route, question.call.loop) == (call.route, call.loop)
                 and call.began_at - settings.verdict_ttl <= question.ended_at <= call.ended_at
                 and question.answer not in (RUNNING, "useless", "reset", "cut")
             ):
@@ -457,7 +519,7 @@ class _Facts:
         for leader in self.world.calls:
             waited = call.ended_at - leader.began_at
             if (
-                leader.route == call.route
+                (leader.route, leader.loop) == (call.route, call.loop)
                 and leader.probes
                 and leader.began <= call.ended
                 and waited + settings.backoff_max + _EPSILON >= settings.warmup_timeout
@@ -466,7 +528,11 @@ class _Facts:
         return reasons
 
     def _true_spans(self) -> Iterator[str]:
-        for number, span in self.remains.ended_spans:
+        for number, span, lasted in self.remains.ended_spans:
+            seconds = ((span.end_time or 0) - (span.start_time or 0)) / 1e9
+            # One that is made late began before it was made.
+            if seconds < 0 or seconds < lasted - _EPSILON:
+                yield f"call {number}: a span of {lasted:.3f} s says {seconds:.3f} s"
             attributes = span.attributes or {}
             outcome = attributes.get("tinker_guard.outcome")
             if outcome is None:
@@ -479,6 +545,9 @@ class _Facts:
             retries = max(len(call.sends) - 1, 0)
             if retries != attributes["tinker_guard.retries"] and call.error is None:
                 yield f"call {number}: {attributes['tinker_guard.retries']!r} retries recorded"
+        for amount, _ in self.remains.measured:
+            if amount < 0:
+                yield f"a metric was given {amount}"
 
     def _outcomes(self, call: Call) -> set[str]:
         if isinstance(call.error, asyncio.CancelledError):
@@ -497,26 +566,46 @@ class _Facts:
             if exchange.header(b"x-api-key") != call.key.encode():
                 yield f"call {call.number}: sent with another key"
             url, own = exchange.url, call.request.url
-            base = own.raw_path.removesuffix(call.path.encode()) + b"/"
+            base = own.raw_path.removesuffix((call.path + QUERY).encode()) + b"/"
             if _place(url) != _place(own) or not url.raw_path.startswith(base):
                 yield f"call {call.number}: sent to {url}"
         plane = self.world.setup.plane
+        carriers = {exchange.transport for exchange in self.world.exchanges}
         for question in self.world.questions:
-            home = {"own": "", "origin": origin_of(question.route), "elsewhere": PLANE_URL}[plane]
+            origin = origin_of(question.route)
+            home = {"own": "", "elsewhere": PLANE_URL}.get(plane, origin)
             key = PLANE_KEY if plane == "elsewhere" else None
             if question.origin != home:
                 yield f"a question went to {question.origin}"
             if question.key not in ((key,) if key else KEYS):
                 yield "a question went with another key"
-        told = [
-            *self.remains.said,
-            *(str(dict(span.attributes or {})) for _, span in self.remains.ended_spans),
-            *(span.name for _, span in self.remains.ended_spans),
-            *(repr(call.error) for call in self.world.calls if call.error is not None),
-        ]
-        for text in told:
-            if any(key in text for key in (*KEYS, PLANE_KEY)):
-                yield f"a key was told: {text}"
+            if question.transport in carriers and self._has_its_own(question):
+                yield f"a question went over connection {question.transport.number}"
+        for text in self._told():
+            if any(secret in text for secret in (*KEYS, PLANE_KEY, SECRET)):
+                yield f"a secret was told: {text}"
+
+    def _has_its_own(self, question: Question) -> bool:
+        """Whether a connection of its own could be had for a question."""
+        world, slot = self.world, question.call.slot
+        return (
+            world.setup.renewable
+            and not world.builds_failed
+            and slot not in world.closed_slots
+            and slot not in world.released_slots
+        )
+
+    def _told(self) -> Iterator[str]:
+        """All that the guard told anybody."""
+        yield from self.remains.said
+        for _, span, _ in self.remains.ended_spans:
+            events = [(event.name, dict(event.attributes or {})) for event in span.events]
+            yield repr((span.name, dict(span.attributes or {}), events, span.status.description))
+        for _, attributes in self.remains.measured:
+            yield repr(attributes)
+        for call in self.world.calls:
+            if call.error is not None and not (call.sends and call.error is call.sends[-1].error):
+                yield repr((call.error, call.error.__context__, call.error.__cause__))
 
 
 def _place(url: httpx.URL) -> tuple[bytes, bytes, int | None]:
@@ -547,3 +636,14 @@ def _overlaps(spans: list[_S]) -> Iterator[tuple[_S, _S]]:
 def _most_at_once(spans: list[Exchange]) -> Iterator[int]:
     for span in spans:
         yield sum(other.began <= span.began < other.ended for other in spans)
+
+
+def _merged(times: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same times without overlaps, in order."""
+    merged: list[tuple[float, float]] = []
+    for since, until in sorted(times):
+        if merged and since <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(until, merged[-1][1])
+        else:
+            merged.append((since, until))
+    return merged

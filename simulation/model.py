@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import random
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
+from simulation.loops import MainLoop
 from simulation.schedule import (
     RUNNING,
     BuildFault,
+    CloseFault,
     ExchangeFault,
     JobChange,
     Outage,
@@ -35,22 +39,29 @@ if TYPE_CHECKING:
 KEYS: Final = ("tml-first-secret", "tml-second-secret")
 PLANE_KEY: Final = "fw-secret-of-the-control-plane"
 PLANE_URL: Final = "http://plane.test"
+SECRET: Final = "keep-this-secret"  # noqa: S105 - the model's
+"""In every header, query, body, and text of an error that is not the guard's."""
+QUERY: Final = f"?token={SECRET}"
+EPOCH: Final = 1_700_000_000.0
+"""What the wall clock says when a run begins."""
+HANGS_FOR: Final = 600.0
+"""Seconds that closing takes where it hangs; as good as for ever."""
 ELSEWHERE: Final = "http://hosted.test"
 PROBE_PATH: Final = "/api/v1/get_server_capabilities"
 
 _GATEWAY_404: Final = (
     b'{"error": {"message": "Trainer job not found or not running", "param": "jobId", '
-    b'"code": "NOT_FOUND"}}'
+    b'"code": "NOT_FOUND", "trace": "keep-this-secret"}}'
 )
-_JSON: Final = {"content-type": "application/json"}
+_JSON: Final = {"content-type": "application/json", "x-debug": SECRET}
 _LOST: Final[dict[Body, tuple[dict[str, str], bytes]]] = {
     "gateway": (_JSON, _GATEWAY_404),
     "gzip": (_JSON | {"content-encoding": "gzip"}, gzip.compress(_GATEWAY_404, mtime=0)),
-    "plain": ({"content-type": "text/plain"}, b"404 page not found"),
+    "plain": ({"content-type": "text/plain"}, b"404 page not found: keep-this-secret"),
     "empty": ({}, b""),
 }
-_OWN_404: Final = b'{"detail": "Not Found"}'
-_ODD_404: Final = b"nothing here"
+_OWN_404: Final = b'{"detail": "Not Found: keep-this-secret"}'
+_ODD_404: Final = b"nothing here but keep-this-secret"
 
 CALL: Final[ContextVar[Call]] = ContextVar("CALL")
 """The guarded request that the running task works for."""
@@ -92,6 +103,8 @@ class Call(Span):
     key: str = ""
     seq_id: int = 0
     path: str = ""
+    loop: int = 0
+    """Number of the event loop that it ran on: 0, or a greater one for each further loop."""
     response: httpx.Response | None = None
     """What the guard returned."""
     body: bytes | None = None
@@ -103,6 +116,7 @@ class Call(Span):
     cancels: list[tuple[float, str]] = field(default_factory=list)
     """When it was cancelled, and in which of the guard's functions it waited then."""
     is_cancelled_twice: bool = False
+    is_cancelled_with_its_loop: bool = False
     has_timed_out: bool = False
     waits_for_ever: bool = False
     sends: list[Exchange] = field(default_factory=list)
@@ -114,6 +128,11 @@ class Call(Span):
     def route(self) -> int | None:
         """Index of its route; None if it is on none."""
         return None if self.caller.asks == "elsewhere" else self.caller.route
+
+    @property
+    def is_lost_with_its_loop(self) -> bool:
+        """Whether its event loop was closed under it, or under its caller who read the answer."""
+        return isinstance(self.error or self.read_error, GeneratorExit)
 
     @property
     def met_404_at(self) -> float | None:
@@ -149,6 +168,8 @@ class Exchange(Span):
     response_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     body: bytes = b""
     """The answer's body, decoded."""
+    asks_to_wait: float = 0.0
+    """Seconds that the answer's Retry-After asks for."""
     stream: ModelStream | None = None
     error: BaseException | None = None
 
@@ -187,18 +208,37 @@ class Question(Span):
     origin: str = ""
     """Where it went; empty for a control plane object, which is in the process."""
     key: str = ""
+    transport: ModelTransport | None = None
+    """What it went over, if that was a transport of the requests."""
+    stream: ModelStream | None = None
+    """The answer's body, where it came over http."""
     answer: str = ""
     """The job's state, `missing`, `useless`, `reset`, or `cut` if nobody waited for it."""
+
+
+@dataclass(slots=True, eq=False)
+class Closing(Span):
+    """An answer or a further transport that was closed, and took time or did not close well."""
+
+    what: str = ""
+    kind: str = ""
 
 
 class ModelStream(httpx.AsyncByteStream):
     """An answer's body: one chunk, which may dawdle or break."""
 
-    def __init__(self, body: bytes, *, fault: ExchangeFault | None, close_takes: float) -> None:
+    def __init__(
+        self,
+        world: World,
+        body: bytes,
+        fault: ExchangeFault | None = None,
+        question: Question | None = None,
+    ) -> None:
+        self._world = world
+        self._question = question
         self._body = body
         self._pause = fault.seconds if fault and fault.kind == "slow body" else 0.0
         self._is_broken = fault is not None and fault.kind == "broken body"
-        self._close_takes = close_takes
         self.pause = self._pause
         self.error: BaseException | None = None
         self.is_exhausted = False
@@ -215,7 +255,7 @@ class ModelStream(httpx.AsyncByteStream):
             body, self._body = self._body, b""
             return body
         if self._is_broken:
-            self.error = httpx.ReadError("the body broke off")
+            self.error = httpx.ReadError(f"the body broke off: {SECRET}")
             raise self.error
         self.is_exhausted = True
         raise StopAsyncIteration
@@ -224,8 +264,18 @@ class ModelStream(httpx.AsyncByteStream):
         """Let the connection go."""
         if not self.is_closed:
             self.is_closed = True
-            if not self.is_exhausted and self._close_takes:
-                await asyncio.sleep(self._close_takes)
+            takes = 0.0 if self.is_exhausted else self._world.setup.close_takes
+            try:
+                await self._world.close("answer", takes)
+            except OSError as error:
+                self.error = error
+                raise
+            except asyncio.CancelledError:
+                if self._question is not None:
+                    # It was answered, but nobody got to know.
+                    self._question.answer = "cut"
+                    self._question.ended_at = self._world.loop.time()
+                raise
 
 
 class Trainer:
@@ -265,13 +315,35 @@ class Trainer:
         return seq_id in self._received
 
 
+class Clock:
+    """The clocks of the machine: one that can be set, and one that only goes on."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_wrong_by = 0.0
+        self.monotonic = loop.time
+
+    def time(self) -> float:
+        """Seconds since the epoch, as far as the machine knows."""
+        return EPOCH + self.monotonic() + self.is_wrong_by
+
+    def time_ns(self) -> int:
+        """The same in nanoseconds."""
+        # Not `int(1e9 * time())`: so large a number is some hundred nanoseconds off.
+        return int(EPOCH + self.is_wrong_by) * 10**9 + round(
+            (self.monotonic() + self.is_wrong_by % 1) * 1e9
+        )
+
+
 class World:
     """All that the guard can reach, and what happened."""
 
-    def __init__(self, schedule: Schedule, callers: list[Caller]) -> None:
+    def __init__(self, schedule: Schedule, callers: list[Caller], clock: Clock) -> None:
         self.schedule = schedule
         self.setup = schedule.setup
-        self.loop = asyncio.get_running_loop()
+        self.clock = clock
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, MainLoop)
+        self.loop = loop
         self.trace: list[tuple[Any, ...]] = []
         self.calls: list[Call] = []
         self.exchanges: list[Exchange] = []
@@ -281,8 +353,12 @@ class World:
         self.released_slots: dict[int, float] = {}
         self.built = 0
         self.builds_failed = 0
-        self.jumped = 0.0
-        self.jumps: list[float] = []
+        self.stalls: list[Span] = []
+        self.closings: list[Closing] = []
+        self.orphans: set[ModelTransport] = set()
+        """Transports of an event loop that was closed under them."""
+        self.clock_set_at: list[float] = []
+        self.loop_ends: list[str] = []
         self.reconfigured: dict[int, float] = {}
         self.trainers = [
             Trainer(sorted(c.seq_id for c in callers if c.route == route and c.asks == "train"))
@@ -296,6 +372,8 @@ class World:
         self._plane_faults = [event for event in events if isinstance(event, PlaneFault)]
         self._faults: dict[tuple[int, int], ExchangeFault] = {}
         self._build_faults: dict[int, BuildFault] = {}
+        self._close_faults: dict[tuple[str, int], CloseFault] = {}
+        self._closed = {"answer": 0, "transport": 0}
         for event in events:
             match event:
                 case Outage(route=route, replica=replica):
@@ -306,6 +384,8 @@ class World:
                     self._faults[route, number] = event
                 case BuildFault(number=number):
                     self._build_faults[number] = event
+                case CloseFault(what=what, number=number):
+                    self._close_faults[what, number] = event
         for changes in self._changes.values():
             changes.sort(key=lambda change: change.at)
 
@@ -344,6 +424,29 @@ class World:
             for later in outages
         )
 
+    async def close(self, what: str, takes: float) -> None:
+        """Let an answer or a further transport be closed, as well as the schedule says.
+
+        Raises:
+            OSError: It does not close well.
+        """
+        number = self._closed[what]
+        self._closed[what] += 1
+        fault = self._close_faults.get((what, number))
+        kind = fault.kind if fault else ""
+        if not (takes or kind):
+            return
+        closing = Closing(began_at=self.loop.time(), what=what, kind=kind)
+        self.closings.append(closing)
+        self.note("closing", what, kind)
+        try:
+            if takes or kind == "hang":
+                await asyncio.sleep(HANGS_FOR if kind == "hang" else takes)
+            if kind == "error":
+                raise OSError("this one does not close well")
+        finally:
+            closing.ended_at = self.loop.time()
+
     def new_transport(self, slot: int) -> ModelTransport:
         """Build a further transport for a slot.
 
@@ -360,7 +463,8 @@ class World:
 
     def add_transport(self, slot: int, *, closes_badly: bool = False) -> ModelTransport:
         """A transport of its own connection."""
-        transport = ModelTransport(self, len(self.transports), slot, closes_badly)
+        kind = _HttpxTransport if self.setup.plane == "line" else ModelTransport
+        transport = kind(self, len(self.transports), slot, closes_badly)
         self.transports.append(transport)
         return transport
 
@@ -407,16 +511,15 @@ class World:
         self._counts[route] += 1
         return number, self._faults.get((route, number))
 
-    async def ask(self, route: int, origin: str, key: str) -> str | None:
+    async def ask(self, question: Question) -> str | None:
         """What the control plane knows about a job.
 
         Raises:
             LookupError: It knows nothing that can be used; `kind` says how that looks.
         """
-        question = Question(call=CALL.get(), route=route, origin=origin, key=key)
         self.questions.append(question)
         question.began_at = self.loop.time()
-        question.began = self.note("question", question.call.number, route)
+        question.began = self.note("question", question.call.number, question.route)
         try:
             state = await self._answer(question)
             question.answer = state or "missing"
@@ -449,7 +552,7 @@ class World:
 
 class _UselessError(LookupError):
     def __init__(self, kind: str) -> None:
-        super().__init__(kind)
+        super().__init__(f"{kind}: {SECRET}")
         self.kind = kind
 
 
@@ -463,10 +566,13 @@ class ModelTransport(httpx.AsyncBaseTransport):
         self.slot = slot
         self.replicas: dict[int, int] = {}
         self.is_closed = False
+        self.closed_at = float("inf")
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Answer as the schedule says."""
         world = self._world
+        if request.url.path.startswith("/v1/accounts/"):
+            return await _answer_question(world, request, self)
         exchange = world.begin_exchange(self, request)
         try:
             assert isinstance(request.stream, httpx.AsyncByteStream)
@@ -495,9 +601,12 @@ class ModelTransport(httpx.AsyncBaseTransport):
         if self.is_closed:
             return
         self.is_closed = True
+        self.closed_at = self._world.loop.time()
         self._world.note("closed", self.number)
-        if self._world.setup.close_takes:
-            await asyncio.sleep(self._world.setup.close_takes)
+        if self.number < self._world.setup.slots:
+            # The program's own, which closes as it would without the guard.
+            return
+        await self._world.close("transport", self._world.setup.close_takes)
         if self._closes_badly:
             raise OSError("this one does not close well")
 
@@ -515,11 +624,11 @@ class ModelTransport(httpx.AsyncBaseTransport):
         exchange.fault = kind
         await asyncio.sleep(latency)
         if kind == "reset before":
-            raise httpx.ConnectError("refused")
+            raise httpx.ConnectError(f"refused: {SECRET}")
         if kind == "timeout before":
             assert fault is not None
             await asyncio.sleep(fault.seconds)
-            raise httpx.ReadTimeout("no answer")
+            raise httpx.ReadTimeout(f"no answer to {SECRET}")
         now = world.loop.time()
         outage = world.outage(route, world.replica_for(self, route, number), now)
         if world.state_of(route, now) != RUNNING:
@@ -534,7 +643,7 @@ class ModelTransport(httpx.AsyncBaseTransport):
             assert fault is not None
             await asyncio.sleep(fault.seconds)
         if kind == "reset after":
-            raise httpx.ReadError("the connection was reset")
+            raise httpx.ReadError(f"the connection was reset: {SECRET}")
         if kind == "lost reply":
             return self._lost(exchange, "gateway", "", fault)
         return self._respond(exchange, status_code, headers, body, fault)
@@ -569,8 +678,21 @@ class ModelTransport(httpx.AsyncBaseTransport):
         exchange.author = "gateway" if body in ("gateway", "gzip") else "unknown"
         headers, content = _LOST[body]
         if retry_after:
-            headers = headers | {"retry-after": retry_after}
+            headers = headers | self._asks_to_wait(exchange, retry_after)
         return self._respond(exchange, 404, headers, content, fault)
+
+    def _asks_to_wait(self, exchange: Exchange, retry_after: str) -> dict[str, str]:
+        kind, _, seconds = retry_after.rpartition(" ")
+        exchange.asks_to_wait = float(seconds)
+        if not kind:
+            return {"retry-after": seconds}
+        # By the gateway's clock, which nobody sets.
+        now = EPOCH + self._world.loop.time()
+        until = now + exchange.asks_to_wait
+        return {
+            "date": formatdate(now, usegmt=True),
+            "retry-after": formatdate(math.ceil(until), usegmt=True),
+        }
 
     def _respond(
         self,
@@ -580,13 +702,23 @@ class ModelTransport(httpx.AsyncBaseTransport):
         body: bytes,
         fault: ExchangeFault | None,
     ) -> httpx.Response:
-        exchange.stream = ModelStream(body, fault=fault, close_takes=self._world.setup.close_takes)
+        exchange.stream = ModelStream(self._world, body, fault)
         # Marked, so that no two answers are alike.
         headers = headers | {"x-exchange": str(exchange.began)}
         response = httpx.Response(status_code, headers=headers, stream=exchange.stream)
         exchange.response_headers = list(response.headers.raw)
         exchange.body = gzip.decompress(body) if "content-encoding" in headers else body
         return response
+
+
+class _HttpxTransport(ModelTransport, httpx.AsyncHTTPTransport):
+    """One of httpx's own, as far as the guard can see: it follows no redirect."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 class OwnControlPlane:
@@ -601,11 +733,12 @@ class OwnControlPlane:
         """Say what state a job is in."""
         route = int(job.removeprefix("job-"))
         assert (account, origin) == ("acc", origin_of(route))
+        question = Question(call=CALL.get(), route=route, key=credentials.get("x-api-key", ""))
         try:
-            return await self._world.ask(route, "", credentials.get("x-api-key", ""))
+            return await self._world.ask(question)
         except _UselessError as error:
             if error.kind == "garbage":
-                return "a state\nthat is none"
+                return f"a state\nthat is none, {SECRET}"
             raise
 
 
@@ -616,26 +749,46 @@ class _PlaneTransport(httpx.AsyncBaseTransport):
         self._world = world
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        origin = f"{url.scheme}://{url.netloc.decode()}"
-        route = int(url.path.rpartition("job-")[2])
-        try:
-            state = await self._world.ask(route, origin, request.headers.get("x-api-key", ""))
-        except _UselessError as error:
-            match error.kind:
-                case "error":
-                    return httpx.Response(500)
-                case "garbage":
-                    return httpx.Response(200, content=b"<html>")
-                case "refused":
-                    return httpx.Response(401)
-                case "redirect":
-                    return httpx.Response(302, headers={"location": "http://evil.test/"})
-                case _:
-                    raise httpx.ConnectError("reset") from None
-        if state is None:
-            return httpx.Response(404)
-        return httpx.Response(200, json={"state": state})
+        return await _answer_question(self._world, request)
+
+
+async def _answer_question(
+    world: World, request: httpx.Request, transport: ModelTransport | None = None
+) -> httpx.Response:
+    url = request.url
+    origin = f"{url.scheme}://{url.netloc.decode()}"
+    route = int(url.path.rpartition("job-")[2])
+    question = Question(
+        call=CALL.get(),
+        route=route,
+        origin=origin,
+        key=request.headers.get("x-api-key", ""),
+        transport=transport,
+    )
+    try:
+        state = await world.ask(question)
+    except _UselessError as error:
+        match error.kind:
+            case "error":
+                return _answer(question, world, 500)
+            case "garbage":
+                return _answer(question, world, 200, f"<html>{SECRET}".encode())
+            case "refused":
+                return _answer(question, world, 401)
+            case "redirect":
+                return _answer(question, world, 302, location=f"http://evil.test/{SECRET}")
+            case _:
+                raise httpx.ConnectError(f"reset: {SECRET}") from None
+    if state is None:
+        return _answer(question, world, 404)
+    return _answer(question, world, 200, json.dumps({"state": state, "secret": SECRET}).encode())
+
+
+def _answer(
+    question: Question, world: World, status_code: int, body: bytes = b"", **headers: str
+) -> httpx.Response:
+    stream = question.stream = ModelStream(world, body, question=question)
+    return httpx.Response(status_code, headers=headers, stream=stream)
 
 
 def control_plane(world: World, timeout: float) -> OwnControlPlane | FireworksControlPlane:
@@ -649,5 +802,5 @@ def control_plane(world: World, timeout: float) -> OwnControlPlane | FireworksCo
         PLANE_URL if is_elsewhere else None,
         api_key=SecretStr(PLANE_KEY) if is_elsewhere else None,
         timeout=timeout,
-        transport=_PlaneTransport(world),
+        transport=None if world.setup.plane == "line" else _PlaneTransport(world),
     )

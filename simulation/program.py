@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from simulation.model import CALL, ELSEWHERE, KEYS, Call, base_of
-from simulation.schedule import Cancel, ClockJump, SlotChange
+from simulation.loops import abandon
+from simulation.model import CALL, ELSEWHERE, KEYS, QUERY, SECRET, Call, Span, base_of
+from simulation.schedule import Cancel, ClockJump, LoopEnd, SlotChange, Stall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Generator
 
     from simulation.model import World
     from simulation.schedule import Caller
-    from tests.virtual_time import VirtualTimeLoop
     from tinker_guard import GuardSettings, GuardTransport
     from tinker_guard.control_plane import ControlPlane
 
@@ -46,49 +46,79 @@ class Program:
         self._guards = guards
         self._others = others
         self._plane = plane
+        self._loop = world.loop
+        self._callers: dict[int, Caller] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._ended: dict[int, asyncio.Future[None]] = {}
+        """On the main loop, for callers on any."""
         self._in_guard: dict[int, tuple[Call, Coroutine[Any, Any, Any]]] = {}
         self._steps: dict[int, int] = {}
         self._cancels: dict[tuple[int, int], Cancel] = {}
         self._changes: list[asyncio.Task[None]] = []
+        self._dead: list[Coroutine[Any, Any, Any]] = []
+        """What ran on a loop that was closed, for the garbage collector to find."""
+        self.still_running: list[str] = []
+        """What of it would not end."""
 
     async def run(self, callers: list[Caller]) -> bool:
         """Let everything happen; whether all callers came to an end."""
-        loop = self._world.loop
+        loop = self._loop
+        if self._world.setup.has_two_loops:
+            loop.new_side()
         for caller in callers:
-            task = loop.create_task(self._call(caller), name=f"caller {caller.number}")
-            self._tasks[caller.number] = task
-        if not self._tasks:
+            self._callers[caller.number] = caller
+            self._ended[caller.number] = loop.create_future()
+            self._start(caller)
+        if not callers:
             return True
         for event in self._world.schedule.events:
             match event:
                 case Cancel(caller=number, step=int(step)):
                     self._cancels[number, step] = event
-                case Cancel(at=at):
-                    loop.call_at(at, self._cancel, event, 0)
+                case Cancel(at=at, caller=number):
+                    loop.call_at(at, self._cancel_where_it_runs, event)
+                case Stall(at=at):
+                    loop.call_at(at, self._stall, event)
                 case ClockJump(at=at):
-                    loop.call_at(at, self._jump, event)
+                    loop.call_at(at, self._set_clock, event)
                 case SlotChange(at=at):
                     loop.call_at(at, self._change, event)
+                case LoopEnd(at=at) if loop.side is not None:
+                    loop.call_at(at, self._end_loop, event)
         # Much later than any budget: whoever still waits then, waits for ever.
-        _, pending = await asyncio.wait(self._tasks.values(), timeout=100_000)
+        _, pending = await asyncio.wait(self._ended.values(), timeout=100_000)
         for call, _ in self._in_guard.values():
             call.waits_for_ever = True
-        for task in pending:
+        for task in self._tasks.values():
             task.cancel()
         return not pending
 
     async def settle(self) -> None:
         """Let what was begun by timers come to its end."""
-        tasks = [task for task in self._changes if not task.done()]
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._wait_for([x for x in self._changes if not x.get_loop().is_closed()])
+        self._collect()
+
+    def _loop_of(self, slot: int) -> asyncio.AbstractEventLoop:
+        side = self._loop.side
+        return side if side is not None and slot % 2 else self._loop
+
+    def _start(self, caller: Caller) -> None:
+        task = self._loop_of(caller.slot).create_task(
+            self._call(caller), name=f"caller {caller.number}"
+        )
+        self._tasks[caller.number] = task
+        task.add_done_callback(partial(self._on_end, caller.number))
+
+    def _on_end(self, number: int, task: asyncio.Task[None]) -> None:
+        # One that is to begin again is not among them.
+        if task is self._tasks.get(number) and not self._ended[number].done():
+            self._ended[number].set_result(None)
 
     async def _call(self, caller: Caller) -> None:
-        await asyncio.sleep(caller.at)
+        await asyncio.sleep(max(caller.at - self._world.loop.time(), 0.0))
         match caller.asks:
             case "train":
-                content = json.dumps({"seq_id": caller.seq_id}).encode()
+                content = json.dumps({"seq_id": caller.seq_id, "text": SECRET}).encode()
                 if await self._send(caller, "/api/v1/forward_backward", content) != 200:
                     return
                 for _ in range(_POLLS):
@@ -126,10 +156,11 @@ class Program:
         return status_code
 
     def _begin(self, caller: Caller, path: str, content: bytes) -> Call:
+        self._collect()
         world = self._world
         number = len(world.calls)
         base = ELSEWHERE if caller.asks == "elsewhere" else base_of(caller.route)
-        url = _url(base + path)
+        url = _url(base + path + QUERY)
         key = KEYS[caller.key]
         request = httpx.Request(
             "POST",
@@ -139,6 +170,7 @@ class Program:
                 "x-api-key": key,
                 "x-idempotency-key": f"{caller.number}{path}",
                 "x-call": str(number),
+                "x-user": SECRET,
             },
             extensions={"timeout": {"read": 60.0}},
         )
@@ -150,6 +182,7 @@ class Program:
             key=key,
             seq_id=caller.seq_id,
             path=path,
+            loop=getattr(asyncio.get_running_loop(), "number", 0),
         )
         world.calls.append(call)
         return call
@@ -167,7 +200,8 @@ class Program:
             call.error = error
             raise
         finally:
-            del self._in_guard[number]
+            if self._in_guard.get(number, (None,))[0] is call:
+                del self._in_guard[number]
             call.ended_at = world.loop.time()
             call.ended = world.note(
                 "ended",
@@ -180,45 +214,121 @@ class Program:
             call.read_error = error
             raise
         finally:
-            await call.response.aclose()
+            if not isinstance(call.read_error, GeneratorExit):
+                await call.response.aclose()
 
     def on_step(self, number: int) -> None:
         """A caller's task waits for something in the guard."""
         step = self._steps.get(number, 0)
         self._steps[number] = step + 1
         if (event := self._cancels.get((number, step))) is not None:
-            self._world.loop.call_soon(self._cancel, event, event.turns)
+            asyncio.get_running_loop().call_soon(self._cancel, event, event.turns)
+
+    def _cancel_where_it_runs(self, event: Cancel) -> None:
+        if (task := self._tasks.get(event.caller)) is not None:
+            task.get_loop().call_soon(self._cancel, event, 0)
 
     def _cancel(self, event: Cancel, turns: int) -> None:
+        loop = asyncio.get_running_loop()
         if turns > 0:
-            self._world.loop.call_soon(self._cancel, event, turns - 1)
+            loop.call_soon(self._cancel, event, turns - 1)
             return
         task = self._tasks.get(event.caller)
-        if task is None or task.done():
+        if task is None or task.done() or task.get_loop() is not loop:
             return
-        if event.caller in self._in_guard:
-            call, coroutine = self._in_guard[event.caller]
-            where = _where(coroutine)
-            call.cancels.append((self._world.loop.time(), where))
-            self._world.note("cancel", call.number, where)
+        self._note_cancel(event.caller)
         task.cancel()
         if event.again:
             # The first one has been delivered by then, and what it began is under way.
-            self._world.loop.call_soon(self._world.loop.call_soon, self._cancel_again, event)
+            loop.call_soon(loop.call_soon, self._cancel_again, event)
+
+    def _note_cancel(self, number: int) -> None:
+        if number in self._in_guard:
+            call, coroutine = self._in_guard[number]
+            where = _where(coroutine)
+            call.cancels.append((self._world.loop.time(), where))
+            self._world.note("cancel", call.number, where)
 
     def _cancel_again(self, event: Cancel) -> None:
-        task = self._tasks[event.caller]
-        if not task.done():
+        task = self._tasks.get(event.caller)
+        if task is not None and not task.done():
             if event.caller in self._in_guard:
                 self._in_guard[event.caller][0].is_cancelled_twice = True
             task.cancel()
 
-    def _jump(self, event: ClockJump) -> None:
-        loop: VirtualTimeLoop = self._world.loop  # type: ignore[assignment]
-        loop.now += event.seconds
-        self._world.jumped += event.seconds
-        self._world.jumps.append(loop.now)
-        self._world.note("clock jumps", event.seconds)
+    def _stall(self, event: Stall) -> None:
+        stall = Span(began_at=self._loop.now)
+        self._loop.now += event.seconds
+        stall.ended_at = self._loop.now
+        self._world.stalls.append(stall)
+        self._world.note("stalls", event.seconds)
+
+    def _set_clock(self, event: ClockJump) -> None:
+        self._world.clock.is_wrong_by += event.seconds
+        self._world.clock_set_at.append(self._loop.now)
+        self._world.note("clock set", event.seconds)
+
+    def _end_loop(self, event: LoopEnd) -> None:
+        self._changes.append(self._loop.create_task(self._end_side(event)))
+
+    async def _end_side(self, event: LoopEnd) -> None:
+        """End the loop on the side, and let its callers begin again on another one."""
+        world, side = self._world, self._loop.side
+        assert side is not None
+        world.note("loop ends", event.kind)
+        world.loop_ends.append(event.kind)
+        callers = [
+            caller
+            for caller in self._callers.values()
+            if self._tasks[caller.number].get_loop() is side
+            and not self._tasks[caller.number].done()
+        ]
+        tasks = [self._tasks.pop(caller.number) for caller in callers]
+        if event.kind == "cancel":
+            for caller in callers:
+                self._note_cancel(caller.number)
+                if caller.number in self._in_guard:
+                    self._in_guard[caller.number][0].is_cancelled_with_its_loop = True
+            everything = sorted(asyncio.all_tasks(side), key=hash)
+            for task in everything:
+                task.cancel()
+            await self._wait_for([*tasks, *everything])
+            side.close()
+        else:
+            world.orphans |= {x for x in world.transports if x.slot % 2}
+            for caller in callers:
+                self._in_guard.pop(caller.number, None)
+            self._dead += abandon(side)
+        self._loop.new_side()
+        for caller in callers:
+            self._start(caller)
+
+    async def _wait_for(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """Wait for tasks of any loop."""
+        left = {task for task in tasks if not task.done()}
+        all_done = self._loop.create_future()
+
+        def done(task: asyncio.Task[Any]) -> None:
+            left.discard(task)
+            if not left:
+                all_done.set_result(None)
+
+        for task in list(left):
+            task.add_done_callback(done)
+        if left:
+            await all_done
+
+    def _collect(self) -> None:
+        """End what ran on a loop that was closed, wherever the garbage collector happens to run."""
+        dead, self._dead = self._dead, []
+        for coroutine in dead:
+            where = _where(coroutine)
+            for _ in range(10):
+                try:
+                    coroutine.close()
+                    break
+                except RuntimeError as error:
+                    self.still_running.append(f"{where}: {error}")
 
     def _change(self, event: SlotChange) -> None:
         guard = self._guards[event.slot]
@@ -227,7 +337,7 @@ class Program:
         match event.kind:
             case "close":
                 self._world.closed_slots.setdefault(event.slot, now)
-                self._changes.append(self._world.loop.create_task(_close(guard)))
+                self._changes.append(self._loop_of(event.slot).create_task(_close(guard)))
             case "release":
                 self._world.released_slots.setdefault(event.slot, now)
                 guard.release()
@@ -247,7 +357,7 @@ async def _close(guard: GuardTransport) -> None:
 
 
 async def _streamed() -> AsyncIterator[bytes]:
-    yield b"once"
+    yield f"once, and {SECRET}".encode()
 
 
 class _Stepped:

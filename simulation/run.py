@@ -6,29 +6,31 @@ import asyncio
 import gc
 import logging
 import random
+import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk import trace as sdk_trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from simulation.coverage import situations
-from simulation.invariants import Remains, Violation, check
-from simulation.model import CALL, World, control_plane
+from simulation.invariants import EndedSpan, Remains, Violation, check
+from simulation.loops import LivelockError, MainLoop, SideLoop, abandon
+from simulation.model import CALL, Clock, World, control_plane
 from simulation.program import Program
 from simulation.schedule import Caller
-from tests.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, logs, observers, spans
+from tinker_guard import metrics as guard_metrics
 from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan, Span
@@ -55,25 +57,29 @@ class Run:
 def run(schedule: Schedule) -> Run:
     """Run a schedule and check what it left; the same one gives the same trace each time."""
     result = Run(schedule)
-    with _clean_process(schedule) as watched:
-        loop = _Loop()
+    loop = MainLoop(schedule.seed)
+    clock = Clock(loop)
+    with _clean_process(schedule, clock) as watched:
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(_play(schedule, watched, result))
-        except _LivelockError:
+            loop.run_until_complete(_play(schedule, watched, clock, result))
+        except LivelockError:
             result.violations.append(Violation(3, "somebody spins, and lets no time pass"))
         except RuntimeError as error:
             if "deadlock" not in str(error):
                 raise
             result.violations.append(Violation(3, "deadlock: everything waits, and for no timer"))
         finally:
-            _abandon(loop)
+            asyncio.set_event_loop(None)
+            if loop.side is not None:
+                abandon(loop.side)
+            abandon(loop)
     return result
 
 
-async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
+async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run) -> None:
     callers = [event for event in schedule.events if isinstance(event, Caller)]
-    world = World(schedule, callers)
+    world = World(schedule, callers, clock)
     result.trace = world.trace
     values = schedule.setup.settings
     settings = _settings(values)
@@ -99,10 +105,12 @@ async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
     await program.settle()
     for _ in range(10):
         await asyncio.sleep(0)
+    this_task = {asyncio.current_task()}
+    loops = [world.loop, *([world.loop.side] if world.loop.side else [])]
     remains = Remains(
         have_all_ended=have_all_ended,
         tasks=sorted(
-            task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()
+            task.get_name() for loop in loops for task in asyncio.all_tasks(loop) - this_task
         ),
         in_use={id(guard.transport) for guard in guards},
         open_before_close=[transport for transport in world.transports if not transport.is_closed],
@@ -110,8 +118,10 @@ async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
         routes=len(ROUTES._states),
         faults=set(logs._faults_logged),
         said=watched.said.lines,
+        measured=watched.meter.measured,
         open_spans=len(watched.spans.open),
         ended_spans=watched.spans.ended,
+        still_running=program.still_running,
     )
     for guard in guards:
         try:
@@ -125,65 +135,25 @@ async def _play(schedule: Schedule, watched: _Watched, result: Run) -> None:
 def _held_flights() -> list[str]:
     held = []
     for state in ROUTES._states.values():
-        here = state.here
-        flights: list[tuple[str, SingleFlight[Any]]] = [
-            ("warmup", here.warmup),
-            ("scouting", here.scouting),
-            *(("question", flight) for flight in here._questions.values()),
-        ]
-        held += [f"{state.route}: {name}" for name, flight in flights if flight._lock.locked()]
+        loops = dict(state._loops)
+        for loop, here in loops.items():
+            if loop.is_closed():
+                # Nobody is there to let go. The next loop that meets the route clears it away.
+                if any(isinstance(other, SideLoop) and not other.is_closed() for other in loops):
+                    held.append(f"{state.route}: a loop that was closed")
+                continue
+            flights: list[tuple[str, SingleFlight[Any]]] = [
+                ("warmup", here.warmup),
+                ("scouting", here.scouting),
+                *(("question", flight) for flight in here._questions.values()),
+            ]
+            held += [f"{state.route}: {name}" for name, flight in flights if flight._lock.locked()]
     return held
 
 
 def _settings(values: dict[str, float]) -> GuardSettings:
     # Neither the environment nor the time that it takes to read it belongs into a schedule.
     return GuardSettings.model_construct(None, **values)
-
-
-class _Task(asyncio.Task[Any]):
-    """One whose hash is its number: asyncio keeps tasks in sets, whose order must not change."""
-
-    def __init__(self, coro: Coroutine[Any, Any, Any], *, number: int, **kwargs: Any) -> None:
-        self._number = number
-        super().__init__(coro, **kwargs)
-
-    def __hash__(self) -> int:
-        return self._number
-
-
-_TURNS: Final = 20_000
-"""Turns of the event loop that no schedule needs; most need some hundreds."""
-
-
-class _LivelockError(Exception):
-    pass
-
-
-class _Loop(VirtualTimeLoop):
-    def __init__(self) -> None:
-        super().__init__()
-        self._turns = 0
-        numbers = count()
-
-        def numbered(
-            loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
-        ) -> _Task:
-            return _Task(coro, number=next(numbers), loop=loop, **kwargs)
-
-        self.set_task_factory(numbered)  # type: ignore[arg-type]
-
-    def _run_once(self) -> None:
-        self._turns += 1
-        if self._turns > _TURNS:
-            raise _LivelockError
-        super()._run_once()  # type: ignore[misc]
-
-
-def _abandon(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(None)
-    for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-    loop.close()
 
 
 class _Said(logging.Handler):
@@ -198,17 +168,19 @@ class _Said(logging.Handler):
 
 
 class _Spans(SpanProcessor):
-    """Keeps the guard's spans, each with the number of the call that it belongs to."""
+    """Keeps the guard's spans."""
 
-    def __init__(self) -> None:
-        self.open: dict[int, int] = {}
-        self.ended: list[tuple[int, ReadableSpan]] = []
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.open: dict[int, tuple[int, float]] = {}
+        self.ended: list[EndedSpan] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        self.open[_id_of(span)] = CALL.get().number
+        self.open[_id_of(span)] = CALL.get().number, self._clock.monotonic()
 
     def on_end(self, span: ReadableSpan) -> None:
-        self.ended.append((self.open.pop(_id_of(span)), span))
+        call, began_at = self.open.pop(_id_of(span))
+        self.ended.append(EndedSpan(call, span, self._clock.monotonic() - began_at))
 
 
 def _id_of(span: ReadableSpan) -> int:
@@ -217,15 +189,33 @@ def _id_of(span: ReadableSpan) -> int:
     return context.span_id
 
 
+class _Meter:
+    """Keeps what the guard measures; OpenTelemetry's own would take longer than the guard."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[float, dict[str, Any]]] = []
+
+    def create_histogram(self, *_: Any, **__: Any) -> _Meter:
+        return self
+
+    create_counter = create_histogram
+
+    def record(self, amount: float, attributes: Mapping[str, Any]) -> None:
+        self.measured.append((amount, dict(attributes)))
+
+    add = record
+
+
 class _Watched(NamedTuple):
     said: _Said
     spans: _Spans
+    meter: _Meter
 
 
 @contextmanager
-def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
+def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
     """A process that has met no route, and watches the guard if the schedule says so."""
-    watched = _Watched(_Said(), _Spans())
+    watched = _Watched(_Said(), _Spans(clock), _Meter())
     provider: trace.TracerProvider = trace.NoOpTracerProvider()
     if schedule.setup.is_recorded:
         provider = TracerProvider(shutdown_on_exit=False, resource=Resource.get_empty())
@@ -234,14 +224,19 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     def get_tracer_provider() -> trace.TracerProvider:
         return provider
 
+    is_recorded = schedule.setup.is_recorded
+
+    def get_meter_provider() -> Any:
+        return watched.meter if is_recorded else metrics.NoOpMeterProvider()
+
     logger = logs.logger
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     logger.handlers = [watched.said]
-    logger.setLevel(logging.DEBUG if schedule.setup.is_recorded else logging.CRITICAL)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     ROUTES.clear()
     logs._faults_logged.clear()
-    spans.tracer.cache_clear()
+    _forget_telemetry()
     randomness = random.getstate()
     random.seed(schedule.seed)
     # The collector would end forgotten generators at any time, each with a task of its own.
@@ -250,6 +245,14 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
     try:
         with (
             mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
+            mock.patch.object(metrics, "get_meter_provider", get_meter_provider),
+            mock.patch.object(metrics, "get_meter", return_value=watched.meter),
+            mock.patch.multiple(
+                time, time=clock.time, time_ns=clock.time_ns, perf_counter=clock.monotonic
+            ),
+            mock.patch.object(sdk_trace, "time_ns", clock.time_ns),
+            # It complains of spans that the garbage collector ends with a closed loop's tasks.
+            mock.patch.object(logging.getLogger("opentelemetry.context"), "disabled", new=True),
             mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
         ):
             observers.look_again()
@@ -260,6 +263,11 @@ def _clean_process(schedule: Schedule) -> Iterator[_Watched]:
         random.setstate(randomness)
         ROUTES.clear()
         logs._faults_logged.clear()
-        spans.tracer.cache_clear()
+        _forget_telemetry()
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+def _forget_telemetry() -> None:
+    for cached in (spans.tracer, guard_metrics._histogram, guard_metrics._counter):
+        cached.cache_clear()

@@ -1,8 +1,9 @@
 """Schedules: everything that will go wrong in one run, drawn from a seed beforehand.
 
 A schedule is plain data. It can be printed, stored as JSON, replayed, and made smaller by taking
-events away; nothing is drawn while it runs, but for the jitter of the guard itself and for a load
-balancer that chooses at random, which both begin at `Schedule.seed`.
+events away; nothing is drawn while it runs, but for the jitter of the guard itself, for a load
+balancer that chooses at random, and for the turns of two event loops, which all begin at
+`Schedule.seed`.
 
 All times are seconds of virtual time since the beginning of the run.
 """
@@ -49,7 +50,10 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """A gateway replica lacks a route's row."""
+    """A gateway replica lacks a route's row.
+
+    `retry_after` is what its 404 asks for: seconds, or `date` and the seconds to that date.
+    """
 
     route: int
     replica: int
@@ -135,11 +139,40 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class ClockJump:
-    """The clock of the event loop jumps ahead, as after a sleep of the machine."""
+class CloseFault:
+    """The n-th closing of an answer, or of a further transport, hangs or raises an error."""
+
+    what: Literal["answer", "transport"]
+    number: int
+    kind: Literal["hang", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The process stands still: between two callbacks, as much time passes on all clocks."""
 
     at: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClockJump:
+    """The wall clock is set, forwards or backwards; the time of event loops goes on as before."""
+
+    at: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoopEnd:
+    """The second event loop ends, and its callers begin again on a new one.
+
+    `cancel`: as at the end of `asyncio.run`. `close`: it is closed with all that waits on it, which
+    the garbage collector ends while another one runs.
+    """
+
+    at: float
+    kind: Literal["cancel", "close"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +191,11 @@ Event: TypeAlias = (
     | PlaneFault
     | ExchangeFault
     | BuildFault
+    | CloseFault
     | Cancel
+    | Stall
     | ClockJump
+    | LoopEnd
     | SlotChange
 )
 _EVENTS: Final[tuple[type[Event], ...]] = (
@@ -169,8 +205,11 @@ _EVENTS: Final[tuple[type[Event], ...]] = (
     PlaneFault,
     ExchangeFault,
     BuildFault,
+    CloseFault,
     Cancel,
+    Stall,
     ClockJump,
+    LoopEnd,
     SlotChange,
 )
 _EVENT_NAMES: Final = {kind.__name__: kind for kind in _EVENTS}
@@ -191,10 +230,13 @@ class Setup:
         close_takes: How long it takes to close an answer that was not read, or a transport.
         plane: `own`: a control plane object of the user's. `origin`, `elsewhere`: Fireworks' over
             http, at the route's origin with the request's key, or configured with a key of its own.
+            `line`: as `origin`, over a new connection of the transport that the request goes over.
         plane_takes: How long it takes to answer.
         probe_answer: What the trainer says to the probe's path.
         routes_kept: How many routes the process remembers.
-        is_recorded: Whether spans are recorded.
+        is_recorded: Whether spans and metrics are recorded.
+        has_two_loops: Whether every second transport is used on another event loop, which takes
+            turns with the first.
     """
 
     settings: dict[str, float]
@@ -205,11 +247,12 @@ class Setup:
     renewable: bool = True
     latencies: tuple[float, ...] = (0.01,)
     close_takes: float = 0.0
-    plane: Literal["own", "origin", "elsewhere"] = "own"
+    plane: Literal["own", "origin", "line", "elsewhere"] = "own"
     plane_takes: float = 0.01
     probe_answer: Literal["200", "404", "odd 404", "503"] = "200"
     routes_kept: int = 1024
     is_recorded: bool = False
+    has_two_loops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +299,8 @@ _HORIZON: Final = 4.0
 
 def draw(seed: int) -> Schedule:
     """Draw a schedule; the same seed gives the same one."""
-    return _Draw(random.Random(seed)).schedule(seed)
+    schedule = _Draw(random.Random(seed)).schedule(seed)
+    return _Draw(random.Random(f"{seed}, more")).more(schedule)
 
 
 class _Draw:
@@ -293,10 +337,37 @@ class _Draw:
         if self.happens(0.8 if is_crowd else 0.4):
             events += [self.cancel(callers) for _ in range(chance.randint(1, 3))]
         if self.happens(0.05):
-            events.append(ClockJump(self.soon(callers), chance.choice((0.5, 5.0, 60.0))))
+            events.append(Stall(self.soon(callers), chance.choice((0.5, 5.0, 60.0))))
         if self.happens(0.08):
             events.append(self.slot_change(setup, callers))
         return Schedule(seed, setup, tuple(events))
+
+    def more(self, schedule: Schedule) -> Schedule:
+        """Add what was thought of later: drawn apart, so that old seeds keep what they had."""
+        chance = self.chance
+        setup, events = schedule.setup, list(schedule.events)
+        callers = [event for event in events if isinstance(event, Caller)]
+        if setup.plane == "origin" and self.happens(0.6):
+            setup = replace(setup, plane="line")
+        if self.happens(0.1):
+            setup = replace(setup, has_two_loops=True, slots=max(setup.slots, 2))
+            for index, caller in enumerate(callers):
+                events[index] = replace(caller, slot=chance.randrange(setup.slots))
+            if self.happens(0.7):
+                events.append(LoopEnd(self.soon(callers), chance.choice(("cancel", "close"))))
+        if self.happens(0.1):
+            # A clock that is wrong from the beginning, or is set in the middle.
+            at = chance.choice((0.0, self.soon(callers)))
+            events.append(ClockJump(at, chance.choice((-3600.0, -5.0, -0.3, 0.3, 5.0, 3600.0))))
+            if self.happens(0.4):
+                retry_after = chance.choice(("date 1", "date 2"))
+                events = [
+                    replace(event, retry_after=retry_after) if isinstance(event, Outage) else event
+                    for event in events
+                ]
+        if self.happens(0.1):
+            events += [self.close_fault() for _ in range(chance.randint(1, 3))]
+        return replace(schedule, setup=setup, events=tuple(events))
 
     def happens(self, probability: float) -> bool:
         return self.chance.random() < probability
@@ -435,6 +506,14 @@ class _Draw:
                 )
             ),
             chance.choice((0.1, 0.6, 1.5, 6.0)),
+        )
+
+    def close_fault(self) -> CloseFault:
+        chance = self.chance
+        return CloseFault(
+            chance.choice(("answer", "transport")),
+            chance.randrange(6),
+            chance.choice(("hang", "hang", "error")),
         )
 
     def soon(self, callers: list[Caller]) -> float:

@@ -40,7 +40,12 @@ def _smaller(schedule: Schedule) -> Iterator[Schedule]:
         name: getattr(simplest, name)
         for name in ("latencies", "close_takes", "plane", "plane_takes", "probe_answer")
     }
-    simpler |= {"renewable": True, "is_recorded": False, "routes_kept": 1024}
+    simpler |= {
+        "renewable": True,
+        "is_recorded": False,
+        "has_two_loops": False,
+        "routes_kept": 1024,
+    }
     for name, value in simpler.items():
         if getattr(schedule.setup, name) != value:
             yield replace(schedule, setup=replace(schedule.setup, **{name: value}))

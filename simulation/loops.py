@@ -1,0 +1,122 @@
+"""Event loops whose time is virtual and whose order is the same in each run; two can take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.virtual_time import VirtualTimeLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+_TURNS: Final = 20_000
+"""Turns of the event loop that no schedule needs; most need some hundreds."""
+
+
+class LivelockError(Exception):
+    """Somebody spins, and lets no time pass."""
+
+
+class _Task(asyncio.Task[Any]):
+    """One whose hash is its number: asyncio keeps tasks in sets, whose order must not change."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], *, number: int, **kwargs: Any) -> None:
+        self._number = number
+        super().__init__(coro, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+def _number_tasks(loop: asyncio.AbstractEventLoop, numbers: Iterator[int]) -> None:
+    def numbered(
+        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
+    ) -> _Task:
+        return _Task(coro, number=next(numbers), loop=loop, **kwargs)
+
+    loop.set_task_factory(numbered)  # type: ignore[arg-type]
+
+
+class SideLoop(VirtualTimeLoop):
+    """A second loop on the thread and in the time of another one, which gives it its turns."""
+
+    def __init__(self, main: MainLoop, number: int) -> None:
+        self._main = main
+        self.number = number
+        super().__init__()
+
+    def time(self) -> float:
+        """The other one's."""
+        return self._main.time()
+
+    @property
+    def next_at(self) -> float | None:
+        """When it has something to do next; None if it waits for others."""
+        if self._ready:  # type: ignore[attr-defined]
+            return self.time()
+        return self._scheduled[0]._when if self._scheduled else None  # type: ignore[attr-defined]
+
+    def turn(self) -> None:
+        """Run what is ready now."""
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(
+            firstiter=self._asyncgen_firstiter_hook,  # type: ignore[attr-defined]
+            finalizer=self._asyncgen_finalizer_hook,  # type: ignore[attr-defined]
+        )
+        asyncio._set_running_loop(self)
+        try:
+            self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(self._main)
+            sys.set_asyncgen_hooks(*hooks)
+
+
+class MainLoop(VirtualTimeLoop):
+    """A loop of which each run is the same; one on its side gets turns as the seed says."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.side: SideLoop | None = None
+        self._sides = 0
+        self._chance = random.Random(f"{seed}, turns")
+        self._turns = 0
+        self._numbers = count()
+        _number_tasks(self, self._numbers)
+
+    def new_side(self) -> SideLoop:
+        """Put a new loop on the side, in the place of the last."""
+        self._sides += 1
+        self.side = SideLoop(self, self._sides)
+        _number_tasks(self.side, self._numbers)
+        return self.side
+
+    def _run_once(self) -> None:
+        self._turns += 1
+        if self._turns > _TURNS:
+            raise LivelockError
+        if self.side is not None:
+            self._give_turns(self.side)
+        super()._run_once()  # type: ignore[misc]
+
+    def _give_turns(self, side: SideLoop) -> None:
+        while (at := side.next_at) is not None and at <= self.now and self._chance.random() < 0.5:
+            side.turn()
+        if at is not None:
+            # No time passes on this loop beyond what the other one waits for.
+            self.call_at(at, _nothing)
+
+
+def _nothing() -> None: ...
+
+
+def abandon(loop: asyncio.AbstractEventLoop) -> list[Coroutine[Any, Any, Any]]:
+    """Close a loop under its tasks; what ran in them, which nobody ends any more."""
+    tasks = sorted(asyncio.all_tasks(loop), key=hash)
+    for task in tasks:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.close()
+    return [task.get_coro() for task in tasks]  # type: ignore[misc]
