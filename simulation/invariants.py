@@ -120,6 +120,8 @@ class Remains:
     held: list[str]
     routes: int
     faults: set[str]
+    errors: list[str]
+    """What was raised where nobody could catch it."""
     said: list[str]
     measured: list[tuple[float, dict[str, Any]]]
     """What metrics were given: the amount and the attributes."""
@@ -213,6 +215,8 @@ class _Facts:
                     allowed |= _CLOSINGS
         for fault in sorted(self.remains.faults - allowed):
             yield f"a fault of the guard's own in {fault}"
+        for error in self.remains.errors:
+            yield f"nobody could catch it: {error}"
 
     def _response_from_below(self, call: Call) -> Iterator[str]:
         response = call.response
@@ -410,12 +414,13 @@ class _Facts:
             stream = None if exchange.call.is_lost_with_its_loop else exchange.stream
             if stream is not None and not (stream.is_closed or stream.is_exhausted):
                 yield f"call {exchange.call.number}: an answer of {exchange.ended_at:.3f} is open"
+        carriers = {exchange.transport for exchange in world.exchanges}
         for question in world.questions:
             stream = None if question.call.is_lost_with_its_loop else question.stream
             if stream is not None and not (stream.is_closed or stream.is_exhausted):
                 yield f"an answer of the control plane's, of {question.ended_at:.3f}, is open"
             spare = question.transport
-            if spare is None or spare in world.orphans or not self._has_its_own(question):
+            if spare is None or spare in world.orphans or spare in carriers:
                 continue
             if spare.closed_at > question.call.ended_at:
                 yield f"the connection of a question of {question.began_at:.3f} is not closed"

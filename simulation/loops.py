@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.virtual_time import VirtualTimeLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
 
 _TURNS: Final = 20_000
 """Turns of the event loop that no schedule needs; most need some hundreds."""
@@ -30,15 +30,6 @@ class _Task(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self._number
-
-
-def _number_tasks(loop: asyncio.AbstractEventLoop, numbers: Iterator[int]) -> None:
-    def numbered(
-        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
-    ) -> _Task:
-        return _Task(coro, number=next(numbers), loop=loop, **kwargs)
-
-    loop.set_task_factory(numbered)  # type: ignore[arg-type]
 
 
 class SideLoop(VirtualTimeLoop):
@@ -85,14 +76,28 @@ class MainLoop(VirtualTimeLoop):
         self._chance = random.Random(f"{seed}, turns")
         self._turns = 0
         self._numbers = count()
-        _number_tasks(self, self._numbers)
+        self.errors: list[str] = []
+        """What was raised where nobody could catch it."""
+        self._prepare(self)
 
     def new_side(self) -> SideLoop:
         """Put a new loop on the side, in the place of the last."""
         self._sides += 1
         self.side = SideLoop(self, self._sides)
-        _number_tasks(self.side, self._numbers)
+        self._prepare(self.side)
         return self.side
+
+    def _prepare(self, loop: asyncio.AbstractEventLoop) -> None:
+        def numbered(
+            loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
+        ) -> _Task:
+            return _Task(coro, number=next(self._numbers), loop=loop, **kwargs)
+
+        def note_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            self.errors.append(f"{context['message']} ({context.get('exception')!r})")
+
+        loop.set_task_factory(numbered)  # type: ignore[arg-type]
+        loop.set_exception_handler(note_error)
 
     def _run_once(self) -> None:
         self._turns += 1

@@ -225,7 +225,8 @@ class Program:
             asyncio.get_running_loop().call_soon(self._cancel, event, event.turns)
 
     def _cancel_where_it_runs(self, event: Cancel) -> None:
-        if (task := self._tasks.get(event.caller)) is not None:
+        task = self._tasks.get(event.caller)
+        if task is not None and not task.done():
             task.get_loop().call_soon(self._cancel, event, 0)
 
     def _cancel(self, event: Cancel, turns: int) -> None:

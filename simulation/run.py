@@ -117,6 +117,7 @@ async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run
         held=_held_flights(),
         routes=len(ROUTES._states),
         faults=set(logs._faults_logged),
+        errors=world.loop.errors,
         said=watched.said.lines,
         measured=watched.meter.measured,
         open_spans=len(watched.spans.open),
@@ -229,6 +230,9 @@ def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
     def get_meter_provider() -> Any:
         return watched.meter if is_recorded else metrics.NoOpMeterProvider()
 
+    def get_meter(*_: str) -> _Meter:
+        return watched.meter
+
     logger = logs.logger
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     logger.handlers = [watched.said]
@@ -246,7 +250,7 @@ def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
         with (
             mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
             mock.patch.object(metrics, "get_meter_provider", get_meter_provider),
-            mock.patch.object(metrics, "get_meter", return_value=watched.meter),
+            mock.patch.object(metrics, "get_meter", get_meter),
             mock.patch.multiple(
                 time, time=clock.time, time_ns=clock.time_ns, perf_counter=clock.monotonic
             ),

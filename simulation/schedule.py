@@ -354,7 +354,10 @@ class _Draw:
             for index, caller in enumerate(callers):
                 events[index] = replace(caller, slot=chance.randrange(setup.slots))
             if self.happens(0.7):
-                events.append(LoopEnd(self.soon(callers), chance.choice(("cancel", "close"))))
+                # Often while a request or its first probes are under way.
+                at = chance.choice(callers).at + chance.choice((0.005, 0.02, 0.05, self.time(0.5)))
+                events.append(LoopEnd(round(at, 3), chance.choice(("cancel", "close"))))
+                setup = replace(setup, close_takes=chance.choice((0.0, 0.02)))
         if self.happens(0.1):
             # A clock that is wrong from the beginning, or is set in the middle.
             at = chance.choice((0.0, self.soon(callers)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +16,20 @@ import pytest
 
 from simulation.coverage import IMPORTANT
 from simulation.run import run
-from simulation.schedule import Caller, Schedule, draw
+from simulation.schedule import Caller, ClockJump, CloseFault, LoopEnd, Schedule, draw
 from simulation.shrink import shrink
-from tinker_guard import logs, recovery, spans
+from tinker_guard import GuardTransport, line, logs, peek, recovery, spans, telemetry
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.line import Line, _Spare
 from tinker_guard.recovery import Recovery
-from tinker_guard.route import Route
+from tinker_guard.route import LoopState, Route, RouteState
 from tinker_guard.single_flight import SingleFlight
 from tinker_guard.verdict import JOB_NOT_RUNNING, ROUTING_RACE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from tenacity import RetryCallState
 
 SCHEDULES = 2_000
 ENOUGH_TO_FAIL = 400
@@ -229,6 +233,123 @@ def _told_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recovery, "_judge", judge)
 
 
+def _wall_clock_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery.__init__
+
+    def init(self: Recovery, *args: Any) -> None:
+        original(self, *args)
+        self._clock = lambda: time.time() + loop_time_then - wall_time_then
+        loop_time_then, wall_time_then = self._started_at, time.time()
+
+    monkeypatch.setattr(Recovery, "__init__", init)
+
+
+def _budget_of_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_budget_spent(self: Recovery, call: RetryCallState) -> bool:
+        return call.idle_for + call.upcoming_sleep >= self._settings.retry_timeout
+
+    monkeypatch.setattr(Recovery, "_is_budget_spent", is_budget_spent)
+
+
+def _wall_clock_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans.Stopwatch, "now_ns", property(lambda _: time.time_ns()))
+
+
+def _own_clock_for_dates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinker_guard.verdict._sent_at", lambda _, now: now)
+
+
+def _patient_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peek, "CLOSE_SECONDS", 1e9)
+
+
+def _loud_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def close(close: Callable[[], Awaitable[None]], _: str) -> None:
+        async with asyncio.timeout(peek.CLOSE_SECONDS):
+            await close()
+
+    monkeypatch.setattr(peek, "close_quietly", close)
+    monkeypatch.setattr(line, "close_quietly", close)
+
+
+def _open_question_transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def question_transport(self: Line) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
+        yield self._build()
+
+    monkeypatch.setattr(Line, "question_transport", question_transport)
+
+
+def _questions_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    @asynccontextmanager
+    async def question_transport(self: Line) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
+        yield line._LentTransport(self.transport)
+
+    monkeypatch.setattr(Line, "question_transport", question_transport)
+
+
+def _one_lock_for_all_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Never running, and older than all others.
+    loop = asyncio.new_event_loop()
+    loop.close()
+
+    def here(self: RouteState) -> LoopState:
+        return self._loops.setdefault(loop, LoopState())
+
+    monkeypatch.setattr(RouteState, "here", property(here))
+
+
+def _dead_loops_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(self: RouteState) -> LoopState:
+        return self._loops.setdefault(asyncio.get_running_loop(), LoopState())
+
+    monkeypatch.setattr(RouteState, "here", property(here))
+
+
+def _cleaning_up_without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def clean_up(self: peek.Afterwards, *_: object) -> None:
+        await self._clean_up()
+
+    monkeypatch.setattr(peek.Afterwards, "__aexit__", clean_up)
+
+
+def _complaints_of_a_dead_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinker_guard.single_flight.ends_with_its_loop", nullcontext)
+    monkeypatch.setattr("tinker_guard.probing.ends_with_its_loop", nullcontext)
+
+
+def _told_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = GuardTransport.handle_async_request
+
+    async def handle(self: GuardTransport, request: httpx.Request) -> httpx.Response:
+        try:
+            return await original(self, request)
+        except Exception as error:
+            logs.logger.info("failed: %s", error)
+            raise
+
+    monkeypatch.setattr(GuardTransport, "handle_async_request", handle)
+
+
+def _told_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = telemetry.RequestReport.answered
+
+    def answered(self: telemetry.RequestReport, response: httpx.Response) -> httpx.Response:
+        if self._observed is not None:
+            self._observed.set("http.request.body", str(self._request.stream))
+            self._observed.set("url.query", str(self._request.url.query))
+        return original(self, response)
+
+    monkeypatch.setattr(telemetry.RequestReport, "answered", answered)
+
+
+def _told_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    def labels(self: telemetry._Observed) -> dict[str, Any]:
+        return {"user": self._request.headers["x-user"]}
+
+    monkeypatch.setattr(telemetry._Observed, "_labels", property(labels))
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("break_guard", "broken"),
@@ -253,6 +374,15 @@ def _told_key(monkeypatch: pytest.MonkeyPatch) -> None:
         (_evil_control_plane, {7}),
         (_evil_probes, {7}),
         (_told_key, {7}),
+        (_told_error, {7}),
+        (_told_body, {7}),
+        (_told_metric, {7}),
+        (_budget_of_pauses, {3}),
+        (_loud_closing, {2}),
+        (_open_question_transports, {5}),
+        (_questions_on_the_line, {7}),
+        (_one_lock_for_all_loops, {2}),
+        (_dead_loops_kept, {5}),
     ],
 )
 def test_a_broken_guard_breaks_exactly_its_invariant(
@@ -261,11 +391,41 @@ def test_a_broken_guard_breaks_exactly_its_invariant(
     broken: set[int],
 ) -> None:
     break_guard(monkeypatch)
-    for seed in range(ENOUGH_TO_FAIL):
-        result = run(draw(seed))
+    assert _first_broken(map(draw, range(ENOUGH_TO_FAIL))) == broken
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("break_guard", "broken", "kind"),
+    [
+        (_wall_clock_budget, {6}, ClockJump),
+        (_wall_clock_spans, {6}, ClockJump),
+        (_own_clock_for_dates, {6}, ClockJump),
+        (_patient_closing, {3}, CloseFault),
+        (_cleaning_up_without_a_loop, {5}, LoopEnd),
+        (_complaints_of_a_dead_loop, {2}, LoopEnd),
+    ],
+)
+def test_one_that_only_a_rare_fault_shows_breaks_exactly_its_invariant(
+    monkeypatch: pytest.MonkeyPatch,
+    break_guard: Callable[[pytest.MonkeyPatch], None],
+    broken: set[int],
+    kind: type,
+) -> None:
+    break_guard(monkeypatch)
+    schedules = (
+        schedule
+        for schedule in map(draw, range(SCHEDULES))
+        if any(isinstance(event, kind) for event in schedule.events)
+    )
+    assert _first_broken(schedules) == broken
+
+
+def _first_broken(schedules: Iterable[Schedule]) -> set[int]:
+    for schedule in schedules:
+        result = run(schedule)
         if result.violations:
-            assert result.broken == broken, (seed, result.violations)
-            return
+            return result.broken
     pytest.fail("the simulation found nothing")
 
 
