@@ -15,44 +15,56 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
    the gate nothing has been sent yet, so that a refusal is a copy of a 404 that a probe on this
    route met while the request waited; and a client that is closed under a request gives httpx's
    `TransportError`. `CancelledError` comes out if and only if the caller cancelled. A fault of the
-   guard's own, which it would log and swallow, breaks this one too.
+   guard's own, which it would log and swallow, breaks this one too, and so does an error where
+   nobody can catch it, as in a callback. Where an event loop is closed under a request, nobody is
+   there to get anything.
 
 3. **Everybody comes to an end.** At the gate, a request waits for `warmup_timeout` and one round
    that began within it (`probe_timeout` and a question). After its first 404 it resends within
    `retry_timeout`, and is answered as soon as the send that began last is over and, where that was
    a 404, judged: `PEEK_SECONDS` for the body, and for the first 404 one question, which always
-   gets its whole time. Two things add to it, each at most once per request: whoever leads a
-   question or a warmup and is cancelled hands over, so that those in line wait for another one;
-   and closing takes as long as closing takes. An answer other than 404 is handed back in the moment
-   in which it comes, and a cancellation ends the request at once, closing aside.
+   gets its whole time. Three things add to it. Whoever leads a question or a warmup and is
+   cancelled hands over, so that those in line wait for another one. While an answer or a transport
+   is being closed, whoever closes it waits, but not longer than 5 s. And while the process stands
+   still, nothing ends; afterwards one send is begun for a request whose budget is over, and no
+   second one. An answer other than 404 is handed back in the moment in which it comes, and a
+   cancellation ends the request at once, closing aside. Closing all guards at the end takes no
+   longer than what they close. What somebody does to the wall clock changes none of that.
 
-4. **One finds out for all.** On one route, no two requests lead warmups in turns or at the same
-   time, and no two lead scouts at the same time. No two questions with the same key are under way
-   at the same time; and none begins within `verdict_ttl` after one that was answered. A question
-   that was cut short because its asker was cancelled, or ran out of its own budget, has no answer.
-   A refused connection is tried again once, as part of the same question. Where the process keeps
-   fewer routes than it meets (1,024 in truth, one in some schedules), a route that it forgot is a
-   new one, and this invariant is not checked.
+4. **One finds out for all.** On one route and event loop, no two requests lead warmups in turns or
+   at the same time, and no two lead scouts at the same time. No two questions with the same key are
+   under way at the same time; and none begins within `verdict_ttl` after one that was answered. A
+   question that was cut short because its asker was cancelled, or ran out of its own budget, has no
+   answer. A refused connection is tried again once, as part of the same question. Where the process
+   keeps fewer routes than it meets (1,024 in truth, one in some schedules), a route that it forgot
+   is a new one, and this invariant is not checked.
 
 5. **Nothing is left.** When all callers have ended: no task, no locked flight, no open answer, no
-   span that was begun and not ended, no more routes than the limit, and no transport open but the
-   first and the present one of each line. After `aclose()`, none at all; but a transport that was
-   released is its owner's.
+   span that was begun and not ended, no more routes than the limit, no event loop that was closed,
+   and no transport open but the first and the present one of each line. The connection of a
+   question is closed with the question. After `aclose()`, none at all; but a transport that was
+   released is its owner's. What ran on an event loop that was closed under it ends as soon as the
+   garbage collector finds it, and waits for nothing; its answers and transports cannot be closed
+   any more, and are not counted.
 
 6. **No race is called genuine, no genuine not-found is resent.** The guard cannot know more than
    the control plane says, so that "genuine" is: the control plane said so (stopped, missing,
    starting) in an answer that was in force. A 404 that the trainer did not write is handed back
    only then; or if no answer could be had, or the budget is spent, or the body cannot be sent
    again. A resend follows only on a 404, one that does not show within `PEEK_SECONDS` that the
-   trainer wrote it, and for which an answer in force said that the job runs. In force: given
-   after the 404, or at most `verdict_ttl` before. That answer can be out of date when the resend
-   begins: a job may stop in between, and the resend shows it. A 404 of the trainer's that names
-   nobody is resent like a race, and is believed after `EVIDENCE_NEEDED` resends; one of a
-   gateway's never is. Where spans are recorded, outcome and verdict must agree with all that.
+   trainer wrote it, and for which an answer in force said that the job runs; and not sooner than
+   the 404 asked for, by the gateway's clock. In force: given to the same event loop after the 404,
+   or at most `verdict_ttl` before. That answer can be out of date when the resend begins: a job may
+   stop in between, and the resend shows it. A 404 of the trainer's that names nobody is resent like
+   a race, and is believed after `EVIDENCE_NEEDED` resends; one of a gateway's never is. Where spans
+   are recorded, outcome and verdict must agree with all that, and none is shorter than what it
+   tells of, whatever the wall clock says.
 
 7. **The key stays where it belongs.** All that is sent for a request goes to its own origin and
    route with its own key; questions go to the configured control plane with the configured key, or
-   to the route's origin with the request's key. No key is in a log line, a span or a `repr`.
+   to the route's origin with the request's key, over a connection of their own if one can be had.
+   No key, and nothing of any header, query, body or error of somebody else's is in a log line, a
+   span, a metric, an error of the guard's own, or what is kept for sharing answers.
 """
 
 from __future__ import annotations
@@ -123,6 +135,8 @@ class Remains:
     errors: list[str]
     """What was raised where nobody could catch it."""
     said: list[str]
+    kept: list[str]
+    """What is kept to tell those apart who ask the control plane."""
     measured: list[tuple[float, dict[str, Any]]]
     """What metrics were given: the amount and the attributes."""
     open_spans: int
@@ -297,10 +311,14 @@ class _Facts:
                 ):
                     yield f"call {call.number}: resent after its budget"
 
-    def _slack(self, call: Call) -> float:
-        """For how much of a call's time something was being closed, or the process stood still."""
+        closing = self.world.closing_guards
+        if closing.ended_at > closing.began_at + self._slack(closing):
+            yield f"closing the guards took {closing.ended_at - closing.began_at:.3f} s"
+
+    def _slack(self, span: Span) -> float:
+        """For how much of this time something was being closed, or the process stood still."""
         lost = (
-            min(call.ended_at, until) - max(call.began_at, since) for since, until in self.lost_time
+            min(span.ended_at, until) - max(span.began_at, since) for since, until in self.lost_time
         )
         return _EPSILON + sum(seconds for seconds in lost if seconds > 0)
 
@@ -603,6 +621,7 @@ class _Facts:
     def _told(self) -> Iterator[str]:
         """All that the guard told anybody."""
         yield from self.remains.said
+        yield from self.remains.kept
         for _, span, _ in self.remains.ended_spans:
             events = [(event.name, dict(event.attributes or {})) for event in span.events]
             yield repr((span.name, dict(span.attributes or {}), events, span.status.description))

@@ -359,6 +359,7 @@ class World:
         """Transports of an event loop that was closed under them."""
         self.clock_set_at: list[float] = []
         self.loop_ends: list[str] = []
+        self.closing_guards = Span()
         self.reconfigured: dict[int, float] = {}
         self.trainers = [
             Trainer(sorted(c.seq_id for c in callers if c.route == route and c.asks == "train"))

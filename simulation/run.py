@@ -27,7 +27,7 @@ from simulation.program import Program
 from simulation.schedule import Caller
 from tinker_guard import GuardSettings, GuardTransport, logs, observers, spans
 from tinker_guard import metrics as guard_metrics
-from tinker_guard.route import ROUTES
+from tinker_guard.route import ROUTES, LoopState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,18 +119,22 @@ async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run
         faults=set(logs._faults_logged),
         errors=world.loop.errors,
         said=watched.said.lines,
+        kept=[repr(list(here._questions)) for here in _loop_states()],
         measured=watched.meter.measured,
         open_spans=len(watched.spans.open),
         ended_spans=watched.spans.ended,
         still_running=program.still_running,
     )
+    world.closing_guards.began_at = world.loop.time()
     for guard in guards:
-        try:
-            await guard.aclose()
-        except OSError:
-            world.note("closes badly")
+        await guard.aclose()
+    world.closing_guards.ended_at = world.loop.time()
     result.violations += check(world, settings, remains)
     result.situations = situations(world, settings, remains)
+
+
+def _loop_states() -> list[LoopState]:
+    return [here for state in ROUTES._states.values() for here in state._loops.values()]
 
 
 def _held_flights() -> list[str]:

@@ -233,6 +233,16 @@ def _told_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recovery, "_judge", judge)
 
 
+def _error_in_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Recovery._wait_for_route
+
+    async def wait(self: Recovery) -> None:
+        asyncio.get_running_loop().call_soon(int, "no number")
+        await original(self)
+
+    monkeypatch.setattr(Recovery, "_wait_for_route", wait)
+
+
 def _wall_clock_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Recovery.__init__
 
@@ -318,6 +328,10 @@ def _complaints_of_a_dead_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinker_guard.probing.ends_with_its_loop", nullcontext)
 
 
+def _kept_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinker_guard.control_plane._digest", repr)
+
+
 def _told_error(monkeypatch: pytest.MonkeyPatch) -> None:
     original = GuardTransport.handle_async_request
 
@@ -374,9 +388,11 @@ def _told_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         (_evil_control_plane, {7}),
         (_evil_probes, {7}),
         (_told_key, {7}),
+        (_kept_key, {7}),
         (_told_error, {7}),
         (_told_body, {7}),
         (_told_metric, {7}),
+        (_error_in_a_callback, {2}),
         (_budget_of_pauses, {3}),
         (_loud_closing, {2}),
         (_open_question_transports, {5}),
