@@ -118,8 +118,7 @@ def _situations(world: World, settings: GuardSettings, remains: Remains) -> Iter
         if question.answer == "cut":
             yield "question was cut"
         if question.transport is not None:
-            is_shared = any(x.transport is question.transport for x in world.exchanges)
-            if is_shared:
+            if question.transport.carries_requests:
                 yield "question had to share a connection"
             else:
                 was_cut = " was cut" if question.answer == "cut" else ""

@@ -32,12 +32,13 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
    longer than what they close. What somebody does to the wall clock changes none of that.
 
 4. **One finds out for all.** On one route and event loop, no two requests lead warmups in turns or
-   at the same time, and no two lead scouts at the same time. No two questions with the same key are
-   under way at the same time; and none begins within `verdict_ttl` after one that was answered. A
-   question that was cut short because its asker was cancelled, or ran out of its own budget, has no
-   answer. A refused connection is tried again once, as part of the same question. Where the process
-   keeps fewer routes than it meets (1,024 in truth, one in some schedules), a route that it forgot
-   is a new one, and this invariant is not checked.
+   at the same time, and no two lead scouts at the same time. No two questions with the same key
+   are under way at the same time; and none begins within `verdict_ttl` after one that was
+   answered. A question that was cut short because its asker was cancelled, or ran out of its own
+   budget, has no answer, even if that was while its connection was being closed. A refused
+   connection is tried again once, as part of the same question. Where the process keeps fewer
+   routes than it meets (1,024 in truth, one in some schedules), a route that it forgot is a new
+   one, and this invariant is not checked.
 
 5. **Nothing is left.** When all callers have ended: no task, no locked flight, no open answer, no
    span that was begun and not ended, no more routes than the limit, no event loop that was closed,
@@ -54,11 +55,11 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
    again. A resend follows only on a 404, one that does not show within `PEEK_SECONDS` that the
    trainer wrote it, and for which an answer in force said that the job runs; and not sooner than
    the 404 asked for, by the gateway's clock. In force: given to the same event loop after the 404,
-   or at most `verdict_ttl` before. That answer can be out of date when the resend begins: a job may
-   stop in between, and the resend shows it. A 404 of the trainer's that names nobody is resent like
-   a race, and is believed after `EVIDENCE_NEEDED` resends; one of a gateway's never is. Where spans
-   are recorded, outcome and verdict must agree with all that, and none is shorter than what it
-   tells of, whatever the wall clock says.
+   or at most `verdict_ttl` before, counted from when its connection was closed. That answer can be
+   out of date when the resend begins: a job may stop in between, and the resend shows it. A 404 of
+   the trainer's that names nobody is resent like a race, and is believed after `EVIDENCE_NEEDED`
+   resends; one of a gateway's never is. Where spans are recorded, outcome and verdict must agree
+   with all that, and none is shorter than what it tells of, whatever the wall clock says.
 
 7. **The key stays where it belongs.** All that is sent for a request goes to its own origin and
    route with its own key; questions go to the configured control plane with the configured key, or
@@ -115,7 +116,7 @@ class EndedSpan(NamedTuple):
     """A span of the guard's."""
 
     call: int
-    """The number of the call that it belongs to."""
+    """The number of the call that it belongs to; -1 if it was begun by the garbage collector."""
     span: ReadableSpan
     lasted: float
     """Seconds of monotonic time."""
@@ -213,7 +214,8 @@ class _Facts:
 
     def answers_from_below(self) -> Iterator[str]:
         for call in self.world.calls:
-            if call.cancels and not isinstance(call.error, asyncio.CancelledError):
+            ends = asyncio.CancelledError | GeneratorExit
+            if call.cancels and not isinstance(call.error, ends):
                 yield f"call {call.number}: a cancellation was swallowed ({call.cancels[0][1]})"
             if call.response is not None:
                 yield from self._response_from_below(call)
@@ -432,13 +434,12 @@ class _Facts:
             stream = None if exchange.call.is_lost_with_its_loop else exchange.stream
             if stream is not None and not (stream.is_closed or stream.is_exhausted):
                 yield f"call {exchange.call.number}: an answer of {exchange.ended_at:.3f} is open"
-        carriers = {exchange.transport for exchange in world.exchanges}
         for question in world.questions:
             stream = None if question.call.is_lost_with_its_loop else question.stream
             if stream is not None and not (stream.is_closed or stream.is_exhausted):
                 yield f"an answer of the control plane's, of {question.ended_at:.3f}, is open"
             spare = question.transport
-            if spare is None or spare in world.orphans or spare in carriers:
+            if spare is None or spare in world.orphans or spare.carries_requests:
                 continue
             if spare.closed_at > question.call.ended_at:
                 yield f"the connection of a question of {question.began_at:.3f} is not closed"
@@ -493,7 +494,8 @@ class _Facts:
             for question in self.world.questions
             if (question.route, question.call.loop) == (call.route, call.loop)
             and question.key in (call.key, PLANE_KEY)
-            and since - _EPSILON <= question.ended_at <= until
+            and since - _EPSILON <= question.settled_at
+            and question.ended_at <= until
         ]
 
     def _true_404(self, call: Call) -> Iterator[str]:
@@ -558,7 +560,7 @@ class _Facts:
                 yield f"call {number}: a span of {lasted:.3f} s says {seconds:.3f} s"
             attributes = span.attributes or {}
             outcome = attributes.get("tinker_guard.outcome")
-            if outcome is None:
+            if outcome is None or number < 0:
                 continue
             call = self.world.calls[number]
             expected = self._outcomes(call)
@@ -593,7 +595,6 @@ class _Facts:
             if _place(url) != _place(own) or not url.raw_path.startswith(base):
                 yield f"call {call.number}: sent to {url}"
         plane = self.world.setup.plane
-        carriers = {exchange.transport for exchange in self.world.exchanges}
         for question in self.world.questions:
             origin = origin_of(question.route)
             home = {"own": "", "elsewhere": PLANE_URL}.get(plane, origin)
@@ -602,8 +603,9 @@ class _Facts:
                 yield f"a question went to {question.origin}"
             if question.key not in ((key,) if key else KEYS):
                 yield "a question went with another key"
-            if question.transport in carriers and self._has_its_own(question):
-                yield f"a question went over connection {question.transport.number}"
+            shared = question.transport
+            if shared is not None and shared.carries_requests and self._has_its_own(question):
+                yield f"a question went over connection {shared.number}"
         for text in self._told():
             if any(secret in text for secret in (*KEYS, PLANE_KEY, SECRET)):
                 yield f"a secret was told: {text}"

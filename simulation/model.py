@@ -210,6 +210,8 @@ class Question(Span):
     key: str = ""
     transport: ModelTransport | None = None
     """What it went over, if that was a transport of the requests."""
+    settled_at: float = float("inf")
+    """When its connection was closed too."""
     stream: ModelStream | None = None
     """The answer's body, where it came over http."""
     answer: str = ""
@@ -266,15 +268,9 @@ class ModelStream(httpx.AsyncByteStream):
             self.is_closed = True
             takes = 0.0 if self.is_exhausted else self._world.setup.close_takes
             try:
-                await self._world.close("answer", takes)
+                await self._world.close("answer", takes, self._question)
             except OSError as error:
-                self.error = error
-                raise
-            except asyncio.CancelledError:
-                if self._question is not None:
-                    # It was answered, but nobody got to know.
-                    self._question.answer = "cut"
-                    self._question.ended_at = self._world.loop.time()
+                self.error = self.error or error
                 raise
 
 
@@ -425,8 +421,13 @@ class World:
             for later in outages
         )
 
-    async def close(self, what: str, takes: float) -> None:
+    async def close(self, what: str, takes: float, question: Question | None) -> None:
         """Let an answer or a further transport be closed, as well as the schedule says.
+
+        Args:
+            what: Which of the two.
+            takes: How long that takes if it goes well.
+            question: The question that it belongs to, if it does.
 
         Raises:
             OSError: It does not close well.
@@ -445,8 +446,16 @@ class World:
                 await asyncio.sleep(HANGS_FOR if kind == "hang" else takes)
             if kind == "error":
                 raise OSError("this one does not close well")
+        except asyncio.CancelledError:
+            if question is not None:
+                # It was answered, but nobody got to know.
+                question.answer = "cut"
+                question.ended_at = self.loop.time()
+            raise
         finally:
             closing.ended_at = self.loop.time()
+            if question is not None:
+                question.settled_at = closing.ended_at
 
     def new_transport(self, slot: int) -> ModelTransport:
         """Build a further transport for a slot.
@@ -532,7 +541,7 @@ class World:
             question.answer = "cut"
             raise
         finally:
-            question.ended_at = self.loop.time()
+            question.ended_at = question.settled_at = self.loop.time()
             question.ended = self.note("answer", question.call.number, question.answer)
 
     async def _answer(self, question: Question) -> str | None:
@@ -568,12 +577,16 @@ class ModelTransport(httpx.AsyncBaseTransport):
         self.replicas: dict[int, int] = {}
         self.is_closed = False
         self.closed_at = float("inf")
+        self.question: Question | None = None
+        """The last one that went over it."""
+        self.carries_requests = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Answer as the schedule says."""
         world = self._world
         if request.url.path.startswith("/v1/accounts/"):
             return await _answer_question(world, request, self)
+        self.carries_requests = True
         exchange = world.begin_exchange(self, request)
         try:
             assert isinstance(request.stream, httpx.AsyncByteStream)
@@ -607,7 +620,8 @@ class ModelTransport(httpx.AsyncBaseTransport):
         if self.number < self._world.setup.slots:
             # The program's own, which closes as it would without the guard.
             return
-        await self._world.close("transport", self._world.setup.close_takes)
+        question = None if self.carries_requests else self.question
+        await self._world.close("transport", self._world.setup.close_takes, question)
         if self._closes_badly:
             raise OSError("this one does not close well")
 
@@ -766,6 +780,8 @@ async def _answer_question(
         key=request.headers.get("x-api-key", ""),
         transport=transport,
     )
+    if transport is not None:
+        transport.question = question
     try:
         state = await world.ask(question)
     except _UselessError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import Context
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -285,6 +286,10 @@ class Program:
             and not self._tasks[caller.number].done()
         ]
         tasks = [self._tasks.pop(caller.number) for caller in callers]
+        for number, task in self._tasks.items():
+            if task.get_loop() is side:
+                # Its own callback may not come any more.
+                self._on_end(number, task)
         if event.kind == "cancel":
             for caller in callers:
                 self._note_cancel(caller.number)
@@ -326,7 +331,8 @@ class Program:
             where = _where(coroutine)
             for _ in range(10):
                 try:
-                    coroutine.close()
+                    # Whose context that is, nobody knows.
+                    Context().run(coroutine.close)
                     break
                 except RuntimeError as error:
                     self.still_running.append(f"{where}: {error}")

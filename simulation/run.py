@@ -181,7 +181,9 @@ class _Spans(SpanProcessor):
         self.ended: list[EndedSpan] = []
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        self.open[_id_of(span)] = CALL.get().number, self._clock.monotonic()
+        call = CALL.get(None)
+        number = -1 if call is None else call.number
+        self.open[_id_of(span)] = number, self._clock.monotonic()
 
     def on_end(self, span: ReadableSpan) -> None:
         call, began_at = self.open.pop(_id_of(span))
