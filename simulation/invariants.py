@@ -570,6 +570,10 @@ class _Facts:
             retries = max(len(call.sends) - 1, 0)
             if retries != attributes["tinker_guard.retries"] and call.error is None:
                 yield f"call {number}: {attributes['tinker_guard.retries']!r} retries recorded"
+            waited = attributes.get("tinker_guard.warmup.wait")
+            until = call.sends[0].began_at if call.sends else call.ended_at
+            if waited is not None and waited != round(until - call.began_at, 3):
+                yield f"call {number}: waited for a warmup until {until:.3f}, not {waited!r} s"
         for amount, _ in self.remains.measured:
             if amount < 0:
                 yield f"a metric was given {amount}"

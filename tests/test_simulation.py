@@ -265,6 +265,15 @@ def _wall_clock_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spans.Stopwatch, "now_ns", property(lambda _: time.time_ns()))
 
 
+def _wrong_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = telemetry.RequestReport.waited
+
+    def waited(self: telemetry.RequestReport, seconds: float) -> None:
+        original(self, 2 * seconds)
+
+    monkeypatch.setattr(telemetry.RequestReport, "waited", waited)
+
+
 def _own_clock_for_dates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinker_guard.verdict._sent_at", lambda _, now: now)
 
@@ -393,6 +402,7 @@ def _told_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         (_told_body, {7}),
         (_told_metric, {7}),
         (_error_in_a_callback, {2}),
+        (_wrong_wait, {6}),
         (_budget_of_pauses, {3}),
         (_loud_closing, {2}),
         (_open_question_transports, {5}),
