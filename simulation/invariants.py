@@ -79,7 +79,7 @@ import httpx
 
 from simulation.model import KEYS, PLANE_KEY, PLANE_URL, QUERY, SECRET, origin_of
 from simulation.schedule import RUNNING, BuildFault, CloseFault, Stall
-from tinker_guard.peek import PEEK_SECONDS
+from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS
 from tinker_guard.verdict import EVIDENCE_NEEDED
 
 if TYPE_CHECKING:
@@ -91,8 +91,6 @@ if TYPE_CHECKING:
     from tinker_guard import GuardSettings
 
 _EPSILON: Final = 1e-6
-_CLOSE_SECONDS: Final = 5.0
-"""How long closing an answer or a transport may hold somebody up."""
 
 
 _CLOSINGS: Final = frozenset(
@@ -178,7 +176,7 @@ class _Facts:
             [
                 *((stall.began_at, stall.ended_at) for stall in world.stalls),
                 *(
-                    (closing.began_at, min(closing.ended_at, closing.began_at + _CLOSE_SECONDS))
+                    (closing.began_at, min(closing.ended_at, closing.began_at + CLOSE_SECONDS))
                     for closing in world.closings
                 ),
             ]

@@ -29,7 +29,7 @@ from simulation.schedule import (
     PlaneFault,
 )
 from tinker_guard.control_plane import FireworksControlPlane
-from tinker_guard.peek import PEEK_SECONDS
+from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -447,7 +447,8 @@ class World:
             if kind == "error":
                 raise OSError("this one does not close well")
         except asyncio.CancelledError:
-            if question is not None:
+            is_given_up = self.loop.time() >= closing.began_at + CLOSE_SECONDS - 1e-6
+            if question is not None and not is_given_up:
                 # It was answered, but nobody got to know.
                 question.answer = "cut"
                 question.ended_at = self.loop.time()
