@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test check format bench simulate matrix sdk-suite ray dashboards debian-packages \
-  fuzz fuzz-bytes floors audit clean
+.PHONY: help demo test coverage mutants check format bench simulate matrix sdk-suite ray dashboards \
+  debian-packages fuzz fuzz-bytes floors audit clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
 	@echo "make test    run the tests"
+	@echo "make coverage  see that the tests take every branch of the guard's heart"
+	@echo "make mutants  break the heart in some fifteen hundred ways, and see that the tests notice"
 	@echo "make check   ruff and mypy --strict"
 	@echo "make format  let ruff fix what it can"
 	@echo "make bench   measure, beside peers; about ten minutes"
@@ -29,6 +31,25 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2
+
+# The heart, by the tests in virtual time; those left out end processes, or trace by themselves.
+coverage: $(INSTALLED)
+	$(BIN)/coverage run -m pytest -k 'not interpreter_ends and not fault_in_any_function' \
+	  $(patsubst %, tests/test_%.py, control_plane failing_safe line peek probing recovery route \
+	  single_flight transport verdict waiting warmup)
+	$(BIN)/coverage report
+
+# Goes on where it was stopped, and tries again what survived; `make clean` forgets all of it.
+mutants: .venv-mutants/.installed
+	.venv-mutants/bin/python scripts/mutants.py
+
+# Other operators or settings give the mutants other numbers, by which results are remembered.
+.venv-mutants/.installed: pyproject.toml scripts/mutants.py
+	rm -rf mutants
+	$(PYTHON) -m venv --clear .venv-mutants
+	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test]' mutmut==3.8.1
+	@touch $@
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -135,7 +156,8 @@ floors:
 	.venv-floors/bin/python -m pytest
 
 clean:
-	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .venv-dashboards .venv-fuzz .venv-audit .matrix .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .venv-floors .venv-sdk .venv-ray .venv-dashboards .venv-fuzz .venv-audit \
+	  .venv-mutants .matrix mutants .coverage .mypy_cache .ruff_cache .pytest_cache dist
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -139,7 +139,7 @@ class FakeTransport(httpx.AsyncBaseTransport):
         self.is_entered = False
         self.is_closed = False
 
-    async def __aenter__(self) -> FakeTransport:
+    async def __aenter__(self) -> Self:
         self.is_entered = True
         return self
 
@@ -165,6 +165,10 @@ class FakeTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+
+class FakeHTTPTransport(FakeTransport, httpx.AsyncHTTPTransport):
+    """Known to follow no redirect, so that a question to the control plane may go over it too."""
 
 
 def known_from(at: float) -> Callable[[Exchange], httpx.Response]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
+import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -9,13 +12,16 @@ import pytest
 from pydantic import SecretStr
 
 from tests.fakes import BASE, KEY, ORIGIN, FakeControlPlane, TrackedStream, loop_time, settle
-from tinker_guard import ControlPlane, GuardSettings
+from tests.local_server import serving
+from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
+from tinker_guard.line import Line
 from tinker_guard.route import RouteState, RouteTable
 from tinker_guard.verdict import CONTROL_PLANE_ERROR, CONTROL_PLANE_TIMEOUT, Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +74,43 @@ async def test_the_question_derives_from_the_route_and_carries_the_requests_key(
     assert "cookie" not in request.headers
 
 
+async def test_an_answer_in_pieces_and_compressed() -> None:
+    wire = gzip.compress(b'{"state": "JOB_STATE_RUNNING"}')
+    server = Server(
+        httpx.Response(
+            200,
+            headers={"content-encoding": "gzip"},
+            stream=TrackedStream([wire[:10], wire[10:20], wire[20:]]),
+        )
+    )
+    assert await server.ask() == Answer(state="JOB_STATE_RUNNING", status_code=200)
+    # Any other coding could not be undone up to a limit.
+    assert server.requests[0].headers["accept-encoding"] == "gzip, deflate"
+
+
+async def test_of_an_endless_answer_no_more_is_read_than_any_job_needs() -> None:
+    class Endless(httpx.AsyncByteStream):
+        megabytes = 0
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                self.megabytes += 1
+                assert self.megabytes < 10
+                yield b"x" * 1_000_000
+
+    stream = Endless()
+    answer = await Server(httpx.Response(200, stream=stream)).ask()
+    assert "no job's state in it" in answer.detail
+    assert stream.megabytes == 2
+
+
+async def test_each_phase_of_the_exchange_has_the_time_set() -> None:
+    server = Server(running())
+    plane = replace(server.plane(), timeout=2.0)
+    assert await plane.job_state("acc", "job-1", origin=ORIGIN, credentials={}) is not None
+    assert set(server.requests[0].extensions["timeout"].values()) == {2.0}
+
+
 async def test_a_bearer_token_is_passed_on_too() -> None:
     server = Server(running())
     shared = SharedControlPlane(GuardSettings(), server.plane())
@@ -97,6 +140,8 @@ async def test_a_job_that_does_not_exist() -> None:
         (httpx.Response(429), "limiting the rate of questions (429)"),
         (httpx.Response(500), "is out of order (500)"),
         (httpx.Response(503), "is out of order (503)"),
+        (httpx.Response(300), "answered with a redirect (300)"),
+        (httpx.Response(400), "answered with the status 400"),
         (httpx.Response(418), "answered with the status 418"),
         (httpx.Response(200, text="<html>"), "no job's state in it. Set TINKER_GUARD_CONTROL_"),
         (httpx.Response(200, json={"name": "x"}), "no job's state in it"),
@@ -137,7 +182,7 @@ async def test_a_connection_error_gets_one_quick_second_try() -> None:
     server = Server(httpx.ConnectError("refused"), running())
     assert (await server.ask()).state == "JOB_STATE_RUNNING"
     assert len(server.requests) == 2
-    assert loop_time() < 0.2
+    assert 0.0 < loop_time() < 0.2
 
 
 async def test_a_control_plane_that_cannot_be_reached() -> None:
@@ -192,7 +237,9 @@ async def test_one_that_returns_nonsense(nonsense: Any) -> None:
     plane.state = nonsense
     answer = await SharedControlPlane(GuardSettings(), plane).ask(route_state(), HEADERS)
     assert answer.failure is CONTROL_PLANE_ERROR
-    assert "must return None or a state's name such as JOB_STATE_RUNNING" in answer.detail
+    assert answer.detail == (
+        "FakeControlPlane.job_state() must return None or a state's name such as JOB_STATE_RUNNING."
+    )
 
 
 async def test_many_askers_share_one_question() -> None:
@@ -230,6 +277,21 @@ async def test_other_credentials_ask_for_themselves() -> None:
     await shared.ask(state, HEADERS)
     await shared.ask(state, httpx.Headers({"x-api-key": "other"}))
     assert plane.questions == 2
+
+
+async def test_other_credentials_ask_fireworks_for_themselves() -> None:
+    server, state = Server(running()), route_state()
+    shared = SharedControlPlane(GuardSettings(), server.plane())
+    for key in ("one", "two", "one"):
+        await shared.ask(state, httpx.Headers({"x-api-key": key}))
+    assert [request.headers["x-api-key"] for request in server.requests] == ["one", "two"]
+
+
+async def test_other_control_planes_answer_for_themselves() -> None:
+    state = route_state()
+    for job_state in ("JOB_STATE_RUNNING", "JOB_STATE_PAUSED"):
+        shared = SharedControlPlane(GuardSettings(), FakeControlPlane(job_state))
+        assert (await shared.ask(state, HEADERS)).state == job_state
 
 
 async def test_two_keys_in_turns_do_not_queue_behind_each_other() -> None:
@@ -274,3 +336,96 @@ async def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     await Server(httpx.Response(401)).ask(api_key="fw-key")
     logged = [r.getMessage() for r in caplog.records if r.name.startswith("tinker_guard")]
     assert not any(KEY in line or "fw-key" in line for line in logged)
+
+
+async def test_an_answer_in_a_coding_that_is_not_looked_into() -> None:
+    answer = await Server(
+        httpx.Response(
+            200, headers={"content-encoding": "br"}, stream=httpx.ByteStream(b"whatever")
+        )
+    ).ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert answer.status_code == 200
+    assert "no job's state in it" in answer.detail
+
+
+class Inner(httpx.AsyncHTTPTransport):
+    """What the guarded request goes over: the only way to its gateway, for all that is known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[httpx.Request] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        return running()
+
+
+async def test_the_routes_own_origin_is_asked_the_way_that_the_request_went() -> None:
+    inner = Inner()
+    line = Line(inner)
+    shared = SharedControlPlane(GuardSettings(control_plane_timeout=9))
+    answer = await shared.ask(route_state(), HEADERS, line)
+    assert answer == Answer(state="JOB_STATE_RUNNING", status_code=200)
+    (request,) = inner.asked
+    assert str(request.url) == f"{ORIGIN}/v1/accounts/acc/rlorTrainerJobs/job-1"
+    assert set(request.extensions["timeout"].values()) == {9.0}
+    await line.aclose()
+
+
+async def test_a_control_plane_elsewhere_is_not_asked_the_way_that_the_request_went() -> None:
+    inner, server = Inner(), Server(running())
+    line = Line(inner)
+    for plane in (server.plane("https://api.test"), FakeControlPlane()):
+        shared = SharedControlPlane(GuardSettings(), plane)
+        assert (await shared.ask(route_state(), HEADERS, line)).state == "JOB_STATE_RUNNING"
+    assert inner.asked == []
+    assert len(server.requests) == 1
+    await line.aclose()
+
+
+def _raise(*_: object, **__: object) -> None:
+    raise AssertionError
+
+
+def test_a_control_plane_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        plane = FireworksControlPlane(server.origin, api_key=SecretStr("fw-key"))
+        with pytest.raises(ControlPlaneError, match=r"could not be reached \(ConnectError\)"):
+            asyncio.run(plane.job_state("acc", "job-1", origin=ORIGIN, credentials={}))
+        assert server.keys == set()
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_a_question_over_a_connection_of_its_own(
+    is_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path if is_tls else None) as server:
+        if is_tls:
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        else:
+            # They take tens of milliseconds to load, which plain http has no use for.
+            monkeypatch.setattr("ssl.SSLContext.load_verify_locations", _raise, raising=False)
+        plane = FireworksControlPlane(server.origin, api_key=SecretStr("fw-key"))
+        question = plane.job_state("acc", "job-1", origin=ORIGIN, credentials={})
+        assert asyncio.run(question) == "JOB_STATE_RUNNING"
+        assert server.keys == {"fw-key"}
+
+
+def test_the_settings_say_whom_to_ask_and_with_which_key() -> None:
+    async def ask(settings: GuardSettings) -> Answer:
+        return await SharedControlPlane(settings).ask(route_state(), HEADERS)
+
+    with serving() as server:
+        settings = GuardSettings(
+            control_plane_url=server.origin, control_plane_api_key=SecretStr("fw-key")
+        )
+        assert asyncio.run(ask(settings)).state == "JOB_STATE_RUNNING"
+        assert server.keys == {"fw-key"}
+
+
+def test_a_pickle_holds_no_key() -> None:
+    plane = FireworksControlPlane("https://api.test", api_key=SecretStr("fw-key"), timeout=2)
+    pickled = pickle.dumps(plane)
+    assert b"fw-key" not in pickled
+    assert pickle.loads(pickled) == FireworksControlPlane("https://api.test", timeout=2)

@@ -47,6 +47,16 @@ async def test_a_factory_that_fails_leaves_the_transport(caplog: pytest.LogCaptu
     assert [record.name for record in caplog.records] == ["tinker_guard"]
 
 
+async def test_a_factory_of_something_else_is_told_what_to_make(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transport = FakeGateway().new_transport()
+    line = Line(transport, lambda: None)  # type: ignore[arg-type, return-value]
+    await line.replace(transport)
+    assert line.transport is transport
+    assert "new_transport must return an httpx.AsyncBaseTransport" in caplog.text
+
+
 async def test_a_replaced_one_is_closed_with_its_last_body() -> None:
     gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
     line = Line(gateway.new_transport(), gateway.new_transport)
@@ -59,6 +69,14 @@ async def test_a_replaced_one_is_closed_with_its_last_body() -> None:
     assert not stale.is_closed
     assert await two.aread() == b"body"
     assert stale.is_closed
+
+
+async def test_those_that_are_closed_are_forgotten() -> None:
+    gateway = FakeGateway()
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    for _ in range(100):
+        await line.replace(line.transport)
+    assert len(line._retired) == 1
 
 
 async def test_a_replaced_one_is_closed_after_an_error_too() -> None:
@@ -96,7 +114,9 @@ async def test_one_that_does_not_close_keeps_no_other_open() -> None:
     assert len(gateway.transports) == 1
 
 
-async def test_released_it_goes_back_to_the_first_for_good() -> None:
+async def test_released_it_goes_back_to_the_first_for_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     gateway = FakeGateway(lambda _: ok())
     first = gateway.new_transport()
     line = Line(first, gateway.new_transport)
@@ -107,6 +127,7 @@ async def test_released_it_goes_back_to_the_first_for_good() -> None:
     assert line.transport is first
     await in_flight.aread()
     assert [transport.is_closed for transport in gateway.transports] == [False, True]
+    assert caplog.messages == []
 
 
 async def test_released_an_idle_one_is_closed_with_the_line() -> None:
@@ -187,3 +208,15 @@ async def test_a_question_is_not_asked_over_a_transport_that_may_follow_redirect
     async with line.question_transport() as lent:
         assert lent is None
     await line.aclose()
+
+
+async def test_a_request_on_a_replaced_one_that_is_closed_is_told_so() -> None:
+    gateway = FakeGateway()
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    replaced = line.transport
+    await line.replace(replaced)
+    request = post()
+    with pytest.raises(httpx.TransportError, match="the client was closed") as caught:
+        await replaced.handle_async_request(request)
+    assert caught.value.request is request

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -18,6 +19,9 @@ from tests.fakes import (
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS, read_source
 from tinker_guard.verdict import PEEK_LIMIT, Source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +49,18 @@ async def test_a_compressed_body_reaches_the_caller_as_it_came() -> None:
     assert await response.aread() == GATEWAY_BODY
 
 
+async def test_a_body_of_exactly_the_limit_is_read_to_its_end() -> None:
+    body = GATEWAY_BODY.ljust(PEEK_LIMIT)
+    assert await read_source(not_found(TrackedStream([body]))) is Source.GATEWAY
+    assert await read_source(not_found(TrackedStream([body, b" "]))) is Source.UNKNOWN
+
+
+async def test_a_body_of_no_type_names_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    response = httpx.Response(404, stream=TrackedStream([GATEWAY_BODY]))
+    assert await read_source(response) is Source.UNKNOWN
+    assert caplog.messages == []
+
+
 async def test_a_huge_body_is_read_to_the_limit_only() -> None:
     chunk = b"x" * 10_000
     stream = TrackedStream([chunk] * 5000)
@@ -59,7 +75,9 @@ async def test_a_huge_body_is_read_to_the_limit_only() -> None:
     assert stream.is_closed
 
 
-async def test_a_dripping_body_is_given_up_in_time_and_loses_nothing() -> None:
+async def test_a_dripping_body_is_given_up_in_time_and_loses_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stream = TrackedStream([bytes([byte]) for byte in GATEWAY_BODY], pause=0.3)
     response = not_found(stream)
     assert await read_source(response) is Source.UNKNOWN
@@ -67,6 +85,7 @@ async def test_a_dripping_body_is_given_up_in_time_and_loses_nothing() -> None:
     assert await response.aread() == GATEWAY_BODY
     await response.aclose()
     assert stream.is_closed
+    assert caplog.messages == []
 
 
 async def test_a_dripping_body_that_nobody_wants_is_closed_with_its_task() -> None:
@@ -75,11 +94,14 @@ async def test_a_dripping_body_that_nobody_wants_is_closed_with_its_task() -> No
     response = not_found(stream)
     assert await read_source(response) is Source.UNKNOWN
     await response.aclose()
+    assert loop_time() == PEEK_SECONDS
     assert stream.is_closed
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_body_that_breaks_breaks_for_the_caller() -> None:
+async def test_a_body_that_breaks_breaks_for_the_caller(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stream = TrackedStream([b"{"], error=httpx.ReadError("cut"))
     response = not_found(stream)
     assert await read_source(response) is Source.UNKNOWN
@@ -87,6 +109,7 @@ async def test_a_body_that_breaks_breaks_for_the_caller() -> None:
         await response.aread()
     await response.aclose()
     assert stream.is_closed
+    assert caplog.messages == []
 
 
 async def test_a_body_that_ends_just_as_it_is_given_up() -> None:
@@ -155,3 +178,28 @@ async def test_cancelled_while_reading() -> None:
         await task
     assert stream.is_closed
     assert asyncio.all_tasks() == tasks
+
+
+async def test_a_body_whose_end_alone_is_late() -> None:
+    class EndsLate(TrackedStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield GATEWAY_BODY
+            await asyncio.sleep(2 * PEEK_SECONDS)
+
+    response = not_found(EndsLate([]))
+    assert await read_source(response) is Source.UNKNOWN
+    assert await response.aread() == GATEWAY_BODY
+    assert loop_time() == 2 * PEEK_SECONDS
+
+
+async def test_a_fault_in_looking_leaves_the_body_to_the_caller(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tinker_guard.peek.source_of", fail)
+    response = not_found(TrackedStream([GATEWAY_BODY]))
+    assert await read_source(response) is Source.UNKNOWN
+    assert await response.aread() == GATEWAY_BODY
+    assert "a fault of its own in looking at a 404" in caplog.text

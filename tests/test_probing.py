@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -10,8 +12,10 @@ from tests.fakes import (
     BASE,
     GATEWAY_BODY,
     KEY,
+    Exchange,
     FakeControlPlane,
     FakeGateway,
+    TrackedStream,
     gateway_404,
     known_from,
     loop_time,
@@ -61,6 +65,15 @@ async def test_an_answer_from_behind_the_gateway_reaches_the_trainer(answer: Any
     assert (probe.probes, probe.has_reached) == (2, True)
 
 
+async def test_every_probe_is_counted() -> None:
+    gateway = FakeGateway(known_from(1.0))
+    probe = probing(gateway, successes=3)
+    await probe.run()
+    for _ in range(2):
+        assert await probe.probe_once()
+    assert probe.probes == len(gateway.probes) > 5
+
+
 async def test_a_failed_probe_ends_it_but_has_reached_nobody() -> None:
     async def fail(_: object) -> httpx.Response:
         raise httpx.ConnectError("refused")
@@ -94,6 +107,15 @@ async def test_rounds_end_in_time() -> None:
     assert 4.0 < loop_time() < 5.0
 
 
+async def test_rounds_come_after_delays_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.random", lambda: 0.0)
+    gateway = FakeGateway(lambda _: gateway_404())
+    await probing(gateway, timeout=3, backoff_initial=0.2, backoff_max=0.3).run()
+    times = [probe.at for probe in gateway.probes]
+    delays = [later - at for at, later in pairwise(times)]
+    assert delays[:5] == pytest.approx([0.2, 0.23, 0.2645, 0.3, 0.3])
+
+
 async def test_the_gateways_own_word_wins_over_an_unknown_one() -> None:
     def answer(exchange: Any) -> httpx.Response:
         return gateway_404() if exchange.connection == 1 else plain_404()
@@ -101,6 +123,33 @@ async def test_the_gateways_own_word_wins_over_an_unknown_one() -> None:
     refusal = await probing(FakeGateway(answer), FakeControlPlane(None), successes=3).run()
     assert refusal is not None
     assert refusal.not_found.source is Source.GATEWAY
+
+
+async def test_of_several_404s_of_the_gateway_one_is_kept() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = gateway_404()
+        response.headers["x-replica"] = str(exchange.connection)
+        return response
+
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None), successes=3).run()
+    assert refusal is not None
+    assert refusal.not_found.headers["x-replica"] == "0"
+
+
+async def test_a_probe_that_a_transport_cancels_has_reached_nobody() -> None:
+    def answer(_: Exchange) -> httpx.Response:
+        raise asyncio.CancelledError
+
+    probe = probing(FakeGateway(answer))
+    assert await probe.run() is None
+    assert not probe.has_reached
+
+
+async def test_probes_that_reached_the_trainer_mislead_no_more() -> None:
+    probe = probing(FakeGateway())
+    probe._state.misled = 2
+    await probe.run()
+    assert probe._state.misled == 0
 
 
 async def test_unknown_404s_refuse_nobody() -> None:
@@ -166,6 +215,35 @@ async def test_a_body_is_kept_as_it_came_or_left_out_where_a_part_could_not_be_d
     assert refusal is not None
     assert refusal.not_found.body == b""
     assert "content-encoding" not in refusal.not_found.headers
+
+
+async def test_a_body_is_whole_up_to_the_limit_and_left_out_beyond_it() -> None:
+    wire = [b"x" * PEEK_LIMIT]
+
+    def answer(_: object) -> httpx.Response:
+        return httpx.Response(
+            404, headers={"content-encoding": "gzip"}, stream=TrackedStream(list(wire))
+        )
+
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None)).run()
+    assert refusal is not None
+    assert refusal.not_found.body == b"x" * PEEK_LIMIT
+    wire.append(b"x")
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None)).run()
+    assert refusal is not None
+    assert refusal.not_found.body == b""
+
+
+@pytest.mark.parametrize("header", ["content-length", "transfer-encoding", "set-cookie"])
+async def test_nothing_of_a_probes_own_exchange_is_kept(header: str) -> None:
+    def answer(_: object) -> httpx.Response:
+        response = gateway_404()
+        response.headers[header] = "7"
+        return response
+
+    refusal = await probing(FakeGateway(answer), FakeControlPlane(None)).run()
+    assert refusal is not None
+    assert dict(refusal.not_found.headers) == {"content-type": "application/json"}
 
 
 async def test_the_key_goes_along_and_the_requests_identity_does_not() -> None:

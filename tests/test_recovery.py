@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,6 +17,7 @@ from tests.fakes import (
     Exchange,
     FakeControlPlane,
     FakeGateway,
+    FakeHTTPTransport,
     TrackedStream,
     gateway_404,
     known_from,
@@ -30,6 +33,8 @@ from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 pytestmark = pytest.mark.anyio
 
@@ -148,6 +153,17 @@ async def test_retry_after_is_obeyed(name: str) -> None:
     assert [exchange.at for exchange in gateway.exchanges] == [0.0, 4.0, 4.0]
 
 
+async def test_a_retry_after_that_is_a_date_is_obeyed() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok() if exchange.at >= 0.1 else gateway_404()
+        response.headers["retry-after"] = formatdate(time.time() + 10, usegmt=True)
+        return response
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway))).status_code == 200
+    assert 5.0 < loop_time() <= 10.0
+
+
 async def test_a_retry_after_beyond_the_budget_ends_it() -> None:
     def answer(_: Exchange) -> httpx.Response:
         response = gateway_404()
@@ -189,6 +205,23 @@ async def test_replicas_taken_in_turn_do_not_stay_in_step_with_probes(
     assert loop_time() < 3.0
 
 
+async def test_it_is_no_evidence_if_one_of_the_probes_before_a_resend_failed() -> None:
+    """The first one and the last reach the trainer; those between, and each resend, do not."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at >= 10.0:
+            return ok()
+        if not exchange.is_probe:
+            return plain_404()
+        before = [not earlier.is_probe for earlier in gateway.exchanges]
+        number = before[::-1].index(True)
+        return ok() if number in (1, 1 + (len(gateway.sent) - 1) % 4) else plain_404()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway))).status_code == 200
+    assert len(gateway.sent) > 13
+
+
 async def test_an_unknown_404_is_no_evidence_while_probes_fail_too() -> None:
     gateway = FakeGateway(lambda e: ok() if e.at >= 20.0 else plain_404())
     assert (await send(guard(gateway))).status_code == 200
@@ -207,6 +240,40 @@ async def test_where_probes_prove_nothing_the_request_is_the_probe() -> None:
         probes.append(len(gateway.probes))
     # After three times it is clear, and no probe is sent any more.
     assert 0 < probes[0] < probes[1] < probes[2] == probes[3] == probes[4]
+
+
+async def test_where_no_probe_is_sent_a_stale_connection_is_left_at_once() -> None:
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.misled = 3
+    assert (await send(guard(gateway))).status_code == 200
+    assert gateway.probes == []
+    assert [exchange.connection for exchange in gateway.sent] == [0, 1]
+
+
+async def test_followers_are_no_reason_to_probe_no_more() -> None:
+    """Only who probed itself can tell that its probes were misled."""
+    gateway = FakeGateway(known_from(1.0))
+    transports = [guard(gateway) for _ in range(10)]
+    await asyncio.gather(*(send(transport) for transport in transports))
+    gateway.answer, before = known_from(loop_time() + 1), len(gateway.probes)
+    assert (await send(transports[0])).status_code == 200
+    assert len(gateway.probes) > before
+
+
+async def test_a_follower_leaves_a_connection_that_proved_stale() -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        # So long that whoever is to be resent soon waits for the same probe.
+        await asyncio.sleep(0.5 if exchange.is_probe else 0.0)
+        return gateway_404() if exchange.connection < 20 else ok()
+
+    gateway = FakeGateway(answer)
+    transports = [guard(gateway) for _ in range(20)]
+    answers = await asyncio.gather(*(send(transport) for transport in transports))
+    assert {answer.status_code for answer in answers} == {200}
+    # Once to meet the race, once after another's probe, and once over a new connection.
+    assert len(gateway.sent) <= 3 * 20
 
 
 async def test_followers_build_no_transport_while_the_route_is_lost() -> None:
@@ -386,18 +453,56 @@ async def test_when_the_budget_ends_the_last_404_is_handed_back() -> None:
     assert plane.questions <= 10
 
 
+async def test_time_is_counted_from_the_404_not_from_the_start_of_the_program(
+    caplog: pytest.LogCaptureFixture, spans: InMemorySpanExporter
+) -> None:
+    await asyncio.sleep(1000)
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else gateway_404())
+    assert (await send(guard(gateway, retry_timeout=10))).status_code == 404
+    assert 1006.0 < loop_time() <= 1010.0
+    (line,) = [message for message in caplog.messages if "handed back" in message]
+    assert 6.0 < float(line.partition(" after ")[2].partition(" s ")[0]) <= 10.0
+    attributes = [span.attributes or {} for span in spans.get_finished_spans()]
+    pauses = [found["tinker_guard.pause"] for found in attributes if "tinker_guard.pause" in found]
+    assert len(pauses) == len(gateway.sent) - 1 > 3
+    assert all(isinstance(pause, float) and 0.0 <= pause <= 3.0 for pause in pauses)
+
+
 async def test_no_budget_means_no_resend() -> None:
     gateway = FakeGateway(lambda _: gateway_404())
     assert (await send(guard(gateway, retry_timeout=0))).status_code == 404
     assert len(gateway.exchanges) == 1
 
 
-async def test_a_question_does_not_outlast_the_budget() -> None:
+async def test_a_question_does_not_outlast_the_budget(caplog: pytest.LogCaptureFixture) -> None:
     gateway = FakeGateway(lambda _: gateway_404())
     plane = FakeControlPlane(takes=0.4)
     transport = guard(gateway, plane, retry_timeout=1, verdict_ttl=0)
     assert (await send(transport)).status_code == 404
     assert loop_time() <= 1.0
+    assert "handed back after 1.00 s (routing_race, job_running)" in caplog.text
+
+
+async def test_no_request_is_judged_unheard_whatever_the_budget() -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane(None, takes=3)
+    assert (await send(guard(gateway, plane, retry_timeout=1))).status_code == 404
+    assert (len(gateway.exchanges), loop_time()) == (1, 3.0)
+
+
+async def test_the_control_plane_is_asked_the_way_that_the_request_went() -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.path.startswith("/v1/accounts/"):
+            return httpx.Response(200, json={"state": "JOB_STATE_RUNNING"})
+        return ok() if exchange.at >= 1.0 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    inner = FakeHTTPTransport(gateway, 0)
+    transport = GuardTransport(inner, settings=GuardSettings(warmup_successes=0, verdict_ttl=0))
+    assert (await send(transport)).status_code == 200
+    asked = [exchange for exchange in gateway.exchanges if exchange.path.startswith("/v1/")]
+    # The request's own 404, then those of the probes.
+    assert len(asked) >= 2
+    await transport.aclose()
 
 
 async def test_an_error_on_a_resend_reaches_the_caller() -> None:
@@ -475,6 +580,18 @@ async def test_cancelled_at_any_time_nothing_is_left(at: float) -> None:
     assert all(transport.is_closed for transport in gateway.transports)
 
 
+async def test_cancelled_with_a_404_too_long_to_be_read_closes_it() -> None:
+    stream = TrackedStream([b"x" * 100_000])
+    gateway = FakeGateway(lambda _: httpx.Response(404, stream=stream))
+    task = asyncio.create_task(send(guard(gateway, FakeControlPlane(takes=9))))
+    await asyncio.sleep(1)
+    assert not stream.is_closed
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stream.is_closed
+
+
 async def test_a_fault_of_its_own_hands_back_the_404(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -487,6 +604,22 @@ async def test_a_fault_of_its_own_hands_back_the_404(
     response = await send(transport)
     assert (response.status_code, response.content) == (404, GATEWAY_BODY)
     assert "a fault of its own in the verdict" in caplog.text
+    assert "handed back after 0.00 s (unverified, control_plane_error)" in caplog.text
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("resends", [0, 1])
+async def test_a_fault_of_its_own_before_the_404_is_closed_hands_it_back(
+    resends: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delays = iter([0.0] * resends)
+    # Ends in a `StopIteration`, which nobody expects there.
+    monkeypatch.setattr("tinker_guard.recovery.backoff", lambda *_, **__: next(delays))
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else gateway_404())
+    response = await send(guard(gateway))
+    assert (response.status_code, response.content) == (404, GATEWAY_BODY)
+    assert len(gateway.sent) == 1 + resends
+    assert "a fault of its own in the recovery" in caplog.text
 
 
 async def test_a_race_is_told_when_met_and_when_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -500,6 +633,17 @@ async def test_a_race_is_told_when_met_and_when_over(caplog: pytest.LogCaptureFi
     )
     assert lines[1].startswith("routing race over: job acc/job-1 answers again after 1.")
     assert len(lines) == 2
+
+
+async def test_resends_that_are_waited_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    gateway = FakeGateway(lambda e: ok() if e.is_probe or len(gateway.sent) > 3 else gateway_404())
+    assert (await send(guard(gateway))).status_code == 200
+    # The first resend goes at once.
+    told = [line for line in caplog.messages if "next look" in line]
+    assert len(told) == 2
+    for line in told:
+        assert line.startswith("job acc/job-1: a resend met the race again; next look in 0.")
 
 
 async def test_a_race_after_one_that_was_given_up_is_told_again(

@@ -9,6 +9,7 @@ from contextlib import closing
 import httpx
 import pytest
 
+from tinker_guard import route
 from tinker_guard.route import Route, RouteTable
 
 BASE = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1"
@@ -84,6 +85,14 @@ def test_table_is_bounded_and_drops_the_oldest() -> None:
     assert table.find(urls[0]) is not first
 
 
+def test_a_process_remembers_a_thousand_routes() -> None:
+    table = RouteTable()
+    urls = [httpx.URL(BASE.replace("job-1", f"job-{n}") + "/api") for n in range(1025)]
+    first, second, *_ = [table.find(url) for url in urls]
+    assert table.find(urls[1]) is second
+    assert table.find(urls[0]) is not first
+
+
 def test_each_event_loop_has_its_own_locks() -> None:
     state = RouteTable().find(httpx.URL(f"{BASE}/api"))
     assert state is not None
@@ -144,3 +153,12 @@ def test_a_forked_child_forgets_what_its_parent_knew() -> None:
         os._exit(0 if table.find(httpx.URL(f"{BASE}/api")) is not state else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert table.find(httpx.URL(f"{BASE}/api")) is state
+
+
+def test_what_a_forked_child_forgets() -> None:
+    """What the child above does, here where it is seen by whoever measures the tests."""
+    tables = [RouteTable(), RouteTable()]
+    states = [table.find(httpx.URL(f"{BASE}/api")) for table in tables]
+    route._forget_after_fork()
+    for table, state in zip(tables, states, strict=True):
+        assert table.find(httpx.URL(f"{BASE}/api")) is not state

@@ -148,7 +148,9 @@ async def test_a_refusal_of_the_gate_is_a_response_like_any_other() -> None:
 
 async def test_entering_and_leaving_reaches_the_transport() -> None:
     gateway = FakeGateway()
-    async with httpx.AsyncClient(transport=guard(gateway)):
+    transport = guard(gateway)
+    async with transport as entered:
+        assert entered is transport
         assert gateway.transports[0].is_entered
     assert gateway.transports[0].is_closed
 
@@ -163,3 +165,37 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_secret_is_shown(show: Callable[[object], str]) -> None:
     transport = guard(FakeGateway(), control_plane_api_key="fw-secret", control_plane_url=ORIGIN)
     assert "fw-secret" not in show(transport)
+
+
+@pytest.mark.parametrize(
+    ("broken", "place", "status_code"),
+    [
+        ("tinker_guard.route.RouteTable.find", "reading the route", 200),
+        ("tinker_guard.transport.Recovery", "the recovery", 404),
+    ],
+)
+async def test_a_fault_of_its_own_leaves_what_there_would_be_without_it(
+    broken: str,
+    place: str,
+    status_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    gateway = FakeGateway(lambda _: httpx.Response(status_code, text="as it came"))
+    transport = guard(gateway, warmup_successes=0)
+    monkeypatch.setattr(broken, fail)
+    response = await transport.handle_async_request(post())
+    assert (response.status_code, response.text) == (status_code, "as it came")
+    assert len(gateway.exchanges) == 1
+    assert f"a fault of its own in {place}" in caplog.text
+
+
+async def test_the_transport_that_it_sends_on_is_shown() -> None:
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
+    transport = guard(gateway, warmup_successes=0)
+    assert transport.transport is gateway.transports[0]
+    await transport.handle_async_request(post())
+    assert transport.transport is not gateway.transports[0]

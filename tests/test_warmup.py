@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
 from tests.fakes import (
     GATEWAY_BODY,
@@ -23,6 +24,10 @@ from tests.fakes import (
     trainer_404,
 )
 from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.route import ROUTES
+
+if TYPE_CHECKING:
+    from tests.conftest import Measured
 
 pytestmark = pytest.mark.anyio
 
@@ -195,6 +200,24 @@ async def test_a_late_waiter_does_not_begin_another_warmup() -> None:
     assert loop_time() < 20.0
 
 
+async def test_time_is_counted_from_the_request_not_from_the_start_of_the_program(
+    caplog: pytest.LogCaptureFixture, measured: Measured
+) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    await asyncio.sleep(1000)
+    transport = guard(FakeGateway(lambda _: gateway_404()), warmup_timeout=20)
+    assert await send(transport) == 404
+    assert 1016.0 < loop_time() <= 1020.0
+    transport = guard(FakeGateway(known_from(loop_time() + 1)), warmup_timeout=20)
+    assert await send(transport) == 200
+    assert "handed back after 1" in caplog.text
+    assert "route is warm after 1." in caplog.text
+    refused, opened = [p for name, p in measured.points() if name.endswith("warmup.duration")]
+    assert isinstance(refused, HistogramDataPoint)
+    assert isinstance(opened, HistogramDataPoint)
+    assert 1.0 <= opened.sum <= 2.0 < 16.0 <= refused.sum <= 20.0
+
+
 async def test_after_a_refusal_the_next_request_warms_anew() -> None:
     gateway = FakeGateway(known_from(5.0))
     transport = guard(gateway, FakeControlPlane(None, states=[(5.0, "JOB_STATE_RUNNING")]))
@@ -238,6 +261,23 @@ async def test_a_cancelled_leader_hands_over() -> None:
     assert leader.cancelled()
     assert loop_time() < 2.75
     assert gateway.unclosed() == []
+
+
+async def test_a_gate_that_another_event_loop_opened_is_not_warmed_again() -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(4 if exchange.is_probe else 0)
+        return ok()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway)
+    leader, waiter = (asyncio.create_task(send(transport)) for _ in range(2))
+    await asyncio.sleep(1)
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.is_warm = True
+    leader.cancel()
+    assert await waiter == 200
+    assert (len(gateway.probes), loop_time()) == (3, 1.0)
 
 
 async def test_a_cancelled_waiter_leaves_the_leader_alone() -> None:

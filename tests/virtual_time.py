@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from _typeshed import FileDescriptorLike
+
+
+ROUNDS: Final = 100_000
+"""How often a loop may look for events. The longest test needs a fifth of it; what retries for ever
+where a sleep takes no time would otherwise end only by pytest's own limit, a minute later.
+"""
 
 
 class _JumpingSelector(selectors.BaseSelector):
@@ -18,6 +24,7 @@ class _JumpingSelector(selectors.BaseSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self._real = selectors.DefaultSelector()
         self._loop = loop
+        self._rounds = 0
 
     def register(
         self, fileobj: FileDescriptorLike, events: int, data: object = None
@@ -34,6 +41,9 @@ class _JumpingSelector(selectors.BaseSelector):
         self._real.close()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._rounds += 1
+        if self._rounds > ROUNDS:
+            raise RuntimeError("livelock: this does not end")
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready

