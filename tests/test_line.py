@@ -71,6 +71,18 @@ async def test_a_replaced_one_is_closed_with_its_last_body() -> None:
     assert stale.is_closed
 
 
+async def test_a_body_that_is_closed_twice_counts_once() -> None:
+    gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
+    line = Line(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    one, two = [await line.transport.handle_async_request(post()) for _ in range(2)]
+    await line.replace(line.transport)
+    for response, is_closed in ((one, False), (one, False), (two, True)):
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        await response.stream.aclose()
+        assert gateway.transports[1].is_closed is is_closed
+
+
 async def test_those_that_are_closed_are_forgotten() -> None:
     gateway = FakeGateway()
     line = Line(gateway.new_transport(), gateway.new_transport)

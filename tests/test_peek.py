@@ -17,7 +17,7 @@ from tests.fakes import (
     settle,
 )
 from tinker_guard import GuardSettings, GuardTransport
-from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS, read_source
+from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS, close_quietly, read_source
 from tinker_guard.verdict import PEEK_LIMIT, Source
 
 if TYPE_CHECKING:
@@ -203,3 +203,14 @@ async def test_a_fault_in_looking_leaves_the_body_to_the_caller(
     assert await read_source(response) is Source.UNKNOWN
     assert await response.aread() == GATEWAY_BODY
     assert "a fault of its own in looking at a 404" in caplog.text
+
+
+def test_closing_where_no_event_loop_runs_any_more_is_no_fault(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def close() -> None:
+        raise AssertionError
+
+    with pytest.raises(StopIteration):
+        close_quietly(close, "an answer").send(None)
+    assert caplog.messages == []

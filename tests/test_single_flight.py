@@ -84,3 +84,11 @@ async def test_a_failure_is_not_shared() -> None:
     results = await asyncio.gather(*(flight.run(lead) for _ in range(2)), return_exceptions=True)
     assert [type(result) for result in results] == [ValueError, ValueError]
     assert lead.calls == 2
+
+
+async def test_a_runtime_error_of_the_leaders_own_reaches_it() -> None:
+    async def lead() -> None:
+        raise RuntimeError("its own")
+
+    with pytest.raises(RuntimeError, match="its own"):
+        await SingleFlight[None]().run(lead)
