@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: help demo test coverage mutants check format bench simulate matrix sdk-suite ray dashboards \
-  debian-packages fuzz fuzz-bytes floors audit clean
+.PHONY: help demo test coverage mutants check format bench simulate chaos matrix sdk-suite ray \
+  dashboards debian-packages fuzz fuzz-bytes floors audit clean
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -16,6 +16,7 @@ help:
 	@echo "make format  let ruff fix what it can"
 	@echo "make bench   measure, beside peers; about ten minutes"
 	@echo "make simulate  run the guard through N=100000 hostile schedules in virtual time"
+	@echo "make chaos   soak the real SDK and the guard over real sockets for MINUTES=30"
 	@echo "make matrix  run the end-to-end tests against every release of the SDKs"
 	@echo "make sdk-suite  run the SDK's own tests with the guard installed"
 	@echo "make ray     run the tests with actors of a real local Ray"
@@ -67,6 +68,11 @@ bench: $(INSTALLED)
 N ?= 100000
 simulate: $(INSTALLED)
 	$(BIN)/python -m simulation --n $(N)
+
+# Prints its seed. `make chaos DOCS=docs/reliability.md` writes the figures there.
+MINUTES ?= 30
+chaos: $(INSTALLED)
+	$(BIN)/python -m chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(DOCS),--docs $(DOCS))
 
 # Every release of the SDKs, each in an environment of its own. Takes a while.
 matrix:
@@ -148,7 +154,7 @@ floors:
 	  --resolution lowest-direct --editable . \
 	  'opentelemetry-sdk>=1.27' 'pytest>=8.2' 'pytest-timeout>=2.3'
 	.venv-floors/bin/python -m pytest $(addprefix --ignore tests/, \
-	  gateway test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_failing_safe.py \
+	  gateway test_chaos.py test_cli.py test_clients.py test_doctor.py test_end_to_end.py test_failing_safe.py \
 	  test_fuzz.py test_http2.py test_proxies.py test_report.py test_sampling.py test_security.py \
 	  test_sockets.py test_state_machines.py test_benchmarks.py)
 	.venv-floors/bin/uv pip install --quiet --python .venv-floors/bin/python \

@@ -1,0 +1,235 @@
+"""What must hold, whatever happened. Pure: it is given what was seen, and says what was broken."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chaos.plan import Plan
+
+STRICT: Final = frozenset({"train", "sample", "killed"})
+"""Kinds of jobs that run, and of which a control plane that works says so: each run ends right."""
+DOUBTFUL: Final = frozenset({"own", "deaf", "slandered"})
+"""Kinds of jobs whose control plane can be down or lie: then a 404 ends them, as unguarded."""
+
+AT_ONCE: Final = 10.0
+"""Seconds within which a genuine 404 reaches the caller: an exchange and a question, of which each
+can meet a frozen gateway or a connection that says nothing, on a machine that is busy. A guard that
+waited for a race would take its whole budget."""
+SLOWEST_SEND: Final = 45.0
+"""Seconds that one exchange can take: so long the SDK waits for a poll, which is held for 25 s."""
+BUDGETS: Final = 30.0 + 120.0
+"""Seconds of `retry_timeout` and `warmup_timeout`."""
+_OF_SDK: Final = (
+    "Event.wait",
+    "InternalClientHolder.",
+    "ServiceClient.",
+    "SessionFuturesPoller.",
+    "Telemetry.",
+    "TrainingClient.",
+)
+"""How the names of the SDK's tasks begin."""
+OF_TRAINER: Final = "genuine_not_found, trainer_answered"
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What calm runs gave: losses by the number of steps, and the tokens sampled afterwards."""
+
+    losses: dict[int, list[float]]
+    tokens: dict[int, list[list[int]]]
+
+
+@dataclass
+class Finding:
+    """How a run ended, in words that are counted, and what it broke."""
+
+    ended: str
+    broken: list[str] = field(default_factory=list)
+
+
+def judge_run(plan: Plan, record: dict[str, Any], oracle: Oracle, *, is_guarded: bool) -> Finding:
+    """Judge a run that has come to an end."""
+    error = record.get("error")
+    log = record["log"] or {"applied": []}
+    finding = _right(plan, record, log, oracle) if error is None else _failed(plan, record, oracle)
+    finding.broken += judge_log(record["log"])
+    if is_guarded:
+        finding.broken += _judge_verdicts(plan, record["verdicts"])
+    finding.broken = [f"{plan.job}: {what}" for what in finding.broken]
+    return finding
+
+
+def judge_log(log: dict[str, Any] | None) -> list[str]:
+    """Judge what the trainer did; also of a run whose client was killed."""
+    if log is None:
+        # It was over before anything reached the trainer.
+        return []
+    broken = []
+    if log["applied"] != list(range(1, len(log["applied"]) + 1)):
+        broken.append(f"applied seq_ids {log['applied']}")
+    if len(set(log["sampled"])) != len(log["sampled"]):
+        broken.append(f"sampled twice: {log['sampled']}")
+    if log["unexpected"]:
+        broken.append(f"the trainer did not understand {log['unexpected'][:3]}")
+    if log["foreign_keys"]:
+        broken.append(f"{log['foreign_keys']} requests carried a key of somebody else's")
+    return broken
+
+
+def _right(plan: Plan, record: dict[str, Any], log: dict[str, Any], oracle: Oracle) -> Finding:
+    finding = Finding("right")
+    if record["losses"] != oracle.losses[plan.steps]:
+        finding.broken.append(f"losses {record['losses']}, not {oracle.losses[plan.steps]}")
+    if record["tokens"] != oracle.tokens[plan.steps]:
+        finding.broken.append("other tokens were sampled than in a calm run")
+    # Each step is two pieces of work, and saving the weights is one.
+    if plan.steps and len(log["applied"]) != 2 * plan.steps + 1:
+        finding.broken.append(f"{len(log['applied'])} pieces of work for {plan.steps} steps")
+    return finding
+
+
+def _failed(plan: Plan, record: dict[str, Any], oracle: Oracle) -> Finding:
+    kind, text = record["error"]["type"], record["error"]["text"]
+    broken = []
+    if any(module.startswith("tinker_guard") for module in record["error"]["chain"]):
+        broken.append(f"an exception of the guard's reached the caller: {kind}: {text}")
+    if record["losses"] != oracle.losses[plan.steps][: len(record["losses"])]:
+        broken.append("the losses before the error are not those of a calm run")
+    is_404 = "NotFoundError" in kind or "404" in text
+    if kind == "builtins.TimeoutError":
+        return Finding("never ended", [*broken, f"somebody waited for ever: {kind}: {text}"])
+    if not is_404:
+        if not kind.startswith(("tinker.", "httpx.")):
+            broken.append(f"ended by {kind}: {text}")
+        return Finding(f"given up by the SDK ({kind.rpartition('.')[2]})", broken)
+    if plan.kind == "gone":
+        return Finding("genuine 404 handed back", broken)
+    if plan.kind == "undead":
+        return Finding("404 of a stopped job that is said to run, handed back", broken)
+    if plan.kind in DOUBTFUL and not all(map(_is_race, _of_gateway(record["verdicts"]))):
+        return Finding("404 that nobody could judge, or was lied about, handed back", broken)
+    broken.append(f"a race ended the run: {kind}: {text} {record['verdicts']}")
+    return Finding("ended by a race", broken)
+
+
+def _of_gateway(found: dict[str, int]) -> list[str]:
+    """The verdicts among what a client found out, but for those on the trainer's own 404s."""
+    kinds = ("routing_race, ", "genuine_not_found, ", "unverified, ")
+    return [name for name in found if name.startswith(kinds) and name != OF_TRAINER]
+
+
+def _is_race(verdict: str) -> bool:
+    return verdict.startswith("routing_race, ")
+
+
+def _judge_verdicts(plan: Plan, found: dict[str, int]) -> list[str]:
+    if not plan.fault.trainer_lacks and OF_TRAINER in found:
+        return [f"a 404 was taken for the trainer's: {found}"]
+    verdicts = _of_gateway(found)
+    broken = []
+    if plan.kind in STRICT and not all(map(_is_race, verdicts)):
+        broken.append(f"a race was called something else: {found}")
+    if plan.kind == "gone":
+        if any(map(_is_race, verdicts)):
+            broken.append(f"a genuine 404 was called a race: {found}")
+        if found.get("resends of what was genuine", 0):
+            broken.append(f"what was genuinely not found was sent again: {found}")
+        if found.get("longest genuine, ms", 0) > AT_ONCE * 1000:
+            broken.append(f"a genuine 404 was held back: {found}")
+    return broken
+
+
+# -- the processes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How much of something a process held, as medians, and whether it grew.
+
+    Args:
+        early: After a tenth of the run.
+        middle: Half-way.
+        late: In the end.
+        per_hour: Slope over all but the first fifth of the run, which is for warming up.
+        limit: How much `late` may be.
+    """
+
+    early: float
+    middle: float
+    late: float
+    per_hour: float
+    limit: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether there is no more in the end than was allowed."""
+        return self.late <= self.limit
+
+
+ALLOWED: Final = {
+    "rss": (1.10, 16.0),
+    "descriptors": (1.25, 40.0),
+    "tasks": (1.25, 150.0),
+    # Most are of pyqwest's runtime: they come with bursts of work, and go when they are idle.
+    "threads": (1.5, 16.0),
+    "spans": (1.25, 150.0),
+}
+"""By which factor and summand each may end above what it was after the warm-up."""
+
+
+def trend_of(name: str, looks: Sequence[dict[str, float]]) -> Trend:
+    """The trend of something in looks that were taken at equal intervals."""
+    values = [look[name] for look in looks]
+    warm, times = values[len(values) // 5 :], [look["at"] for look in looks[len(looks) // 5 :]]
+    factor, summand = ALLOWED[name]
+    base = statistics.median(_part(values, 0.2, 0.4))
+    slope = statistics.linear_regression(times, warm).slope if len(warm) > 2 else 0.0
+    return Trend(
+        early=statistics.median(_part(values, 0.08, 0.12)),
+        middle=statistics.median(_part(values, 0.45, 0.55)),
+        late=statistics.median(_part(values, 0.85, 1.0)),
+        per_hour=slope * 3600,
+        limit=base * factor + summand,
+    )
+
+
+def _part(values: list[float], begin: float, end: float) -> list[float]:
+    count = len(values)
+    return values[int(count * begin) : max(int(count * end), int(count * begin) + 1)]
+
+
+def judge_trends(who: str, trends: dict[str, Trend], routes: float, bound: int) -> list[str]:
+    """Judge what a process held over time."""
+    broken = [
+        f"{who}: {name} grew from {trend.early:.0f} to {trend.late:.0f} (up to {trend.limit:.0f})"
+        for name, trend in trends.items()
+        if not trend.is_flat
+    ]
+    if routes > bound:
+        broken.append(f"{who}: {routes:.0f} routes are remembered")
+    return broken
+
+
+def judge_left(who: str, left: dict[str, Any]) -> list[str]:
+    """Judge what a process held when everything had ended."""
+    broken = [f"{who}: {line}" for line in left["faults"]]
+    # What a client holds whose closing hangs for ever; see `client.Process._close`.
+    excused = 12 * left["hung_closes"]
+    ours = [name for name in left["tasks"] if not name.startswith(_OF_SDK)]
+    if len(left["tasks"]) > excused or ours:
+        broken.append(f"{who}: tasks are left: {(ours or left['tasks'])[:10]}")
+    if left["connections"] > excused:
+        broken.append(f"{who}: {left['connections']} connections are left open")
+    if left["spans"]:
+        broken.append(f"{who}: {left['spans']} spans never ended")
+    broken += [
+        f"{who}: a request that ended {outcome} took {seconds:.0f} s"
+        for outcome, seconds in left["longest"].items()
+        if seconds > BUDGETS + 2 * SLOWEST_SEND
+    ]
+    return broken

@@ -1,0 +1,169 @@
+"""Counts, inside a client process, what the guard does and what the process holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from tinker_guard import attributes as names
+from tinker_guard.route import ROUTES
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+_GUARD: Final = "tinker_guard"
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Tally(SpanProcessor):
+    """Counts spans as they end, and those that do not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.longest: defaultdict[str, float] = defaultdict(float)
+        """The longest request of each outcome, in seconds."""
+        self._verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Note that a span is open."""
+        with self._lock:
+            self._open[_scope(span)] += 1
+            self._open["requests"] += names.OPERATION in (span.attributes or {})
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Note what a span says."""
+        said = span.attributes or {}
+        with self._lock:
+            self._open[_scope(span)] -= 1
+            self._open["requests"] -= names.OPERATION in said
+            if outcome := said.get(names.OUTCOME):
+                self._request(span, str(outcome))
+            elif result := said.get(names.PROBE_RESULT):
+                self.counts[f"probe {result}"] += 1
+            elif span.name == "tinker_guard.warmup":
+                self.counts["warmup"] += 1
+            elif span.name == "tinker_guard.control_plane":
+                self.counts["question"] += 1
+
+    def _request(self, span: ReadableSpan, outcome: str) -> None:
+        said = span.attributes or {}
+        took = ((span.end_time or 0) - (span.start_time or 0)) / 1e9
+        retries = said.get(names.RETRIES, 0)
+        assert isinstance(retries, int)
+        self.counts[f"request {outcome}"] += 1
+        self.counts["resend"] += retries
+        self.longest[outcome] = max(self.longest[outcome], took)
+        if (verdict := said.get(names.VERDICT)) is None:
+            return
+        label = f"{verdict}, {said.get(names.REASON)}"
+        self.counts[f"verdict {label}"] += 1
+        found = self._verdicts[str(said.get(names.JOB))]
+        found[label] += 1
+        if verdict == "genuine_not_found":
+            found["resends of what was genuine"] += retries
+            found["longest genuine, ms"] = max(found["longest genuine, ms"], round(took * 1000))
+
+    def verdicts_of(self, job: str) -> dict[str, int]:
+        """What the 404s of a job turned out to be, once."""
+        with self._lock:
+            return dict(self._verdicts.pop(job, {}))
+
+    def open(self, what: Literal["tinker_guard", "others", "requests"]) -> int:
+        """How many spans are open: all of the guard's, others' (pyqwest's), those of requests."""
+        with self._lock:
+            return self._open[what]
+
+
+def _scope(span: ReadableSpan | Span) -> str:
+    scope = span.instrumentation_scope
+    return _GUARD if scope is not None and scope.name.startswith(_GUARD) else "others"
+
+
+class Faults(logging.Handler):
+    """Keeps the lines in which the guard admits a fault of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line, and where it came from."""
+        if "a fault of its own" in record.msg:
+            self.lines.append(self.format(record))
+
+
+def observe() -> tuple[Tally, Faults]:
+    """Begin to look at what the guard says in this process."""
+    tally, faults = Tally(), Faults()
+    provider = TracerProvider()
+    provider.add_span_processor(tally)
+    trace.set_tracer_provider(provider)
+    logging.getLogger(_GUARD).addHandler(faults)
+    return tally, faults
+
+
+def sdk_loop() -> asyncio.AbstractEventLoop:
+    """The event loop on which the SDK does everything."""
+    from tinker.lib import internal_client_holder as holder
+
+    loop: asyncio.AbstractEventLoop
+    loop = holder._internal_client_holder_thread_singleton.get_loop()
+    return loop
+
+
+def tasks() -> list[str]:
+    """What the SDK's event loop has to do, a name for each task."""
+
+    async def look() -> list[str]:
+        here = asyncio.current_task()
+        return [_name_of(task) for task in asyncio.all_tasks() if task is not here]
+
+    return asyncio.run_coroutine_threadsafe(look(), sdk_loop()).result(60)
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", repr(task))
+
+
+def connections(ports: set[int]) -> int:
+    """How many connections of this process to local ports are open."""
+    mine = {link for link in map(_target, Path("/proc/self/fd").iterdir()) if link}
+    rows = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(
+        1
+        for row in rows
+        if int(row[2].rpartition(":")[2], 16) in ports and f"socket:[{row[9]}]" in mine
+    )
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return str(descriptor.readlink())
+    except OSError:
+        return ""
+
+
+def resources(tally: Tally) -> dict[str, float]:
+    """What this process holds now."""
+    return {
+        "at": time.time(),
+        "rss": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / 2**20,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+        "tasks": len(tasks()),
+        "spans": tally.open("tinker_guard"),
+        "requests": tally.open("requests"),
+        "routes": len(ROUTES._states),
+    }
