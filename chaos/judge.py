@@ -17,8 +17,8 @@ DOUBTFUL: Final = frozenset({"own", "deaf", "slandered"})
 """Kinds of jobs whose control plane can be down or lie: then a 404 ends them, as unguarded."""
 
 AT_ONCE: Final = 10.0
-"""Seconds within which a genuine 404 reaches the caller: an exchange and a question, of which each
-can meet a frozen gateway or a connection that says nothing, on a machine that is busy. A guard that
+"""Seconds from a genuine 404 to the caller: one question, on a machine that is busy; at the gate
+also probes, of which each can meet a frozen gateway or a connection that says nothing. A guard that
 waited for a race would take its whole budget."""
 SLOWEST_SEND: Final = 45.0
 """Seconds that one exchange can take: so long the SDK waits for a poll, which is held for 25 s."""

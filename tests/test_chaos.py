@@ -6,6 +6,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from chaos.conduct import Options, Seen
 from chaos.faults import FAULTS
@@ -20,6 +22,8 @@ from chaos.judge import (
 )
 from chaos.plan import draw, job_name
 from chaos.report import Report, never_met
+from chaos.watch import Tally
+from tinker_guard import attributes as names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -216,3 +220,32 @@ def test_the_figures_are_put_where_the_last_ones_were(tmp_path: Path) -> None:
     assert "5,678" in text
     assert "1,234" not in text
     assert "2026-01-01" not in text
+
+
+def test_a_genuine_404_is_timed_from_when_the_gateway_answered() -> None:
+    tally, provider = Tally(), TracerProvider()
+    provider.add_span_processor(tally)
+    tracer = provider.get_tracer("tinker_guard")
+    second = 10**9
+    asked = {names.OPERATION: "forward_backward", names.JOB: "gone-0-1"}
+    request = tracer.start_span("POST", attributes=asked, start_time=second)
+    inside = trace.set_span_in_context(request)
+    for answered in (10, 11):
+        exchange = tracer.start_span("POST", inside, start_time=second)
+        exchange.set_attribute(names.STATUS_CODE, 404)
+        exchange.end(answered * second)
+    request.set_attributes(
+        {
+            names.OUTCOME: "not_found",
+            names.VERDICT: "genuine_not_found",
+            names.REASON: "job_not_running",
+            names.RETRIES: 0,
+        }
+    )
+    request.end(12 * second)
+    assert tally.verdicts_of("gone-0-1") == {
+        "genuine_not_found, job_not_running": 1,
+        "resends of what was genuine": 0,
+        "longest genuine, ms": 2000,
+    }
+    assert tally.longest == {"not_found": 11.0}
