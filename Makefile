@@ -121,8 +121,9 @@ debian-packages:
 	fi
 
 # Other inputs each time; one that fails is printed with the line that repeats it.
+fuzz: N = 10000
 fuzz: $(INSTALLED)
-	TINKER_GUARD_FUZZ=$(or $(N),10000) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+	TINKER_GUARD_FUZZ=$(N) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
 
 # Coverage of what is compiled in: atheris is no part of the extra `test`.
 SECONDS ?= 60

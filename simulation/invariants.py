@@ -25,9 +25,9 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
    a 404, judged: `PEEK_SECONDS` for the body, and for the first 404 one question, which always
    gets its whole time. Three things add to it. Whoever leads a question or a warmup and is
    cancelled hands over, so that those in line wait for another one. While an answer or a transport
-   is being closed, whoever closes it waits, but not longer than 5 s. And while the process stands
-   still, nothing ends; afterwards one send is begun for a request whose budget is over, and no
-   second one. An answer other than 404 is handed back in the moment in which it comes, and a
+   is being closed, whoever closes it waits, but not longer than a second. And while the process
+   stands still, nothing ends; afterwards one send is begun for a request whose budget is over, and
+   no second one. An answer other than 404 is handed back in the moment in which it comes, and a
    cancellation ends the request at once, closing aside. Closing all guards at the end takes no
    longer than what they close. What somebody does to the wall clock changes none of that.
 

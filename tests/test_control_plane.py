@@ -16,10 +16,13 @@ from tests.local_server import serving
 from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.line import Line
+from tinker_guard.peek import CLOSE_SECONDS
 from tinker_guard.route import RouteState, RouteTable
 from tinker_guard.verdict import CONTROL_PLANE_ERROR, CONTROL_PLANE_TIMEOUT, Answer
+from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
@@ -176,6 +179,16 @@ async def test_an_answer_that_does_not_close_well() -> None:
 
     stream = Stream([b'{"state": "JOB_STATE_RUNNING"}'])
     assert (await Server(httpx.Response(200, stream=stream)).ask()).state == "JOB_STATE_RUNNING"
+
+
+async def test_an_answer_that_hangs_as_it_is_closed() -> None:
+    class Stream(TrackedStream):
+        async def aclose(self) -> None:
+            await asyncio.Event().wait()
+
+    stream = Stream([b'{"state": "JOB_STATE_RUNNING"}'])
+    assert (await Server(httpx.Response(200, stream=stream)).ask()).state == "JOB_STATE_RUNNING"
+    assert loop_time() == CLOSE_SECONDS
 
 
 async def test_a_connection_error_gets_one_quick_second_try() -> None:
@@ -394,6 +407,26 @@ def test_a_control_plane_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> 
         with pytest.raises(ControlPlaneError, match=r"could not be reached \(ConnectError\)"):
             asyncio.run(plane.job_state("acc", "job-1", origin=ORIGIN, credentials={}))
         assert server.keys == set()
+
+
+def test_whoever_sets_authorities_trusts_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts: list[ssl.SSLContext] = []
+
+    class Client(httpx.AsyncClient):
+        def __init__(self, *, verify: Any, **more: Any) -> None:
+            super().__init__(verify=verify, **more)
+            contexts.append(verify)
+
+    monkeypatch.setattr(httpx, "AsyncClient", Client)
+    with serving(tmp_path) as server:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        url = f"{server.origin}/training/v1/rlorTrainerJobs/acc/job-1"
+        settings = GuardSettings(backoff_initial=0.01)
+        # Sends probes to the gateway, and questions to the control plane.
+        assert wait_until_routable(url, settings=settings) is Readiness.READY
+    assert {len(context.get_ca_certs()) for context in contexts} == {1}
 
 
 @pytest.mark.parametrize("is_tls", [False, True])

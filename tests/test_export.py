@@ -96,8 +96,7 @@ send(status=503)
     )
     assert out == "True\nTrue\nFalse\n"
     assert err == (
-        f"TINKER_GUARD_EXPORT=jsonl:{second} comes too late: this process exports to jsonl:{path} "
-        "already.\n"
+        f"export=jsonl:{second} comes too late: this process exports to jsonl:{path} already.\n"
     )
     assert not second.exists()
     exchange, request, *failed = spans_in(path)

@@ -168,9 +168,9 @@ def test_the_export_of_settings_that_replace_others_is_begun(
     begun: list[str] = []
     monkeypatch.setattr(hooks, "start_export", begun.append)
     hooks.install_unattended(None, None)
-    install_guard(GuardSettings(export="console"))
+    install_guard(GuardSettings())
     install_guard(GuardSettings(export="otlp"), replace=True)
-    assert begun == ["console", "otlp"]
+    assert begun == ["otlp"]
 
 
 def test_an_automatic_installation_gives_way_to_the_programs_own() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 
 import pytest
 
@@ -215,6 +216,15 @@ def test_values_are_the_labels_people_see() -> None:
 )
 def test_retry_after(headers: dict[str, str], seconds: float) -> None:
     assert retry_after(headers, now=60.0) == seconds
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="needs a time zone that can be set")
+def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as here:
+        here.setenv("TZ", "America/New_York")
+        time.tzset()
+        assert retry_after({"retry-after": "Thu Jan  1 00:01:40 1970"}, now=60.0) == 40.0
+    time.tzset()
 
 
 def test_evidence_weighs_only_where_the_body_names_nobody() -> None:

@@ -14,6 +14,7 @@ from tests.fakes import (
     Exchange,
     FakeControlPlane,
     FakeGateway,
+    TrackedStream,
     gateway_404,
     known_from,
     loop_time,
@@ -155,6 +156,24 @@ async def test_a_probe_that_hangs_opens_the_gate() -> None:
     gateway = FakeGateway(answer)
     assert await send(guard(gateway, probe_timeout=2)) == 200
     assert loop_time() == 2.0
+
+
+async def test_a_404_that_hangs_as_it_is_closed_keeps_the_gate_shut() -> None:
+    class Stuck(TrackedStream):
+        async def aclose(self) -> None:
+            await super().aclose()
+            await asyncio.Event().wait()
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at > 20:
+            return ok()
+        headers = {"content-type": "application/json"}
+        return httpx.Response(404, headers=headers, stream=Stuck([GATEWAY_BODY]))
+
+    gateway = FakeGateway(answer)
+    assert await send(guard(gateway)) == 200
+    assert loop_time() > 20
+    assert len(gateway.sent) == 1
 
 
 @pytest.mark.parametrize("state", ["JOB_STATE_FAILED", "JOB_STATE_PAUSED", None])

@@ -67,7 +67,7 @@ def start_export(destination: str) -> bool:
         if _exported_to is not None:
             if _exported_to != destination:
                 logger.warning(
-                    "TINKER_GUARD_EXPORT=%s comes too late: this process exports to %s already.",
+                    "export=%s comes too late: this process exports to %s already.",
                     destination,
                     _exported_to,
                 )

@@ -46,16 +46,23 @@ _faults_logged: set[str] = set()
 
 def log_fault(where: str) -> None:
     """Log a fault of the guard's own, once per place; the request goes on without it."""
+    _log_once(
+        where,
+        "tinker_guard: a fault of its own in %s; requests go on without it. Please report it.",
+    )
+
+
+def log_unclosed(what: str) -> None:
+    """Log, once for each kind of thing, that one did not close; whoever waited goes on."""
+    _log_once(f"closing {what}", "tinker_guard: %s failed or took too long; it is left to itself.")
+
+
+def _log_once(where: str, message: str) -> None:
     if where not in _faults_logged:
         _faults_logged.add(where)
         # A handler of the program's own may raise, whatever it is given.
         with suppress(Exception):
-            logger.warning(
-                "tinker_guard: a fault of its own in %s; requests go on without it. Please report "
-                "it.",
-                where,
-                exc_info=True,
-            )
+            logger.warning(message, where, exc_info=True)
 
 
 def harmless(function: Callable[_P, _T]) -> Callable[_P, _T | None]:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 PEEK_SECONDS: Final = 1.0
 """How long a body may take to show its beginning; a slower one counts as unknown."""
 
-CLOSE_SECONDS: Final = 5.0
-"""How long closing an answer or a transport may hold up a request."""
+CLOSE_SECONDS: Final = 1.0
+"""How long closing an answer or a transport may hold up a request; well below the timeouts of
+probes and questions, which would otherwise be over before what was read could count."""
 
 
 async def read_source(response: httpx.Response) -> Source:
@@ -65,14 +66,14 @@ async def close_quietly(close: Callable[[], Awaitable[None]], what: str) -> None
             await close()
     except Exception:
         if _is_a_loop_running():
-            logs.log_fault(f"closing {what}")
+            logs.log_unclosed(what)
 
 
 class Afterwards:
-    """Cleans up at the end of a block, but not where its event loop was closed under it.
+    """Cleans up at the end of a block, but not where the garbage collector ends it.
 
-    There the garbage collector ends the block, within whatever task runs by then: nothing can be
-    waited for any more, and a timeout would cancel that task.
+    That is so when an event loop was closed under the block. It ends within whatever task runs by
+    then: nothing can be waited for any more, and a timeout would cancel that task.
 
     Args:
         clean_up: What to do.

@@ -11,7 +11,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from tinker_guard import logs, telemetry
 from tinker_guard.peek import discard, read_source
-from tinker_guard.single_flight import ends_with_its_loop
 from tinker_guard.verdict import (
     PEEK_LIMIT,
     JobPhase,
@@ -118,11 +117,9 @@ class Probing:
         return await self._probe_on_line() is True
 
     async def _round(self) -> Refusal | None:
-        with ends_with_its_loop():
-            async with asyncio.TaskGroup() as group:
-                afresh = range(self._successes - 1)
-                tasks = [group.create_task(self._probe_on_line())]
-                tasks += [group.create_task(self._probe_afresh()) for _ in afresh]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._probe_on_line())]
+            tasks += [group.create_task(self._probe_afresh()) for _ in range(self._successes - 1)]
         self.probes += self._successes
         # A transport that cancels itself has not cancelled the request.
         results = [False if task.cancelled() else task.result() for task in tasks]

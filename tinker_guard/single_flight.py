@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 @contextmanager
-def ends_with_its_loop() -> Iterator[None]:
+def _ends_with_its_loop() -> Iterator[None]:
     """Lets a task end quietly whose event loop was closed under it.
 
     What asyncio does at the end of a block (waking others, cancelling children) fails then, and
@@ -55,7 +55,7 @@ class SingleFlight(Generic[_T]):
         """
         clock = asyncio.get_running_loop().time
         number = self._number
-        with ends_with_its_loop():
+        with _ends_with_its_loop():
             async with self._lock:
                 if self._result is not None:
                     found_at, result = self._result

@@ -10,6 +10,7 @@ import json
 import math
 import zlib
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
@@ -303,7 +304,7 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
         headers: The response's headers; `retry-after-ms` wins over `Retry-After` (RFC 9110,
             10.2.3), which holds seconds or a date.
         now: The wall clock, seconds since the epoch. Without effect if the answer has a `Date`:
-            the clock that made the one date also made the other, and this machine's may be wrong.
+            it is taken to be of the same clock as the other date, and this machine's may be wrong.
     """
     try:
         if "retry-after-ms" in headers:
@@ -325,7 +326,9 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
 
 
 def _timestamp(date: str) -> float:
-    return parsedate_to_datetime(date).timestamp()
+    parsed = parsedate_to_datetime(date)
+    # One of the forms has no zone, and stands for UTC (RFC 9110, 5.6.7).
+    return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()
 
 
 def may_begin(*, elapsed: float, delay: float, budget: float) -> bool:

@@ -10,6 +10,7 @@ import httpx
 
 from tinker_guard.control_plane import SharedControlPlane, ssl_context
 from tinker_guard.line import Line
+from tinker_guard.peek import Afterwards
 from tinker_guard.probing import Probing
 from tinker_guard.route import RouteTable
 from tinker_guard.settings import GuardSettings
@@ -107,10 +108,8 @@ async def until_routable(
         timeout=settings.warmup_timeout if timeout is None else timeout,
         awaits_start=True,
     )
-    try:
+    async with Afterwards(line.aclose):
         refusal = await probing.run()
-    finally:
-        await line.aclose()
     if refusal is None:
         return Readiness.READY if probing.has_reached else Readiness.UNVERIFIABLE
     is_gone = refusal.answer.phase is JobPhase.STOPPED
