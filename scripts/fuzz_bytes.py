@@ -49,9 +49,11 @@ def not_found(data: bytes) -> None:
 
 
 def retry_after(data: bytes) -> None:
-    """A `Retry-After`."""
+    """A `Retry-After`, and a `Date` beside it."""
+    value, _, date = data.decode("latin-1").partition("\n")
     for name in ("retry-after", "retry-after-ms"):
-        seconds = verdict.retry_after({name: data.decode("latin-1")}, now=1_790_000_000.0)
+        headers = {name: value, "date": date} if date else {name: value}
+        seconds = verdict.retry_after(headers, now=1_790_000_000.0)
         assert 0.0 <= seconds < float("inf")
 
 
@@ -106,7 +108,7 @@ SEEDS: Final[dict[str, tuple[bytes, ...]]] = {
         b'application/json\n\n{"error": {"code": "NOT_FOUND", "param": "jobId"}}',
         b'application/json\ngzip\n{"detail": "Not Found"}',
     ),
-    "retry_after": (b"3", b"Wed, 21 Oct 2026 07:28:00 GMT", b"1e3"),
+    "retry_after": (b"3", b"Wed, 21 Oct 2026 07:28:00 GMT\nWed Oct 21 07:27:00 2026", b"1e3"),
     "control_plane": (b'\x00\x64{"state": "JOB_STATE_RUNNING"}',),
     "route": (PREFIX.encode() + b"acc/job-1/api/v1/x", b"acc/job-1/", b"https://[::1]:8/%2e%2e/"),
     "report": (

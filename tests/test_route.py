@@ -156,7 +156,7 @@ def test_a_forked_child_forgets_what_its_parent_knew() -> None:
 
 
 def test_what_a_forked_child_forgets() -> None:
-    """What the child above does, here where it is seen by whoever measures the tests."""
+    """All tables; without a fork, since no measurement of branches looks into a child."""
     tables = [RouteTable(), RouteTable()]
     states = [table.find(httpx.URL(f"{BASE}/api")) for table in tables]
     route._forget_after_fork()
