@@ -79,7 +79,8 @@ import httpx
 
 from simulation.model import KEYS, PLANE_KEY, PLANE_URL, QUERY, SECRET, origin_of
 from simulation.schedule import RUNNING, BuildFault, CloseFault, Stall
-from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS
+from tinker_guard.closing import CLOSE_SECONDS
+from tinker_guard.peek import PEEK_SECONDS
 from tinker_guard.verdict import EVIDENCE_NEEDED
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from simulation.schedule import (
     Outage,
     PlaneFault,
 )
+from tinker_guard.closing import CLOSE_SECONDS
 from tinker_guard.control_plane import FireworksControlPlane
-from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS
+from tinker_guard.peek import PEEK_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Before any tracer provider is made: in a forked child, one asks threads for resources, and waits
+# for ever if this module was imported after it (OpenTelemetry SDK 1.45).
+import concurrent.futures.thread  # noqa: F401
 import os
 import random
 from collections import Counter as Counter_

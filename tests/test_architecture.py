@@ -26,6 +26,7 @@ ORDER = [
     "single_flight",
     "route",
     "logs",
+    "closing",
     "peek",
     "line",
     "attributes",

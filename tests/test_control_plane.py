@@ -14,9 +14,9 @@ from pydantic import SecretStr
 from tests.fakes import BASE, KEY, ORIGIN, FakeControlPlane, TrackedStream, loop_time, settle
 from tests.local_server import serving
 from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings
+from tinker_guard.closing import CLOSE_SECONDS
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.line import Line
-from tinker_guard.peek import CLOSE_SECONDS
 from tinker_guard.route import RouteState, RouteTable
 from tinker_guard.verdict import CONTROL_PLANE_ERROR, CONTROL_PLANE_TIMEOUT, Answer
 from tinker_guard.waiting import Readiness, wait_until_routable

@@ -39,8 +39,8 @@ from tests.fakes import (
 )
 from tests.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, logs
+from tinker_guard.closing import CLOSE_SECONDS
 from tinker_guard.gateway import Fault, LocalGateway, Race
-from tinker_guard.peek import CLOSE_SECONDS
 from tinker_guard.route import ROUTES
 from tinker_guard.waiting import until_routable
 

@@ -17,7 +17,8 @@ from tests.fakes import (
     settle,
 )
 from tinker_guard import GuardSettings, GuardTransport
-from tinker_guard.peek import CLOSE_SECONDS, PEEK_SECONDS, close_quietly, read_source
+from tinker_guard.closing import CLOSE_SECONDS, close_quietly
+from tinker_guard.peek import PEEK_SECONDS, read_source
 from tinker_guard.verdict import PEEK_LIMIT, Source
 
 if TYPE_CHECKING:

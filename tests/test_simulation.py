@@ -18,7 +18,7 @@ from simulation.coverage import IMPORTANT
 from simulation.run import run
 from simulation.schedule import Caller, ClockJump, CloseFault, LoopEnd, Schedule, draw
 from simulation.shrink import shrink
-from tinker_guard import GuardTransport, line, logs, peek, recovery, spans, telemetry
+from tinker_guard import GuardTransport, closing, line, logs, peek, recovery, spans, telemetry
 from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
 from tinker_guard.line import Line, _Spare
 from tinker_guard.recovery import Recovery
@@ -279,14 +279,15 @@ def _own_clock_for_dates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _patient_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peek, "CLOSE_SECONDS", 1e9)
+    monkeypatch.setattr(closing, "CLOSE_SECONDS", 1e9)
 
 
 def _loud_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def close(close: Callable[[], Awaitable[None]], _: str) -> None:
-        async with asyncio.timeout(peek.CLOSE_SECONDS):
+        async with asyncio.timeout(closing.CLOSE_SECONDS):
             await close()
 
+    monkeypatch.setattr(closing, "close_quietly", close)
     monkeypatch.setattr(peek, "close_quietly", close)
     monkeypatch.setattr(line, "close_quietly", close)
 
@@ -326,10 +327,10 @@ def _dead_loops_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _cleaning_up_without_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def clean_up(self: peek.Afterwards, *_: object) -> None:
+    async def clean_up(self: closing.Afterwards, *_: object) -> None:
         await self._clean_up()
 
-    monkeypatch.setattr(peek.Afterwards, "__aexit__", clean_up)
+    monkeypatch.setattr(closing.Afterwards, "__aexit__", clean_up)
 
 
 def _complaints_of_a_dead_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import httpx
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from tinker_guard import telemetry
-from tinker_guard.peek import Afterwards, discard
+from tinker_guard.closing import Afterwards, discard
 from tinker_guard.verdict import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from tinker_guard import logs
-from tinker_guard.peek import Afterwards, close_quietly
+from tinker_guard.closing import Afterwards, close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -10,7 +10,8 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result
 
 from tinker_guard import logs, telemetry
-from tinker_guard.peek import discard, read_source
+from tinker_guard.closing import discard
+from tinker_guard.peek import read_source
 from tinker_guard.verdict import (
     PEEK_LIMIT,
     JobPhase,

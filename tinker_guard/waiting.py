@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from tinker_guard.closing import Afterwards
 from tinker_guard.control_plane import SharedControlPlane, ssl_context
 from tinker_guard.line import Line
-from tinker_guard.peek import Afterwards
 from tinker_guard.probing import Probing
 from tinker_guard.route import RouteTable
 from tinker_guard.settings import GuardSettings
