@@ -1,6 +1,7 @@
 """Soaks the guard, and exits with 1 if an invariant was broken.
 
 python -m chaos [--minutes M] [--seed S] [--no-guard] [--no-404s] [--docs PAGE] [--json PATH]
+                [--sabotage NAME]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from chaos.conduct import Conductor, Options, Seen
 from chaos.report import Report, console
+from chaos.sabotage import SABOTAGE
 
 
 def soak(options: Options) -> Report:
@@ -50,8 +52,8 @@ def _line(seen: Seen) -> str:
     )
 
 
-def main() -> None:
-    """Read the command line."""
+def command_line() -> argparse.ArgumentParser:
+    """What can be given."""
     parser = argparse.ArgumentParser(
         prog="python -m chaos", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,7 +65,16 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown too")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="write the tables into this page")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all figures here")
-    parser.add_argument("--sabotage", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--sabotage", choices=sorted(SABOTAGE), metavar="NAME",
+        help="break the guard too, to see that it is found out: " + ", ".join(sorted(SABOTAGE)),
+    )  # fmt: skip
+    return parser
+
+
+def main() -> None:
+    """Read the command line, soak, and report."""
+    parser = command_line()
     given = parser.parse_args()
     if sys.platform != "linux":
         parser.error("needs Linux, whose /proc says what a process holds")

@@ -26,7 +26,7 @@ from tinker.lib.public_interfaces.sampling_client import _get_retry_handler
 
 from chaos import watch
 from chaos.front import say
-from chaos.plan import ACCOUNT, LAST_SAMPLES, PLANE_KEY, SAMPLES, Plan, draw, job_name
+from chaos.plan import ACCOUNT, LAST_SAMPLES, PLANE_KEY, SAMPLES, WANTED, Plan, draw, job_name
 from tinker_guard import GuardSettings, install_guard
 from tinker_guard.gateway.train import SEQUENCES
 
@@ -43,6 +43,8 @@ _CLOSE_TRIES: Final = 6
 too, and the SDK retries them."""
 _REST: Final = 1.0
 """Seconds between two runs of a lane, lest those that end early take the machine for themselves."""
+_ENCORE: Final = 60.0
+"""Seconds for which a lane goes on after the end if it has not met all that it is there for."""
 _LOOK_EVERY: Final = 1.0
 _COLLECT_EVERY: Final = 3.0
 
@@ -82,14 +84,19 @@ class Process:
     def _lane(self, kind: str, lane: int) -> None:
         number = self._given["incarnation"] * 1000
         has_404s = self._given["has_404s"]
+        is_asking = has_404s and self._given["is_guarded"]
+        wanted = set(WANTED.get(kind, ()) if is_asking else ())
         while True:
             number += 1
-            self._one(draw(self._given["seed"], job_name(kind, lane, number), has_404s=has_404s))
-            if time.time() >= self._until:
+            plan = draw(self._given["seed"], job_name(kind, lane, number), has_404s=has_404s)
+            log = self._one(plan)["log"]
+            if plan.plane_fault is not None and log is not None and log["questions"]:
+                wanted.discard(plan.plane_fault)
+            if time.time() >= self._until + (_ENCORE if wanted else 0.0):
                 return
             time.sleep(_REST)
 
-    def _one(self, plan: Plan) -> None:
+    def _one(self, plan: Plan) -> dict[str, Any]:
         """One run, and all that is known about it."""
         found: dict[str, Any] = {"event": "run", "job": plan.job, "losses": [], "tokens": []}
         began = time.monotonic()
@@ -101,14 +108,19 @@ class Process:
             found["error"] = {
                 "type": f"{type(error).__module__}.{type(error).__qualname__}",
                 "text": str(error)[:500],
-                "chain": _modules_of(error),
+                "chain": [type(each).__module__ for each in _chain_of(error)],
+                "causes": [str(each)[:200] for each in _chain_of(error)],
             }
         found["seconds"] = time.monotonic() - began
+        # Not those of the end: when a pool is closed, a request of the SDK's may be under way.
+        found["strange_errors"] = self._tally.strange_errors_of(plan.job)
         if service is not None:
             self._close(service, plan)
+        self._tally.strange_errors_of(plan.job)
         found["verdicts"] = self._tally.verdicts_of(plan.job)
         found["log"] = self._judge.get(f"/log/{plan.job}").json()
         say(**found)
+        return found
 
     def _url(self, plan: Plan) -> str:
         port = self._given["ports"][plan.entrance]
@@ -250,12 +262,12 @@ def _drawn(client: Any, seed: int) -> Any:
     return client.sample(types.ModelInput.from_ints([1, 2, 3]), 1, params)
 
 
-def _modules_of(error: BaseException) -> list[str]:
-    """Where an error and what caused it come from."""
-    chain: list[str] = []
+def _chain_of(error: BaseException) -> list[BaseException]:
+    """An error and what caused it."""
+    chain: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and len(chain) < 20:
-        chain.append(type(at).__module__)
+        chain.append(at)
         at = at.__cause__ or at.__context__
     return chain
 

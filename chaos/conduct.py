@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 import trustme
@@ -77,6 +77,8 @@ class Seen:
     """How runs ended."""
     kinds: Counter[str] = field(default_factory=Counter)
     """Runs of each kind that ended."""
+    given_up: Counter[str] = field(default_factory=Counter)
+    """Runs of each kind that the SDK gave up."""
     faults: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     in_flight: list[int] = field(default_factory=list)
@@ -122,10 +124,14 @@ class _Process:
     def signal(self, number: int) -> None:
         self._popen.send_signal(number)
 
+    def hear_out(self) -> None:
+        """Take in all that it said, once it is over."""
+        self._thread.join()
+
     def kill(self) -> None:
         self._popen.kill()
         self._popen.wait()
-        self._thread.join()
+        self.hear_out()
 
     @property
     def is_over(self) -> bool:
@@ -145,6 +151,45 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONWARNINGS": "ignore", "TINKER_TELEMETRY": "1"}
 
 
+class Trouble(NamedTuple):
+    """What befalls the front.
+
+    Args:
+        pause: Seconds since the last trouble was over.
+        fault: What it is.
+        lasts: Seconds until the front is there again.
+    """
+
+    pause: float
+    fault: ProcessFault
+    lasts: float
+
+
+def troubles_of_front(seed: int, seconds: float) -> Iterator[Trouble]:
+    """What befalls the front in a run of so many seconds: kills and freezes, in turn."""
+    chance = random.Random(f"{seed} troubles of the front")
+    is_kill = chance.random() < 0.5
+    while True:
+        pause = _pause(chance, _BETWEEN_FRONT_FAULTS, seconds)
+        if is_kill:
+            yield Trouble(pause, ProcessFault.FRONT_KILLED, chance.uniform(*_DOWN))
+        else:
+            yield Trouble(pause, ProcessFault.FRONT_FROZEN, chance.uniform(*_FROZEN))
+        is_kill = not is_kill
+
+
+def kills_of_client(seed: int, seconds: float) -> Iterator[float]:
+    """Seconds from one kill of a client to the next, in a run of so many seconds."""
+    chance = random.Random(f"{seed} kills of the client")
+    while True:
+        yield _pause(chance, _BETWEEN_KILLS, seconds)
+
+
+def _pause(chance: random.Random, usual: tuple[float, float], seconds: float) -> float:
+    # Never more than a third of the run, so that two kinds of trouble come even in a short one.
+    return chance.uniform(*usual) * min(1.0, seconds / 3 / usual[1])
+
+
 class Conductor:
     """One soak.
 
@@ -156,7 +201,6 @@ class Conductor:
     def __init__(self, options: Options, on_tick: Callable[[Seen, float], None]) -> None:
         self._options = options
         self._on_tick = on_tick
-        self._chance = random.Random(f"{options.seed} conductor")
         self._inbox: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self._seen = Seen(options)
         self._incarnations: Counter[str] = Counter()
@@ -220,6 +264,7 @@ class Conductor:
             "has_404s": self._options.has_404s,
             "ports": self._entrances,
             "certificate": str(self._directory / "server.pem"),
+            "met": [*self._seen.faults],
         }
         self._incarnations["front"] += 1
         self._front = self._start("front", "chaos.front", json.dumps(given))
@@ -254,26 +299,23 @@ class Conductor:
 
     def _trouble_of_front(self) -> Iterator[float]:
         """Kill or freeze the front, now and then; yields the seconds until the next time."""
-        is_kill = True
-        while True:
-            yield self._chance.uniform(*_BETWEEN_FRONT_FAULTS)
-            if is_kill:
+        for trouble in troubles_of_front(self._options.seed, self._options.seconds):
+            yield trouble.pause
+            self._seen.faults[trouble.fault] += 1
+            if trouble.fault is ProcessFault.FRONT_KILLED:
                 self._front.kill()
                 self._processes.remove(self._front)
-                self._seen.faults[ProcessFault.FRONT_KILLED] += 1
-                yield self._chance.uniform(*_DOWN)
+                yield trouble.lasts
                 self._start_front()
             else:
                 self._front.signal(signal.SIGSTOP)
-                self._seen.faults[ProcessFault.FRONT_FROZEN] += 1
-                yield self._chance.uniform(*_FROZEN)
+                yield trouble.lasts
                 self._front.signal(signal.SIGCONT)
-            is_kill = not is_kill or self._chance.random() < 0.5
 
     def _trouble_of_client(self) -> Iterator[float]:
         """Kill a client in the middle of its work, and start another; as `_trouble_of_front`."""
-        while True:
-            yield self._chance.uniform(*_BETWEEN_KILLS)
+        for pause in kills_of_client(self._options.seed, self._options.seconds):
+            yield pause
             self._victim.kill()
             self._processes.remove(self._victim)
             self._seen.faults[ProcessFault.CLIENT_KILLED] += 1
@@ -350,6 +392,7 @@ class Conductor:
         seen.broken += finding.broken
         seen.slowest_run = max(seen.slowest_run, record["seconds"])
         if "given up" in finding.ended:
+            seen.given_up[plan.kind] += 1
             seen.errors[f"{plan.kind}: {record['error']['type']}: {record['error']['text']}"] += 1
         self._count(record["log"])
         if plan.plane_fault is not None and record["log"] is not None:
@@ -370,12 +413,16 @@ class Conductor:
         deadline = time.monotonic() + _GRACE
         while not all(client.is_over for client in clients) and time.monotonic() < deadline:
             self._hear(0.2)
-        self._hear(0.5)
         for client in clients:
             if not client.is_over:
                 self._seen.broken.append(f"{client.name}: its runs never ended")
-            elif client.code != 0:
+                continue
+            client.hear_out()
+            if client.code != 0:
                 self._seen.broken.append(f"{client.name}: ended with {client.code}")
+        # However long it takes: the last lines say what was left.
+        while not self._inbox.empty():
+            self._take(*self._inbox.get())
 
 
 def _free_ports(count: int) -> list[int]:

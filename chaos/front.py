@@ -25,7 +25,7 @@ from chaos.faults import ConnectionFault, HandshakeFault, Http1Fault, RequestFau
 from chaos.plan import draw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from enum import StrEnum
 
 HOST: Final = "127.0.0.1"
@@ -125,13 +125,23 @@ class Front:
         incarnation: How often the front was restarted.
         upstream: Port of the backend.
         has_404s: As in `draw`.
+        met: Faults that came before it was restarted; the others come first.
     """
 
-    def __init__(self, seed: int, incarnation: int, upstream: int, *, has_404s: bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        incarnation: int,
+        upstream: int,
+        *,
+        has_404s: bool,
+        met: Collection[str] = (),
+    ) -> None:
         self.upstream = Upstream(upstream)
         self._seed = seed
         self._incarnation = incarnation
         self._has_404s = has_404s
+        self._met = set(met)
         self._chance = random.Random(f"{seed} front {incarnation}")
         self._connections = 0
         self._requests = 0
@@ -181,7 +191,9 @@ class Front:
         if not deck:
             deck += [fault for kind in kinds for fault in kind]
             self._chance.shuffle(deck)
+            deck.sort(key=lambda fault: fault not in self._met)
         fault = deck.pop()
+        self._met.add(fault)
         say(event="fault", fault=fault)
         return fault
 
@@ -329,7 +341,11 @@ def say(**what: object) -> None:
 
 async def _serve(given: dict[str, Any]) -> None:
     front = Front(
-        given["seed"], given["incarnation"], given["upstream"], has_404s=given["has_404s"]
+        given["seed"],
+        given["incarnation"],
+        given["upstream"],
+        has_404s=given["has_404s"],
+        met=given["met"],
     )
     async with asyncio.TaskGroup() as group:
         for entrance, port in given["ports"].items():

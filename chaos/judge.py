@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,16 @@ SLOWEST_SEND: Final = 45.0
 """Seconds that one exchange can take: so long the SDK waits for a poll, which is held for 25 s."""
 BUDGETS: Final = 30.0 + 120.0
 """Seconds of `retry_timeout` and `warmup_timeout`."""
+GIVEN_UP: Final = 0.05
+"""Share of the runs that must end right that the SDK may give up, since the network can break each
+of its retries too; a single one is never too many. Soaks of four minutes had none."""
+EXCUSED: Final = 12
+"""Tasks, and connections, that a client may hold for each close of the SDK's that hung for ever;
+see `client.Process._close`."""
+_NOT_FOUND: Final = re.compile(r"(?<![\w\]]:)\b404\b")
+"""A status, and not the port of a host."""
+_CLOSED_TOO_EARLY: Final = "the client was closed"
+"""What the guard raises where a transport is used that it has closed."""
 _OF_SDK: Final = (
     "Event.wait",
     "InternalClientHolder.",
@@ -58,6 +69,8 @@ def judge_run(plan: Plan, record: dict[str, Any], oracle: Oracle, *, is_guarded:
     log = record["log"] or {"applied": []}
     finding = _right(plan, record, log, oracle) if error is None else _failed(plan, record, oracle)
     finding.broken += judge_log(record["log"])
+    if record["strange_errors"]:
+        finding.broken.append(f"requests ended as by no network: {record['strange_errors']}")
     if is_guarded:
         finding.broken += _judge_verdicts(plan, record["verdicts"])
     finding.broken = [f"{plan.job}: {what}" for what in finding.broken]
@@ -98,9 +111,11 @@ def _failed(plan: Plan, record: dict[str, Any], oracle: Oracle) -> Finding:
     broken = []
     if any(module.startswith("tinker_guard") for module in record["error"]["chain"]):
         broken.append(f"an exception of the guard's reached the caller: {kind}: {text}")
+    if any(_CLOSED_TOO_EARLY in said for said in (text, *record["error"]["causes"])):
+        broken.append(f"a transport was closed that was in use: {kind}: {text}")
     if record["losses"] != oracle.losses[plan.steps][: len(record["losses"])]:
         broken.append("the losses before the error are not those of a calm run")
-    is_404 = "NotFoundError" in kind or "404" in text
+    is_404 = "NotFoundError" in kind or _NOT_FOUND.search(text) is not None
     if kind == "builtins.TimeoutError":
         return Finding("never ended", [*broken, f"somebody waited for ever: {kind}: {text}"])
     if not is_404:
@@ -115,6 +130,18 @@ def _failed(plan: Plan, record: dict[str, Any], oracle: Oracle) -> Finding:
         return Finding("404 that nobody could judge, or was lied about, handed back", broken)
     broken.append(f"a race ended the run: {kind}: {text} {record['verdicts']}")
     return Finding("ended by a race", broken)
+
+
+def judge_given_up(given_up: int, strict: int) -> list[str]:
+    """Judge how many of the runs that must end right the SDK gave up."""
+    if given_up < 2 or given_up <= GIVEN_UP * strict:
+        return []
+    return [f"the SDK gave up {share_of(given_up, strict)} runs, more than {GIVEN_UP:.0%}"]
+
+
+def share_of(part: int, whole: int) -> str:
+    """A share, for people."""
+    return f"{part} of {whole} ({part / max(whole, 1):.1%})"
 
 
 def _of_gateway(found: dict[str, int]) -> list[str]:
@@ -203,23 +230,19 @@ def _part(values: list[float], begin: float, end: float) -> list[float]:
     return values[int(count * begin) : max(int(count * end), int(count * begin) + 1)]
 
 
-def judge_trends(who: str, trends: dict[str, Trend], routes: float, bound: int) -> list[str]:
+def judge_trends(who: str, trends: dict[str, Trend]) -> list[str]:
     """Judge what a process held over time."""
-    broken = [
+    return [
         f"{who}: {name} grew from {trend.early:.0f} to {trend.late:.0f} (up to {trend.limit:.0f})"
         for name, trend in trends.items()
         if not trend.is_flat
     ]
-    if routes > bound:
-        broken.append(f"{who}: {routes:.0f} routes are remembered")
-    return broken
 
 
 def judge_left(who: str, left: dict[str, Any]) -> list[str]:
     """Judge what a process held when everything had ended."""
     broken = [f"{who}: {line}" for line in left["faults"]]
-    # What a client holds whose closing hangs for ever; see `client.Process._close`.
-    excused = 12 * left["hung_closes"]
+    excused = EXCUSED * left["hung_closes"]
     ours = [name for name in left["tasks"] if not name.startswith(_OF_SDK)]
     if len(left["tasks"]) > excused or ours:
         broken.append(f"{who}: tasks are left: {(ours or left['tasks'])[:10]}")

@@ -30,6 +30,12 @@ PLANE_KEY: Final = "tml-control-plane"
 
 _DEAF: Final = ("down", "slow", "unauthorized", "dropped", "not_json")
 """How a control plane fails, in the gateway's words."""
+WANTED: Final[dict[str, frozenset[PlaneFault]]] = {
+    "deaf": frozenset(PlaneFault(f"control plane {how}") for how in (*_DEAF, "redirects")),
+    "slandered": frozenset({PlaneFault.SAYS_DELETED}),
+    "undead": frozenset({PlaneFault.SAYS_RUNNING}),
+}
+"""What the control planes of a kind of job must have done to a question, however short the soak."""
 _HITCH: Final = 0.025
 """How many requests of a job that trains meet a fault of the network."""
 _HITCH_OF_MANY: Final = 0.004

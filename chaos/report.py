@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from chaos.faults import FAULTS
-from chaos.judge import ALLOWED, judge_trends, trend_of
+from chaos.faults import FAULTS, PlaneFault
+from chaos.judge import (
+    ALLOWED,
+    EXCUSED,
+    STRICT,
+    judge_given_up,
+    judge_trends,
+    share_of,
+    trend_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,10 +42,9 @@ class Report:
 
     Args:
         seen: What was seen.
-        routes_bound: How many routes a process may remember.
     """
 
-    def __init__(self, seen: Seen, routes_bound: int = 1024) -> None:
+    def __init__(self, seen: Seen) -> None:
         self.seen = seen
         self.trends: dict[str, dict[str, Trend]] = {}
         self.broken = list(seen.broken)
@@ -50,11 +57,13 @@ class Report:
                 self.broken.append(f"{who}: was looked at only {len(while_running)} times")
                 continue
             self.trends[who] = {name: trend_of(name, while_running) for name in ALLOWED}
-            routes = max(look["routes"] for look in looks)
             if seen.options.seconds >= LONG_ENOUGH:
-                self.broken += judge_trends(who, self.trends[who], routes, routes_bound)
+                self.broken += judge_trends(who, self.trends[who])
             if who not in seen.left:
                 self.broken.append(f"{who}: did not say what was left")
+        self.given_up = sum(seen.given_up[kind] for kind in STRICT)
+        self.strict = sum(seen.kinds[kind] for kind in STRICT)
+        self.broken += judge_given_up(self.given_up, self.strict)
         self.broken += [f"never happened: {name}" for name in never_met(seen)]
         if not seen.ended["right"]:
             self.broken.append("no run ended right")
@@ -83,6 +92,10 @@ class Report:
             ("pieces of work applied, samples drawn", f"{seen.applied:,}, {seen.sampled:,}"),
             ("404s of the gateway", f"{seen.refused:,}"),
             ("slowest run", f"{seen.slowest_run:.0f} s"),
+            (
+                "runs that must end right, given up by the SDK",
+                share_of(self.given_up, self.strict),
+            ),
         ]
         rows += [(f"runs: {how}", f"{count:,}") for how, count in seen.ended.most_common()]
         rows += [(f"guard: {what}", f"{count:,}") for what, count in self.counts().items()]
@@ -115,13 +128,13 @@ class Report:
                 table.add_row(fault, str(self.seen.faults[fault]))
         console.print(table)
         table = Table(
-            "process", "of", "at 10 %", "at 50 %", "at the end", "per hour", "allowed",
+            "process", "of", "at 10 %", "at 50 %", "at the end", "per hour", "allowed at the end",
             title="What processes held",
         )  # fmt: skip
         for who, trends in self.trends.items():
             for name, trend in trends.items():
                 style = None if trend.is_flat else "red"
-                table.add_row(who, *_cells(name, trend), f"{trend.limit:.0f}", style=style)
+                table.add_row(who, *_cells(name, trend), style=style)
         console.print(table)
         for error, count in self.seen.errors.most_common():
             console.print(f"{count} x {error}", markup=False)
@@ -136,12 +149,19 @@ class Report:
         lines = ["| | |", "|---|---|", *(f"| {what} | {figure} |" for what, figure in self.rows())]
         lines += ["", "| fault | times |", "|---|---|"]
         lines += [f"| {fault} | {times} |" for fault, times in faults]
-        lines += ["", "| process | of | at 10 % | at 50 % | at the end | per hour |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| process | of | at 10 % | at 50 % | at the end | per hour | allowed at the end |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
         lines += [
             f"| {who} | {' | '.join(_cells(name, trend))} |"
             for who, trends in self.trends.items()
             for name, trend in trends.items()
+        ]
+        lines += [
+            "",
+            f"For each close that hung, {EXCUSED} tasks and {EXCUSED} connections may be left.",
         ]
         lines += ["", f"Broken invariants: {len(self.broken)}."]
         return "\n".join(lines)
@@ -172,9 +192,12 @@ class Report:
 
 def never_met(seen: Seen) -> list[str]:
     """What did not happen, though it should have: otherwise the soak shows nothing about it."""
-    missed = [str(fault) for kind in FAULTS for fault in kind if not seen.faults[fault]]
-    if seen.options.is_guarded and seen.options.has_404s:
-        told = {name for left in seen.left.values() for name in left["counts"]}
+    is_asking = seen.options.is_guarded and seen.options.has_404s
+    kinds = [kind for kind in FAULTS if is_asking or kind is not PlaneFault]
+    missed = [str(fault) for kind in kinds for fault in kind if not seen.faults[fault]]
+    if is_asking:
+        counts = [item for left in seen.left.values() for item in left["counts"].items()]
+        told = {name for name, count in counts if count}
         wanted = (
             "request recovered",
             "verdict routing_race, job_running",
@@ -196,4 +219,5 @@ def _cells(name: str, trend: Trend) -> list[str]:
         _UNITS.get(name, name),
         *(f"{figure:.0f}" for figure in figures),
         f"{trend.per_hour:+.1f}",
+        f"{trend.limit:.0f}",
     ]

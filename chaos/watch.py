@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import logging
 import os
 import threading
@@ -11,11 +12,11 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import httpx
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from tinker_guard import attributes as names
-from tinker_guard.route import ROUTES
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -35,6 +36,7 @@ class Tally(SpanProcessor):
         self.longest: defaultdict[str, float] = defaultdict(float)
         """The longest request of each outcome, in seconds."""
         self._verdicts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._strange_errors: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._met_404_at: dict[int, int | None] = {}
         """For each request that is under way, by its span's id, when its first 404 came."""
 
@@ -75,6 +77,9 @@ class Tally(SpanProcessor):
         self.counts[f"request {outcome}"] += 1
         self.counts["resend"] += retries
         self.longest[outcome] = max(self.longest[outcome], took)
+        error_type = str(said.get(names.ERROR_TYPE))
+        if outcome == "error" and not is_of_the_network(error_type):
+            self._strange_errors[str(said.get(names.JOB))][error_type] += 1
         if (verdict := said.get(names.VERDICT)) is None:
             return
         label = f"{verdict}, {said.get(names.REASON)}"
@@ -93,10 +98,32 @@ class Tally(SpanProcessor):
         with self._lock:
             return dict(self._verdicts.pop(job, {}))
 
+    def strange_errors_of(self, job: str) -> dict[str, int]:
+        """What requests of a job ended with that no network does to them, once."""
+        with self._lock:
+            return dict(self._strange_errors.pop(job, {}))
+
     def open(self, what: Literal["tinker_guard", "others", "requests"]) -> int:
         """How many spans are open: all of the guard's, others' (pyqwest's), those of requests."""
         with self._lock:
             return self._open[what]
+
+
+def is_of_the_network(error_type: str) -> bool:
+    """Whether an `error.type` is what a broken network does to a request.
+
+    Transports raise kinds of `httpx.TransportError`, never that itself: the guard does, where a
+    transport was closed that is still in use.
+    """
+    module, _, name = error_type.rpartition(".")
+    if not module:
+        kind = getattr(builtins, name, None)
+        return isinstance(kind, type) and issubclass(kind, OSError)
+    if module == "httpx":
+        kind = getattr(httpx, name, None)
+        is_request_error = isinstance(kind, type) and issubclass(kind, httpx.RequestError)
+        return is_request_error and kind not in (httpx.RequestError, httpx.TransportError)
+    return module.partition(".")[0] in ("httpcore", "pyqwest", "ssl")
 
 
 def _scope(span: ReadableSpan | Span) -> str:
@@ -178,5 +205,4 @@ def resources(tally: Tally) -> dict[str, float]:
         "tasks": len(tasks()),
         "spans": tally.open("tinker_guard"),
         "requests": tally.open("requests"),
-        "routes": len(ROUTES._states),
     }

@@ -2,38 +2,65 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import random
+import re
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from chaos.conduct import Options, Seen
-from chaos.faults import FAULTS
+import chaos.client
+from chaos.__main__ import command_line
+from chaos.conduct import Conductor, Options, Seen, _Process, kills_of_client, troubles_of_front
+from chaos.faults import FAULTS, Http2Fault, PlaneFault, ProcessFault, RequestFault
+from chaos.front import Front
 from chaos.judge import (
     ALLOWED,
+    EXCUSED,
     Oracle,
+    judge_given_up,
     judge_left,
     judge_log,
     judge_run,
     judge_trends,
     trend_of,
 )
-from chaos.plan import draw, job_name
+from chaos.plan import WANTED, draw, job_name
 from chaos.report import Report, never_met
-from chaos.watch import Tally
+from chaos.sabotage import SABOTAGE
+from chaos.watch import Faults, Tally, is_of_the_network
 from tinker_guard import attributes as names
+from tinker_guard import logs
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import queue
+    from collections.abc import Iterator
 
+ROOT = Path(__file__).parents[1]
 SEED = 7
 ORACLE = Oracle(
     losses={0: [], 5: [1.0] * 5, 10: [1.0] * 10, 20: [1.0] * 20},
     tokens={0: [[1]], 5: [[2]], 10: [[2]], 20: [[2]]},
 )
-NOT_FOUND = {"type": "tinker.NotFoundError", "text": "Error code: 404", "chain": ["tinker"]}
+NOT_FOUND = {
+    "type": "tinker.NotFoundError",
+    "text": "Error code: 404",
+    "chain": ["tinker"],
+    "causes": [],
+}
+GIVEN_UP = {
+    "type": "tinker.APIConnectionError",
+    "text": "Connection error.",
+    "chain": ["tinker", "httpx"],
+    "causes": ["Connection error.", "All connection attempts failed"],
+}
 
 
 def plan_of(kind: str, number: int = 1) -> Any:
@@ -52,6 +79,7 @@ def record_of(plan: Any, **changed: Any) -> dict[str, Any]:
         "losses": ORACLE.losses[plan.steps],
         "tokens": ORACLE.tokens[plan.steps],
         "verdicts": {"routing_race, job_running": 3},
+        "strange_errors": {},
         "log": log | changed.pop("log", {}),
     }
     return record | changed
@@ -81,8 +109,12 @@ def test_a_run_that_ends_right(kind: str) -> None:
         {"verdicts": {"unverified, control_plane_error": 1}},
         {"verdicts": {"genuine_not_found, job_not_running": 1}},
         {"error": NOT_FOUND},
-        {"error": {"type": "builtins.TimeoutError", "text": "", "chain": ["builtins"]}},
-        {"error": {"type": "builtins.KeyError", "text": "x", "chain": ["builtins"]}},
+        {"error": NOT_FOUND | {"type": "builtins.TimeoutError", "text": ""}},
+        {"error": NOT_FOUND | {"type": "builtins.KeyError", "text": "x"}},
+        {"error": GIVEN_UP | {"chain": ["tinker", "tinker_guard.line"]}, "losses": []},
+        {"error": GIVEN_UP | {"text": "the client was closed"}, "losses": []},
+        {"error": GIVEN_UP | {"causes": ["the client was closed"]}, "losses": []},
+        {"strange_errors": {"httpx.TransportError": 1}},
         {"error": NOT_FOUND | {"chain": ["tinker", "tinker_guard.recovery"]}},
     ],
     ids=str,
@@ -116,9 +148,33 @@ def test_a_genuine_404_is_handed_back_at_once_and_not_resent() -> None:
 
 
 def test_what_the_sdk_gives_up_by_itself_is_counted_apart() -> None:
-    error = {"type": "tinker.APIConnectionError", "text": "Connection error.", "chain": ["httpx"]}
-    ended, broken = judged("train", error=error, losses=[])
-    assert (ended, broken) == ("given up by the SDK (APIConnectionError)", [])
+    given_up = "given up by the SDK (APIConnectionError)"
+    assert judged("train", error=GIVEN_UP, losses=[]) == (given_up, [])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:404", "127.0.0.1:20404", "[::1]:404"])
+def test_a_port_is_not_taken_for_a_status(host: str) -> None:
+    error = GIVEN_UP | {"type": "httpx.ConnectError", "text": f"nobody is at {host}"}
+    assert judged("train", error=error, losses=[])[0] == "given up by the SDK (ConnectError)"
+    for status in ("Error code: 404", '{"code":404}', "404 page not found"):
+        assert judged("train", error=error | {"text": status})[0] == "ended by a race"
+
+
+def test_the_sdk_may_give_up_few_runs() -> None:
+    assert judge_given_up(0, 0) == judge_given_up(1, 3) == judge_given_up(5, 100) == []
+    for given_up, of in ((2, 39), (6, 100), (3, 3)):
+        assert f"{given_up} of {of} (" in judge_given_up(given_up, of)[0]
+
+
+def test_the_report_says_how_many_runs_the_sdk_gave_up() -> None:
+    seen = Seen(Options(60, SEED), seconds=60.0)
+    seen.kinds.update({"train": 20, "sample": 18, "own": 400})
+    seen.given_up.update({"train": 1, "sample": 1, "own": 100})
+    report = Report(seen)
+    assert "2 of 38 (5.3%)" in dict(report.rows()).values()
+    assert any("2 of 38 (5.3%)" in what for what in report.broken)
+    seen.given_up.update({"sample": -1})
+    assert not any("1 of 38" in what for what in Report(seen).broken)
 
 
 def test_the_log_of_a_run_whose_client_was_killed() -> None:
@@ -146,12 +202,11 @@ def looks(**slopes: float) -> list[dict[str, float]]:
 )
 def test_what_grows_is_found(slopes: dict[str, float]) -> None:
     trends = {name: trend_of(name, looks(**slopes)) for name in ALLOWED}
-    broken = judge_trends("steady", trends, routes=1024, bound=1024)
+    broken = judge_trends("steady", trends)
     assert len(broken) == len(slopes)
     for name, per_minute in slopes.items():
         assert f" {name} " in broken[0]
         assert trends[name].per_hour == pytest.approx(60 * per_minute, rel=0.2)
-    assert len(judge_trends("steady", {}, routes=1025, bound=1024)) == 1
 
 
 def left(**changed: Any) -> dict[str, Any]:
@@ -166,6 +221,29 @@ def test_what_may_be_left() -> None:
     assert judge_left("steady", left(longest={"recovered": 40.0})) == []
     hung = ["Telemetry._periodic_flush", "SessionFuturesPoller._poll_loop"]
     assert judge_left("steady", left(tasks=hung, connections=5, hung_closes=1)) == []
+    assert judge_left("steady", left(connections=EXCUSED + 1, hung_closes=1))
+
+
+def test_the_page_says_how_much_is_allowed() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    assert len(re.findall(r"^\| [\w ]+ \| \d+ % \| and \d+", page, re.MULTILINE)) == len(ALLOWED)
+    for name, (factor, summand) in ALLOWED.items():
+        shown = {"rss": "memory", "spans": "open spans"}.get(name, name)
+        unit = " MiB" if name == "rss" else ""
+        assert f"| {shown} | {100 * (factor - 1):.0f} % | and {summand:.0f}{unit} |" in page
+    assert f"{EXCUSED} tasks and {EXCUSED}\nconnections" in page
+
+
+def test_the_report_says_how_much_is_allowed() -> None:
+    seen = Seen(Options(600, SEED), seconds=600.0)
+    seen.looks["steady"] = [look | {"requests": 1.0} for look in looks()]
+    report = Report(seen)
+    text = report.markdown()
+    for name, trend in report.trends["steady"].items():
+        rows = [line for line in text.splitlines() if line.startswith("| steady | ")]
+        assert any(row.endswith(f" | {trend.limit:.0f} |") for row in rows), name
+    assert "allowed at the end" in text
+    assert f"{EXCUSED} tasks and {EXCUSED} connections may be left" in text
 
 
 @pytest.mark.parametrize(
@@ -186,12 +264,125 @@ def test_what_must_not_be_left(changed: dict[str, Any]) -> None:
 
 def test_a_fault_that_never_came_fails_the_soak() -> None:
     seen = Seen(Options(60, SEED, is_guarded=False))
-    seen.faults.update({str(fault): 1 for kind in FAULTS for fault in kind})
+    # Nobody asks a control plane.
+    asked_for = [str(fault) for kind in FAULTS if kind is not PlaneFault for fault in kind]
+    seen.faults.update(dict.fromkeys(asked_for, 1))
     assert never_met(seen) == []
-    missing = str(random.Random(1).choice([fault for kind in FAULTS for fault in kind]))
+    missing = random.Random(1).choice(asked_for)
     del seen.faults[missing]
     assert never_met(seen) == [missing]
     assert f"never happened: {missing}" in Report(seen).broken
+
+
+def test_what_the_guard_never_did_fails_the_soak() -> None:
+    seen = Seen(Options(60, SEED))
+    assert set(PlaneFault) <= set(never_met(seen))
+    seen.left["steady"] = left(counts={"resend": 0, "warmup": 1})
+    assert "resend" in never_met(seen)
+    assert "warmup" not in never_met(seen)
+    seen.left["steady"]["counts"]["resend"] = 1
+    assert "resend" not in never_met(seen)
+
+
+@pytest.mark.parametrize("seconds", [30.0, 60.0, 240.0])
+def test_a_short_soak_kills_and_freezes_the_gateway_and_kills_clients(seconds: float) -> None:
+    for seed in range(500):
+        came: Counter[ProcessFault] = Counter()
+        at = 0.0
+        for trouble in troubles_of_front(seed, seconds):
+            # Late by as much as a busy machine makes it.
+            at += trouble.pause + 1.0
+            if at >= seconds:
+                break
+            came[trouble.fault] += 1
+            at += trouble.lasts + 1.0
+        assert came.keys() == {ProcessFault.FRONT_KILLED, ProcessFault.FRONT_FROZEN}
+        assert next(kills_of_client(seed, seconds)) < seconds / 2
+
+
+def test_a_long_soak_is_not_hurried() -> None:
+    pauses = [each.pause for each in itertools.islice(troubles_of_front(SEED, 1800.0), 200)]
+    assert 10.0 < min(pauses) < 11.0
+    assert 25.0 < max(pauses) < 26.0
+
+
+def test_all_that_control_planes_do_is_waited_for() -> None:
+    assert set().union(*WANTED.values()) == set(PlaneFault)
+    for kind, wanted in WANTED.items():
+        plans = [plan_of(kind, number) for number in range(1, 7)]
+        assert {plan.plane_fault for plan in plans} == wanted
+
+
+@pytest.mark.parametrize(("asked_from", "runs"), [(1, 6), (4, 9), (99, 17)])
+def test_a_lane_goes_on_until_its_control_planes_were_asked(
+    monkeypatch: pytest.MonkeyPatch, asked_from: int, runs: int
+) -> None:
+    clock = 1000.0
+    began: list[str | None] = []
+
+    def one(_: Any, plan: Any) -> dict[str, Any]:
+        nonlocal clock
+        clock += 4.0
+        began.append(plan.plane_fault)
+        return {"log": {"questions": int(len(began) >= asked_from)}}
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    monkeypatch.setattr(chaos.client.Process, "_one", one)
+    monkeypatch.setattr("time.time", lambda: clock)
+    monkeypatch.setattr("time.sleep", sleep)
+    process = object.__new__(chaos.client.Process)
+    process._given = {"seed": SEED, "incarnation": 0, "has_404s": True, "is_guarded": True}
+    process._until = 1020.0
+    process._lane("deaf", 0)
+    assert len(began) == runs
+    assert set(began) == WANTED["deaf"]
+
+
+def test_a_gateway_that_was_restarted_goes_on_with_faults_that_never_came() -> None:
+    kinds = RequestFault, Http2Fault
+    for seed in range(50):
+        met: set[str] = set()
+        for incarnation in range(3):
+            front = Front(seed, incarnation, 1, has_404s=True, met=sorted(met))
+            met |= {front._deal(*kinds) for _ in range(5)}
+        assert met == {fault for kind in kinds for fault in kind}
+
+
+class TalksLate(_Process):
+    """A process that is over, but whose last lines were not read yet."""
+
+    def __init__(self, inbox: queue.Queue[Any]) -> None:
+        self.name = "steady"
+        self.inbox = inbox
+
+    is_over = True
+    code = 0
+
+    def hear_out(self) -> None:
+        for _ in range(100):
+            self.inbox.put(("steady", {"event": "resources"}))
+        self.inbox.put(("steady", {"event": "left"} | left()))
+
+
+class CalmFront(_Process):
+    """A front that needs nothing."""
+
+    is_over = False
+
+    def __init__(self) -> None: ...
+
+    def signal(self, number: int) -> None: ...
+
+
+def test_what_a_client_said_last_is_heard() -> None:
+    conductor = Conductor(Options(60, SEED), lambda *_: None)
+    conductor._front = CalmFront()
+    conductor._let_them_end([TalksLate(conductor._inbox)])
+    assert conductor._seen.left == {"steady": left()}
+    assert conductor._seen.broken == []
 
 
 def test_a_plan_depends_on_the_seed_and_the_job_alone() -> None:
@@ -249,3 +440,82 @@ def test_a_genuine_404_is_timed_from_when_the_gateway_answered() -> None:
         "longest genuine, ms": 2000,
     }
     assert tally.longest == {"not_found": 11.0}
+
+
+@pytest.mark.parametrize(
+    ("error_type", "is_known"),
+    [
+        ("httpx.ReadError", True),
+        ("httpx.ConnectTimeout", True),
+        ("httpx.RemoteProtocolError", True),
+        ("httpcore.ReadError", True),
+        ("pyqwest._errors.StreamError", True),
+        ("ssl.SSLError", True),
+        ("ConnectionResetError", True),
+        ("TimeoutError", True),
+        # What the guard says where it closed a transport too early.
+        ("httpx.TransportError", False),
+        ("httpx.StreamConsumed", False),
+        ("tinker_guard.verdict.JobGoneError", False),
+        ("AttributeError", False),
+        ("RuntimeError", False),
+        ("None", False),
+    ],
+)
+def test_an_error_that_no_network_causes_is_noted(error_type: str, is_known: bool) -> None:
+    assert is_of_the_network(error_type) == is_known
+    tally, provider = Tally(), TracerProvider()
+    provider.add_span_processor(tally)
+    asked = {names.OPERATION: "forward_backward", names.JOB: "train-0-1"}
+    for outcome in ("error", "ok"):
+        request = provider.get_tracer("tinker_guard").start_span("POST", attributes=asked)
+        request.set_attributes({names.OUTCOME: outcome, names.ERROR_TYPE: error_type})
+        request.end()
+    noted = tally.strange_errors_of("train-0-1")
+    assert noted == ({} if is_known else {error_type: 1})
+    assert tally.strange_errors_of("train-0-1") == {}
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
+    monkeypatch.setattr(logs, "_faults_logged", set())
+    kept = Faults()
+    logs.logger.addHandler(kept)
+    yield kept
+    logs.logger.removeHandler(kept)
+
+
+def test_a_fault_of_the_guard_is_heard_but_other_warnings_are_not(faults: Faults) -> None:
+    logs.logger.warning("tinker_guard: closing a replaced transport took too long")
+    assert faults.lines == []
+    logs.log_fault("a test")
+    assert len(faults.lines) == 1
+    assert "a fault of its own in a test" in faults.lines[0]
+
+
+def test_a_misspelt_sabotage_is_not_found_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in SABOTAGE:
+        assert command_line().parse_args(["--sabotage", name]).sabotage == name
+        assert name in re.sub(r"-\s+", "-", command_line().format_help())
+    with pytest.raises(SystemExit) as ended:
+        command_line().parse_args(["--sabotage", "no-resends"])
+    assert ended.value.code == 2
+    assert "no-resends" in capsys.readouterr().err
+
+
+def test_what_the_soak_imports_is_named_in_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cli"], *extras["demo"], *extras["test"]]
+    named = {re.split(r"[^\w-]", name)[0].replace("-", "_") for name in wanted}
+    comes_with = {"hyperframe": "h2", "opentelemetry": "opentelemetry_sdk"}
+    for path in (ROOT / "chaos").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules: list[str] = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+            for module in {name.partition(".")[0] for name in modules}:
+                if module not in {*sys.stdlib_module_names, "chaos", "tinker_guard"}:
+                    assert comes_with.get(module, module) in named, f"{path.name}: {module}"
