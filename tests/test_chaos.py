@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -38,6 +39,8 @@ from chaos.sabotage import SABOTAGE
 from chaos.watch import Faults, Tally, is_of_the_network
 from tinker_guard import attributes as names
 from tinker_guard import logs
+from tinker_guard.line import _NOWHERE
+from tinker_guard.spans import error_type_of
 
 if TYPE_CHECKING:
     import queue
@@ -474,6 +477,15 @@ def test_an_error_that_no_network_causes_is_noted(error_type: str, is_known: boo
     noted = tally.strange_errors_of("train-0-1")
     assert noted == ({} if is_known else {error_type: 1})
     assert tally.strange_errors_of("train-0-1") == {}
+
+
+@pytest.mark.anyio
+async def test_what_the_guard_raises_from_a_closed_transport_is_known_to_the_judge() -> None:
+    with pytest.raises(httpx.TransportError) as raised:
+        await _NOWHERE.handle_async_request(httpx.Request("POST", "http://127.0.0.1"))
+    assert not is_of_the_network(error_type_of(raised.value) or "")
+    error = GIVEN_UP | {"causes": ["Connection error.", str(raised.value)]}
+    assert "was closed that was in use" in judged("train", error=error, losses=[])[1][0]
 
 
 @pytest.fixture
