@@ -450,10 +450,13 @@ class World:
         except asyncio.CancelledError:
             now = self.loop.time() + 1e-6
             is_given_up = now >= closing.began_at + CLOSE_SECONDS
-            # The time for the question holds its closing too. Where both are over at the same
-            # moment, either may be what ends it.
+            # The time for a question holds the closing of its answer too. Where both are over at
+            # the same moment, either may be what ends it.
             allowed = self.setup.settings["control_plane_timeout"]
-            if question is not None and (not is_given_up or now >= question.began_at + allowed):
+            is_late = (
+                what == "answer" and question is not None and now >= question.began_at + allowed
+            )
+            if question is not None and (is_late or not is_given_up):
                 # It was answered, but nobody got to know.
                 question.answer = "cut"
                 question.ended_at = self.loop.time()

@@ -706,6 +706,8 @@ async def run():
 
 if how == "interrupt":
     import os, signal
+    # Programs that are started in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=lambda: (waiting.wait(), os.kill(os.getpid(), signal.SIGINT))).start()
     try:
         asyncio.run(run())
