@@ -113,7 +113,8 @@ def is_of_the_network(error_type: str) -> bool:
     """Whether an `error.type` is what a broken network does to a request.
 
     Transports raise kinds of `httpx.TransportError`, never that itself: the guard does, where a
-    transport was closed that is still in use.
+    transport was closed that is still in use. What is below them (httpcore, pyqwest, anyio, ssl) now
+    and then lets errors of its own through.
     """
     module, _, name = error_type.rpartition(".")
     if not module:
@@ -123,7 +124,7 @@ def is_of_the_network(error_type: str) -> bool:
         kind = getattr(httpx, name, None)
         is_request_error = isinstance(kind, type) and issubclass(kind, httpx.RequestError)
         return is_request_error and kind not in (httpx.RequestError, httpx.TransportError)
-    return module.partition(".")[0] in ("httpcore", "pyqwest", "ssl")
+    return module.partition(".")[0] not in ("tinker", "tinker_guard")
 
 
 def _scope(span: ReadableSpan | Span) -> str:

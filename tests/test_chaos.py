@@ -454,6 +454,7 @@ def test_a_genuine_404_is_timed_from_when_the_gateway_answered() -> None:
         ("httpcore.ReadError", True),
         ("pyqwest._errors.StreamError", True),
         ("ssl.SSLError", True),
+        ("anyio.EndOfStream", True),
         ("ConnectionResetError", True),
         ("TimeoutError", True),
         # What the guard says where it closed a transport too early.
