@@ -113,8 +113,8 @@ def is_of_the_network(error_type: str) -> bool:
     """Whether an `error.type` is what a broken network does to a request.
 
     Transports raise kinds of `httpx.TransportError`, never that itself: the guard does, where a
-    transport was closed that is still in use. What is below them (httpcore, pyqwest, anyio, ssl) now
-    and then lets errors of its own through.
+    transport was closed that is still in use. What is below them (httpcore, pyqwest, anyio, ssl)
+    now and then lets errors of its own through.
     """
     module, _, name = error_type.rpartition(".")
     if not module:
