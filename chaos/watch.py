@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import logging
 import os
 import threading
@@ -114,12 +113,10 @@ def is_of_the_network(error_type: str) -> bool:
 
     Transports raise kinds of `httpx.TransportError`, never that itself: the guard does, where a
     transport was closed that is still in use. What is below them (httpcore, pyqwest, anyio, ssl)
-    now and then lets errors of its own through.
+    now and then lets errors of its own through, and builtins (a `ValueError`, say), of which nobody
+    can tell by the name whose they are.
     """
     module, _, name = error_type.rpartition(".")
-    if not module:
-        kind = getattr(builtins, name, None)
-        return isinstance(kind, type) and issubclass(kind, OSError)
     if module == "httpx":
         kind = getattr(httpx, name, None)
         is_request_error = isinstance(kind, type) and issubclass(kind, httpx.RequestError)

@@ -461,9 +461,8 @@ def test_a_genuine_404_is_timed_from_when_the_gateway_answered() -> None:
         ("httpx.TransportError", False),
         ("httpx.StreamConsumed", False),
         ("tinker_guard.verdict.JobGoneError", False),
-        ("AttributeError", False),
-        ("RuntimeError", False),
-        ("None", False),
+        # Could be anybody's.
+        ("ValueError", True),
     ],
 )
 def test_an_error_that_no_network_causes_is_noted(error_type: str, is_known: bool) -> None:
