@@ -147,8 +147,8 @@ def _report() -> int:
     unlisted = [(name, change) for name, change in survivors if change not in listed]
     for name, change in unlisted:
         print(f"{name}\n{change}")
-    stale = sorted(listed - {change for _, change in survivors})
-    for change in stale:
+    # No failure: on a busy machine a test's time limit can catch what nothing else would.
+    for change in sorted(listed - {change for _, change in survivors}):
         print(f"{PAGE} lists what is caught, or gone:\n{change}")
 
     print(f"{'module':<16}{'mutants':>8}{'killed':>8}{'timeout':>8}{'lives':>8}{'caught':>9}")
@@ -159,7 +159,7 @@ def _report() -> int:
     print(_row("in all", in_all))
     ratio = _caught(in_all) / in_all.total()
     print(f"{len(survivors) - len(unlisted)} survivors are listed in {PAGE}, {len(unlisted)} not.")
-    return 1 if unlisted or stale or ratio < WANTED else 0
+    return 1 if unlisted or ratio < WANTED else 0
 
 
 def _caught(found: Counter[str]) -> int:

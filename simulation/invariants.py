@@ -440,6 +440,9 @@ class _Facts:
             spare = question.transport
             if spare is None or spare in world.orphans or spare.carries_requests:
                 continue
+            if any(isinstance(event, BuildFault) for event in world.schedule.events):
+                # Where none can be built, it goes over the requests' own.
+                continue
             if spare.closed_at > question.call.ended_at:
                 yield f"the connection of a question of {question.began_at:.3f} is not closed"
         if remains.routes > world.setup.routes_kept:

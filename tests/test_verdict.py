@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import time
+import zlib
 
 import pytest
 
@@ -24,6 +25,7 @@ from tinker_guard.verdict import (
     Outcome,
     Source,
     backoff,
+    decompressed,
     judge,
     may_begin,
     outcome_of,
@@ -34,6 +36,8 @@ from tinker_guard.verdict import (
 )
 
 JSON = "application/json"
+
+DEFLATED = zlib.compress(b"body")
 
 
 @pytest.mark.parametrize(
@@ -207,6 +211,7 @@ def test_values_are_the_labels_people_see() -> None:
             2.0,
         ),
         ({"retry-after": "Thu, 01 Jan 1970 00:01:40 GMT", "date": "today"}, 40.0),
+        ({"retry-after": "Thu, 01 Jan 1970 02:01:40 +0200"}, 40.0),
         ({"retry-after": "-3"}, 0.0),
         ({"retry-after": "soon"}, 0.0),
         ({"retry-after-ms": "nan"}, 0.0),
@@ -225,6 +230,15 @@ def test_a_date_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
         time.tzset()
         assert retry_after({"retry-after": "Thu Jan  1 00:01:40 1970"}, now=60.0) == 40.0
     time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [("", b"body"), ("identity", b"body"), ("gzip", gzip.compress(b"body")), ("deflate", DEFLATED)],
+)
+def test_codings_that_are_looked_into(coding: str, body: bytes) -> None:
+    assert decompressed(coding, body, 100) == b"body"
+    assert decompressed(coding.upper(), body, 3) == b"bod"
 
 
 def test_evidence_weighs_only_where_the_body_names_nobody() -> None:
