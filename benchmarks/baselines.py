@@ -16,6 +16,8 @@ import httpx
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from tinker_guard import ControlPlane
+
 WAITS_A: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
 """Seconds that A waits after the first, second, ... 404."""
 WAITS_B: Final = (2.0, 4.0, 8.0, 15.0)
@@ -178,6 +180,17 @@ class RetriedFuture(Generic[_T]):
                 self._future = self._submit()
 
 
+async def connect_b(get_info: Callable[[], Awaitable[httpx.Response]]) -> None:
+    """B's waiting at connect, for benchmarks without the SDK."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + CONNECT_TIMEOUT
+    in_a_row = 0
+    while in_a_row < CONNECT_SUCCESSES and clock() < deadline:
+        response = await get_info()
+        in_a_row = 0 if response.status_code == 404 else in_a_row + 1
+        await asyncio.sleep(CONNECT_PAUSE)
+
+
 async def send_a(send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
     """A around a plain request, for benchmarks without the SDK."""
     response = await send()
@@ -200,3 +213,28 @@ async def send_b(
         await asyncio.sleep(seconds)
         response = await send()
     return response
+
+
+async def persist(
+    contestant: str,
+    send: Callable[[], Awaitable[httpx.Response]],
+    is_running: Callable[[], Awaitable[bool]],
+) -> httpx.Response:
+    """Send a request as a contestant does: `A`, `B`, or one that leaves it to its transport.
+
+    Args:
+        contestant: Which.
+        send: Sends the request once.
+        is_running: Asks the control plane, for B.
+    """
+    if contestant == "A":
+        return await send_a(send)
+    if contestant == "B":
+        return await send_b(send, is_running)
+    return await send()
+
+
+async def says_running(plane: ControlPlane) -> bool:
+    """Ask a control plane that knows one job."""
+    state = await plane.job_state("", "", origin="", credentials={})
+    return state == "JOB_STATE_RUNNING"

@@ -2,27 +2,36 @@
 
     python -m benchmarks.fleet [--docs DIR] [--json PATH]
 
-A discrete-event simulation on a virtual clock. The delays and budgets are the guard's own (they
-are imported); who waits for whom inside a process is modelled after `recovery` and `probing`, and
-a test compares the model with the real transport. Processes share nothing but the race: gateway
-and control plane answer every request equally fast, however many come, so that what is counted is
-what each design asks of them, not what they would make of it.
+The guard is real, and so are the loops of A and B; the world is a model in the same process, and
+time is virtual. Processes share nothing but the race: gateway and control plane answer every
+request equally fast, however many come, so that what is counted is what each design asks of them,
+not what they would make of it. So a larger fleet counts as so many times a thousand processes.
 """
 
 from __future__ import annotations
 
-import heapq
+import asyncio
+import logging
 import random
-from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import count
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.baselines import WAITS_A, WAITS_B
-from benchmarks.report import console, markdown, parser, table, write_json
-from tinker_guard import GuardSettings
-from tinker_guard.verdict import backoff, may_begin
+import httpx
+
+from benchmarks.baselines import persist, says_running
+from benchmarks.report import markdown, run_benchmarks, table
+from benchmarks.runs import PROBE
+from testkit.fakes import KEY, FakeControlPlane
+from testkit.virtual_time import VirtualTimeLoop
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.core.attempts import JITTER
+from tinker_guard.gateway import InProcessGateway, World
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROCESSES: Final = (1, 10, 100, 1_000, 10_000, 100_000)
 PLOTTED: Final = 10_000
@@ -36,8 +45,13 @@ BIN: Final = 0.1
 _BINS: Final = 400
 CONTESTANTS: Final = ("A", "B", "guard")
 
-Clock: TypeAlias = Generator[float, None, None]
-"""A task of the simulation: yields the time at which it goes on."""
+_SAMPLE: Final = 1_000
+"""As many processes are run; a larger fleet is so many times these."""
+_AT_ONCE: Final = 100
+"""Of them on one event loop."""
+_OPERATION: Final = "client/dynamic_config"
+"""One that the trainer answers whatever it is sent."""
+_jobs: Final = count()
 
 
 @dataclass
@@ -47,6 +61,7 @@ class Load:
     Args:
         contestant: Who sent it.
         processes: How many processes.
+        sampled: How many of them were run.
         requests: Requests with their bodies: first sendings and resends.
         probes: Probes, which have no body.
         questions: Questions to the control plane.
@@ -56,6 +71,7 @@ class Load:
 
     contestant: str
     processes: int
+    sampled: int
     requests: list[int] = field(default_factory=lambda: [0] * _BINS)
     probes: list[int] = field(default_factory=lambda: [0] * _BINS)
     questions: list[int] = field(default_factory=lambda: [0] * _BINS)
@@ -67,11 +83,12 @@ class Load:
         since = round(after / BIN)
         bins: list[int] = getattr(self, name)
         width = round(1 / BIN)
-        return max(sum(bins[at : at + width]) for at in range(since, len(bins) - width + 1))
+        most = max(sum(bins[at : at + width]) for at in range(since, len(bins) - width + 1))
+        return round(most * self.processes / self.sampled)
 
     def each(self, name: str) -> float:
         """Arrivals of a kind, for each process."""
-        return float(sum(getattr(self, name)) / self.processes)
+        return float(sum(getattr(self, name)) / self.sampled)
 
     @property
     def mean_beyond(self) -> float:
@@ -79,137 +96,48 @@ class Load:
         return self.beyond / self.got_through
 
 
-class _Race:
-    """The route is lost from 0 until `until`; everything that arrives is counted."""
-
-    def __init__(self, load: Load, until: float) -> None:
-        self.until = until
-        self._load = load
-
-    def send(self, at: float) -> bool:
-        """A request arrives; whether it gets through."""
-        self._load.requests[int(at / BIN)] += 1
-        if at < self.until:
-            return False
-        self._load.got_through += 1
-        self._load.beyond += at + ROUND_TRIP - self.until
-        return True
-
-    def probe(self, at: float) -> bool:
-        """A probe arrives; whether it gets through."""
-        self._load.probes[int(at / BIN)] += 1
-        return at >= self.until
-
-    def ask(self, at: float) -> float:
-        """A question arrives; when it is answered."""
-        self._load.questions[int(at / BIN)] += 1
-        return at + ROUND_TRIP
-
-
-class _Tasks:
-    """Runs the tasks of one process in the order of their times."""
-
-    def __init__(self) -> None:
-        self._queue: list[tuple[float, int, Clock]] = []
-        self._numbers = count()
-
-    def add(self, at: float, task: Clock) -> None:
-        """Let a task go on at a time."""
-        heapq.heappush(self._queue, (at, next(self._numbers), task))
-
-    def run(self) -> None:
-        """Run until nothing is left to do."""
-        while self._queue:
-            _, _, task = heapq.heappop(self._queue)
-            at = next(task, None)
-            if at is not None:
-                self.add(at, task)
-
-
-class GuardedProcess:
-    """A process with the guard: one question per `verdict_ttl`, one probe at a time.
+async def _meet(load: Load, fleet: list[list[float]], seconds: float) -> None:
+    """Let processes meet a race, and count.
 
     Args:
-        race: What it meets.
-        settings: The guard's.
-        random: Source of the jitter.
+        load: Where to.
+        fleet: For each process, when its requests are sent.
+        seconds: Length of the race.
     """
+    clock = asyncio.get_running_loop().time
+    plane = FakeControlPlane(takes=ROUND_TRIP)
+    world = World(job=None)
+    world.lose_route(clock(), seconds)
+    gateway = InProcessGateway(world, latency=ROUND_TRIP)
+    # Met in the middle of a run, when the route is warm.
+    settings = GuardSettings(warmup_successes=0)
 
-    def __init__(self, race: _Race, settings: GuardSettings, random: random.Random) -> None:
-        self._race = race
-        self._settings = settings
-        self._random = random
-        self._tasks = _Tasks()
-        self._answered_at: float | None = None
-        """When the last question is, or was, answered."""
-        self._has_scout = False
-        self._waiting = 0
-        """Requests that go on when the scout has been through."""
+    async def one(transport: httpx.AsyncBaseTransport, url: str, at: float) -> None:
+        async def send() -> httpx.Response:
+            request = httpx.Request("POST", url, headers={"X-Api-Key": KEY})
+            return await transport.handle_async_request(request)
 
-    def run(self, send_at: list[float]) -> None:
-        """Send requests at these times and see each of them through."""
-        for at in send_at:
-            self._tasks.add(at, self._request(at))
-        self._tasks.run()
+        await asyncio.sleep(at)
+        response = await persist(load.contestant, send, partial(says_running, plane))
+        assert response.status_code == 200
+        load.got_through += 1
+        load.beyond += clock() - seconds
 
-    def _request(self, at: float) -> Clock:
-        started_at = at
-        if self._race.send(at):
-            return
-        yield (at := at + ROUND_TRIP)
-        yield (at := self._know_state(at))
-        # The first resend waits for nothing but the route: `backoff(1)` is 0.
-        yield (at := at + self._backoff(1))
-        if self._has_scout:
-            self._waiting += 1
-            return
-        self._has_scout = True
-        deadline = started_at + ROUND_TRIP + self._settings.retry_timeout
-        yield from self._scout(at, budget=deadline - at)
-
-    def _scout(self, at: float, *, budget: float) -> Clock:
-        """Probe until the trainer is reached, then resend and release those that wait."""
-        scouting_since = at
-        for attempt in count(1):
-            reached = self._race.probe(at)
-            yield (at := at + ROUND_TRIP)
-            if reached:
-                break
-            yield (at := self._know_state(at))
-            delay = self._backoff(attempt + 1)
-            if not may_begin(elapsed=at - scouting_since, delay=delay, budget=budget):
-                raise ValueError("the race is longer than what this model knows")
-            yield (at := at + delay)
-        self._race.send(at)
-        for _ in range(self._waiting):
-            self._race.send(at + self._random.random() * self._settings.backoff_initial)
-        self._has_scout, self._waiting = False, 0
-
-    def _know_state(self, at: float) -> float:
-        """Share a question that is under way or was answered lately; else ask."""
-        if self._answered_at is None or at - self._answered_at >= self._settings.verdict_ttl:
-            self._answered_at = self._race.ask(at)
-        return max(at, self._answered_at)
-
-    def _backoff(self, resend: int) -> float:
-        return backoff(
-            resend,
-            initial=self._settings.backoff_initial,
-            maximum=self._settings.backoff_max,
-            jitter=self._random.random(),
-        )
-
-
-def _run_wrapped(race: _Race, contestant: str, send_at: list[float]) -> None:
-    """A process with A or B: every request for itself."""
-    for at in send_at:
-        for seconds in WAITS_A if contestant == "A" else WAITS_B:
-            if race.send(at):
-                break
-            at += ROUND_TRIP
-            if contestant == "B":
-                at = race.ask(at)
-            at += seconds
+    async with asyncio.TaskGroup() as group:
+        for send_at in fleet:
+            transport: httpx.AsyncBaseTransport = gateway.new_transport()
+            if load.contestant == "guard":
+                transport = GuardTransport(transport, settings=settings, control_plane=plane)
+            route = f"{gateway.origin}/training/v1/rlorTrainerJobs/{world.account}"
+            url = f"{route}/job-{next(_jobs)}/api/v1/{_OPERATION}"
+            for at in send_at:
+                group.create_task(one(transport, url, at))
+    began_at = ROUND_TRIP + min(at for send_at in fleet for at in send_at)
+    for exchange in world.exchanges:
+        bins = load.probes if exchange.path == PROBE else load.requests
+        bins[int((began_at + exchange.at) / BIN)] += 1
+    for asked_at, *_ in plane.asked:
+        load.questions[int(asked_at / BIN)] += 1
 
 
 def simulate(
@@ -229,27 +157,38 @@ def simulate(
         in_flight: Requests that each process has in flight.
         seed: Of all chance.
     """
-    load = Load(contestant, processes)
-    race = _Race(load, seconds)
+    sampled = min(processes, _SAMPLE)
+    load = Load(contestant, processes, sampled)
     # The same arrivals for every contestant.
     arrivals = random.Random(seed)
-    jitter = random.Random(seed + 1)
-    settings = GuardSettings()
-    for _ in range(processes):
+    JITTER.seed(seed + 1)
+    fleet = []
+    for _ in range(sampled):
         met_at = arrivals.random() * MEETING_WITHIN * 0.9
-        send_at = sorted(
-            met_at + arrivals.random() * MEETING_WITHIN * 0.1 for _ in range(in_flight)
-        )
-        if contestant == "guard":
-            GuardedProcess(race, settings, jitter).run(send_at)
-        else:
-            _run_wrapped(race, contestant, send_at)
+        fleet.append([met_at + arrivals.random() * MEETING_WITHIN * 0.1 for _ in range(in_flight)])
+    # Thousands of races would be logged.
+    logging.disable(logging.CRITICAL)
+    try:
+        for first in range(0, sampled, _AT_ONCE):
+            with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+                runner.run(_meet(load, fleet[first : first + _AT_ONCE], seconds))
+    finally:
+        logging.disable(logging.NOTSET)
     return load
 
 
 def measure(processes: tuple[int, ...] = PROCESSES) -> list[Load]:
     """All sizes of fleets, with each contestant."""
-    return [simulate(contestant, number) for number in processes for contestant in CONTESTANTS]
+    sampled = {
+        (contestant, number): simulate(contestant, number)
+        for number in {min(number, _SAMPLE) for number in processes}
+        for contestant in CONTESTANTS
+    }
+    return [
+        replace(sampled[contestant, min(number, _SAMPLE)], processes=number)
+        for number in processes
+        for contestant in CONTESTANTS
+    ]
 
 
 COLUMNS: Final = (
@@ -308,7 +247,9 @@ in flight in each
 process, all of them met within {MEETING_WITHIN:g} s. `python -m benchmarks.fleet --docs docs` \
 writes this page.
 
-It is a simulation with the guard's own delays; a test compares it with the real transport. A
+Guard, A and B are real, the world is a model in the same process, and time is virtual. Processes
+share nothing but the race, so {_SAMPLE:,} of them are run, and a larger fleet is so many times \
+these. A
 retries any 404 after 2, 4, 8, ... s. B asks the control plane after each 404 of each request.
 Gateway and control plane answer within {ROUND_TRIP * 1000:.0f} ms, however much arrives.
 
@@ -326,7 +267,8 @@ process; B asks {b.each("questions"):.0f} times.
 * The return: A and B wait without jitter, so that everything comes back within one second, \
 {b.mean_beyond:.1f} s
   after the race (mean). Guarded processes come back {guard.mean_beyond:.1f} s after it, \
-{guard.busiest_second("requests", after=RACE_SECONDS) / sum(guard.requests) * 200:.0f} % of their
+{guard.busiest_second("requests", after=RACE_SECONDS) / guard.processes / IN_FLIGHT * 100:.0f} % \
+of their
   resends in the busiest second.
 * What is asked grows with the number of processes: {PROCESSES[-1]:,} of them ask \
 {last["guard"].busiest_second("questions"):,} questions in the
@@ -343,6 +285,8 @@ def _plot(path: Path, loads: dict[str, Load]) -> None:
     mpl.use("svg")
     # The same picture from the same figures, byte by byte.
     mpl.rcParams["svg.hashsalt"] = "fleet"
+    # Text, not outlines of letters.
+    mpl.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
     styles = {
@@ -387,19 +331,5 @@ def details(loads: list[Load]) -> dict[str, Any]:
     return {"fleet": [asdict(load) for load in loads]}
 
 
-def main() -> None:
-    """Simulate, print, write."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--docs", type=Path, metavar="DIR", help="write the page and plot here")
-    given = arguments.parse_args()
-    loads = measure()
-    show(loads)
-    if given.docs:
-        write_docs(given.docs, loads)
-        console.print(f"wrote {given.docs / 'fleet.md'} and {given.docs / 'fleet.svg'}")
-    if given.json:
-        write_json(given.json, [], details(loads))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmarks(__doc__, sys.modules[__name__])

@@ -1,13 +1,13 @@
 """Whether the guard's memory stays flat over a million requests.
 
-    python -m benchmarks.memory [--requests N] [--json PATH]
+    python -m benchmarks.memory [--json PATH]
 
-A fake transport answers below the guard, and time is virtual, so that the races take none. Most
-requests are plain; some lie on no trainer route, some belong to jobs never seen before (each with
-a warmup of its own), and every so often all in flight meet a race. Resident memory and the number
-of living objects are looked at over the whole; allocations are traced over a tenth of it, in a
-process of its own, because tracing is slow. The guard remembers a bounded number of routes; that
-many are met beforehand, so that their filling up is not taken for a leak.
+A world in the same process answers below the guard, and time is virtual, so that the races take
+none. Most requests are plain; some lie on no trainer route, some belong to jobs never seen before
+(each with a warmup of its own), and every so often all in flight meet a race. Resident memory and
+the number of living objects are looked at over the whole; allocations are traced over a tenth of
+it, in a process of its own, because tracing is slow. The guard remembers a bounded number of
+routes; that many are met beforehand, so that their filling up is not taken for a leak.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 import gc
 import logging
 import os
+import sys
 import tracemalloc
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,25 +25,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from benchmarks.report import console, parser, table, write_json
+from benchmarks.report import console, run_benchmarks, table
 from benchmarks.runs import in_process
-from tests.virtual_time import VirtualTimeLoop
+from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.gateway import InProcessGateway, LocalGateway, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-ORIGIN: Final = "https://gateway.test"
 AT_ONCE: Final = 100
 """Requests in flight."""
+ELSEWHERE: Final = 9
+"""Of them on no trainer route."""
+OPERATION: Final = "client/dynamic_config"
+"""One that the trainer answers without remembering it."""
 BATCHES_PER_RACE: Final = 100
 ROUTES_BEFORE: Final = 1100
 """Routes met before anything is measured; the guard remembers 1024."""
 RACE_SECONDS: Final = 0.5
-_NOT_FOUND: Final = (
-    b'{"error": {"message": "Trainer job not found or not running", "param": "jobId", '
-    b'"code": "NOT_FOUND"}}'
-)
 
 
 @dataclass(frozen=True)
@@ -81,32 +82,6 @@ class Growth:
         return int(getattr(self.samples[-1], name) - getattr(self.samples[0], name))
 
 
-class _Gateway(httpx.AsyncBaseTransport):
-    """Answers at once, or with the gateway's 404 while a race is on."""
-
-    def __init__(self) -> None:
-        self.racing_until = 0.0
-        self.refused = 0
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self.racing_until and b"/job-0/" in request.url.raw_path:
-            self.refused += not request.url.path.endswith("/get_server_capabilities")
-            return httpx.Response(
-                404, headers={"content-type": "application/json"}, content=_NOT_FOUND
-            )
-        return httpx.Response(200, content=b"{}")
-
-
-class _ControlPlane:
-    async def job_state(
-        self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
-    ) -> str | None:
-        """Say that every job runs."""
-        return "JOB_STATE_RUNNING"
-
-
 def measure(requests: int, *, is_traced: bool) -> Growth:
     """Send so many requests in a process of its own and watch its memory.
 
@@ -130,34 +105,37 @@ def _measure(requests: int, is_traced: bool) -> Growth:
 
 
 async def _watch(requests: int) -> Growth:
-    gateway = _Gateway()
-    guard = GuardTransport(gateway, settings=GuardSettings(), control_plane=_ControlPlane())
+    world = World(job=None, keeps_log=False)
+    gateway = InProcessGateway(world)
+    guard = GuardTransport(
+        gateway.new_transport(), settings=GuardSettings(), new_transport=gateway.new_transport
+    )
     samples: list[Sample] = []
     for number in range(ROUTES_BEFORE):
         await _send(guard, _url(-number - 2, 0))
     batches = max(requests // AT_ONCE, 10)
     for number in range(batches):
         if number % BATCHES_PER_RACE == BATCHES_PER_RACE // 2:
-            gateway.racing_until = asyncio.get_running_loop().time() + RACE_SECONDS
+            world.lose_route(asyncio.get_running_loop().time(), RACE_SECONDS)
         await asyncio.gather(*(_send(guard, _url(number, place)) for place in range(AT_ONCE)))
         if (number + 1) * 10 // batches > number * 10 // batches:
             samples.append(_sample((number + 1) * AT_ONCE))
-    return Growth(tuple(samples), gateway.refused, batches + ROUTES_BEFORE + 1)
+    sent_once = ROUTES_BEFORE + batches * (AT_ONCE - ELSEWHERE)
+    resent = world.arrivals[OPERATION] - sent_once
+    return Growth(tuple(samples), resent, batches + ROUTES_BEFORE + 1)
 
 
 def _url(batch: int, place: int) -> str:
-    if place == 0:
-        job = f"job-{batch + 1}"
-    elif place < 10:
-        return f"{ORIGIN}/v1/elsewhere/{place}"
-    else:
-        job = "job-0"
-    return f"{ORIGIN}/training/v1/rlorTrainerJobs/acc/{job}/api/v1/forward_backward"
+    origin = InProcessGateway.origin
+    if 0 < place <= ELSEWHERE:
+        return f"{origin}/login"
+    job = "job-0" if place else f"job-{batch + 1}"
+    return f"{origin}/training/v1/rlorTrainerJobs/demo/{job}/api/v1/{OPERATION}"
 
 
 async def _send(guard: GuardTransport, url: str) -> None:
-    request = httpx.Request("POST", url, content=b"{}", headers={"X-Api-Key": "none"})
-    response = await guard.handle_async_request(request)
+    headers = {"X-Api-Key": LocalGateway.api_key}
+    response = await guard.handle_async_request(httpx.Request("POST", url, headers=headers))
     assert response.status_code == 200
     await response.aread()
 
@@ -173,7 +151,7 @@ def _sample(requests: int) -> Sample:
     )
 
 
-def measure_both(requests: int = 1_000_000) -> dict[str, Growth]:
+def measure_all(requests: int = 1_000_000) -> dict[str, Growth]:
     """The whole, and a tenth of it traced."""
     return {
         "plain": measure(requests, is_traced=False),
@@ -211,16 +189,5 @@ def details(found: dict[str, Growth]) -> dict[str, Any]:
     return {"memory": {name: asdict(growth) for name, growth in found.items()}}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    arguments = parser(__doc__)
-    arguments.add_argument("--requests", type=int, default=1_000_000, metavar="N")
-    given = arguments.parse_args()
-    found = measure_both(given.requests)
-    show(found)
-    if given.json:
-        write_json(given.json, [], details(found))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmarks(__doc__, sys.modules[__name__])

@@ -10,12 +10,16 @@ over the bare round beside it.
 
 "The guard" makes the exchange's CLIENT span and tells the gateway its context, as over httpx's own
 transports; "over pyqwest" leaves that to the transport below, as with the SDK's default one.
+
+A sync client is measured without an SDK. httpx-retries leaves a POST alone unless it is told to
+retry it: then it looks after the request as the guard does, and is its peer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 from enum import StrEnum
 from functools import partial
@@ -24,12 +28,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from benchmarks.report import Row, parser, ratio_of, show_goals, spread, table, write_json
+from benchmarks.report import Row, ratio_of, run_benchmarks, spread, table
 from benchmarks.runs import in_process
-from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 URL: Final = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api/v1/forward_backward"
 POLL: Final = URL.replace("forward_backward", "retrieve_future")
@@ -43,6 +47,10 @@ CONTESTANTS: Final = (
     "guard, a poll over pyqwest",
     "guard, trace=off",
 )
+RETRIES_POST: Final = "httpx-retries, told to retry POST"
+SYNC_CONTESTANTS: Final = (*CONTESTANTS[:3], RETRIES_POST, "guard")
+SYNC_LIMIT: Final = 1.2
+"""How many times what `RETRIES_POST` adds the guard of a sync client may add."""
 
 
 class Mode(StrEnum):
@@ -51,6 +59,17 @@ class Mode(StrEnum):
     NOBODY = "no OpenTelemetry SDK"
     SPANS = "recording SDK"
     SPANS_AND_METRICS = "recording SDK, metrics too"
+    SYNC = "no OpenTelemetry SDK, a sync client"
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        """Who is measured."""
+        return SYNC_CONTESTANTS if self is Mode.SYNC else CONTESTANTS
+
+    @property
+    def records(self) -> bool:
+        """Whether an OpenTelemetry SDK is set up."""
+        return self in (Mode.SPANS, Mode.SPANS_AND_METRICS)
 
 
 GOALS: Final = (
@@ -78,6 +97,17 @@ class CannedPyqwest(Canned):
     __module__ = "pyqwest.canned"
 
 
+class SyncCanned(httpx.BaseTransport):
+    """The same for a sync client."""
+
+    def __init__(self) -> None:
+        self._response = httpx.Response(200, content=b"{}")
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer."""
+        return self._response
+
+
 def measure(mode: Mode, *, rounds: int = 101, requests: int = 0) -> dict[str, list[float]]:
     """Microseconds per request of each contestant, a figure for each round.
 
@@ -86,7 +116,8 @@ def measure(mode: Mode, *, rounds: int = 101, requests: int = 0) -> dict[str, li
         rounds: How many rounds each contestant gets.
         requests: Requests in a round; 0 chooses a number that takes some ten milliseconds.
     """
-    work = partial(_measure, mode, rounds, requests or (2000 if mode is Mode.NOBODY else 200))
+    measure_in_process = _measure_sync if mode is Mode.SYNC else _measure
+    work = partial(measure_in_process, mode, rounds, requests or (200 if mode.records else 2000))
     figures = in_process(work, 300.0)
     if figures is None:
         raise RuntimeError("the measuring process failed")
@@ -94,7 +125,7 @@ def measure(mode: Mode, *, rounds: int = 101, requests: int = 0) -> dict[str, li
 
 
 def _measure(mode: Mode, rounds: int, requests: int) -> dict[str, list[float]]:
-    flush = _record(mode) if mode is not Mode.NOBODY else lambda: None
+    flush = _record(mode) if mode.records else lambda: None
     from httpx_retries import RetryTransport
     from opentelemetry.instrumentation.httpx import AsyncOpenTelemetryTransport
 
@@ -117,30 +148,78 @@ def _measure(mode: Mode, rounds: int, requests: int) -> dict[str, list[float]]:
             strict=True,
         )
     )
-    figures: dict[str, list[float]] = {name: [] for name in transports}
     with asyncio.Runner() as runner:
-        for name, transport in transports.items():
-            runner.run(_round(name, transport, requests))
-            assert name in figures
-        for _ in range(rounds):
-            for name, transport in transports.items():
-                # Neither the collection of garbage nor the exporting thread shall be counted
-                # with whoever happens to run when they do.
-                flush()
-                gc.collect()
-                gc.disable()
-                figures[name].append(runner.run(_round(name, transport, requests)))
-                gc.enable()
+        return _in_turn(
+            {
+                name: partial(_run_round, runner, name, transport, requests)
+                for name, transport in transports.items()
+            },
+            rounds,
+            flush,
+        )
+
+
+def _measure_sync(mode: Mode, rounds: int, requests: int) -> dict[str, list[float]]:
+    from httpx_retries import Retry, RetryTransport
+    from opentelemetry.instrumentation.httpx import SyncOpenTelemetryTransport
+
+    transports: tuple[httpx.BaseTransport, ...] = (
+        SyncCanned(),
+        RetryTransport(SyncCanned()),
+        SyncOpenTelemetryTransport(SyncCanned()),
+        RetryTransport(SyncCanned(), Retry(allowed_methods=["POST"])),
+        SyncGuardTransport(SyncCanned(), settings=GuardSettings(warmup_successes=0)),
+    )
+    contestants = {
+        name: partial(_sync_round, transport, requests)
+        for name, transport in zip(mode.contestants, transports, strict=True)
+    }
+    return _in_turn(contestants, rounds, lambda: None)
+
+
+def _in_turn(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, flush: Callable[[], object]
+) -> dict[str, list[float]]:
+    """The figures of each contestant's rounds, after one to warm up."""
+    for measure_round in contestants.values():
+        measure_round()
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure_round in contestants.items():
+            # Neither the collection of garbage nor the exporting thread shall be counted with
+            # whoever happens to run when they do.
+            flush()
+            gc.collect()
+            gc.disable()
+            figures[name].append(measure_round())
+            gc.enable()
     return figures
 
 
+def _run_round(
+    runner: asyncio.Runner, name: str, transport: httpx.AsyncBaseTransport, requests: int
+) -> float:
+    return runner.run(_round(name, transport, requests))
+
+
 async def _round(name: str, transport: httpx.AsyncBaseTransport, requests: int) -> float:
-    url = POLL if "poll" in name else URL
-    request = httpx.Request("POST", url, content=b"{}", headers={"X-Api-Key": "none"})
+    request = _request(POLL if "poll" in name else URL)
     started_at = time.perf_counter()
     for _ in range(requests):
         await transport.handle_async_request(request)
     return (time.perf_counter() - started_at) / requests * 1e6
+
+
+def _sync_round(transport: httpx.BaseTransport, requests: int) -> float:
+    request = _request(URL)
+    started_at = time.perf_counter()
+    for _ in range(requests):
+        transport.handle_request(request)
+    return (time.perf_counter() - started_at) / requests * 1e6
+
+
+def _request(url: str) -> httpx.Request:
+    return httpx.Request("POST", url, content=b"{}", headers={"X-Api-Key": "none"})
 
 
 def _record(mode: Mode) -> Callable[[], object]:
@@ -188,7 +267,21 @@ def rows(figures: dict[Mode, dict[str, list[float]]]) -> list[Row]:
                 extra[name] <= goal,
             )
         )
+    found.append(_sync_row(figures[Mode.SYNC]))
     return found
+
+
+def _sync_row(figures: dict[str, list[float]]) -> Row:
+    extra = {name: median(values) for name, values in added(figures).items()}
+    ours, peer = extra["guard"], extra[RETRIES_POST]
+    return Row(
+        f"untouched request, {Mode.SYNC}",
+        f"<= {SYNC_LIMIT:g} times httpx-retries",
+        f"{RETRIES_POST} {peer:.2f} us, by default {extra['httpx-retries']:.2f} us",
+        f"{ours:.2f} us",
+        ratio_of(ours, peer),
+        ours <= SYNC_LIMIT * peer,
+    )
 
 
 def show(figures: dict[Mode, dict[str, list[float]]]) -> None:
@@ -216,21 +309,10 @@ def details(figures: dict[Mode, dict[str, list[float]]]) -> dict[str, Any]:
     return {"overhead_us": {str(mode): value for mode, value in figures.items()}}
 
 
-def measure_both(rounds: int = 101) -> dict[Mode, dict[str, list[float]]]:
+def measure_all(rounds: int = 101) -> dict[Mode, dict[str, list[float]]]:
     """Whoever observes."""
     return {mode: measure(mode, rounds=rounds) for mode in Mode}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    given = parser(__doc__).parse_args()
-    figures = measure_both()
-    show(figures)
-    found = rows(figures)
-    show_goals(found)
-    if given.json:
-        write_json(given.json, found, details(figures))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmarks(__doc__, sys.modules[__name__])

@@ -20,6 +20,7 @@ from tinker_guard import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from types import ModuleType
 
 console: Final = Console(width=120)
 
@@ -106,8 +107,31 @@ def write_json(path: Path, rows: Iterable[Row], details: Mapping[str, Any]) -> N
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser of arguments with those that all benchmarks know."""
+def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
+    """Measure, print and write, as the command line says.
+
+    Args:
+        description: What `--help` begins with; its first line counts.
+        benchmarks: Modules that can `measure` and `show`, and give `details` for JSON. Some have
+            `rows` for the table of goals, some write pages (`write_docs`) or `as_markdown`.
+    """
+    modules: tuple[Any, ...] = benchmarks
     arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     arguments.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
-    return arguments
+    arguments.add_argument("--docs", type=Path, metavar="DIR", help="write the pages here")
+    arguments.add_argument("--markdown", action="store_true", help="print Markdown tables too")
+    given = arguments.parse_args()
+    rows: list[Row] = []
+    details: dict[str, Any] = {}
+    for module in modules:
+        found = getattr(module, "measure_all", module.measure)()
+        module.show(found)
+        rows += module.rows(found) if hasattr(module, "rows") else []
+        details |= module.details(found)
+        if given.docs and hasattr(module, "write_docs"):
+            module.write_docs(given.docs, found)
+        if given.markdown and hasattr(module, "as_markdown"):
+            console.print(module.as_markdown(found), markup=False, soft_wrap=True)
+    show_goals(rows)
+    if given.json:
+        write_json(given.json, rows, details)

@@ -19,9 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from benchmarks.baselines import AlgorithmA, AlgorithmB, WrappedServiceClient
-from tinker_guard.gateway import LocalGateway, app
+from tinker_guard.gateway import LocalGateway
 from tinker_guard.gateway.train import STEPS, train_five_steps
-from tinker_guard.gateway.wire import Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -101,17 +100,7 @@ def verdict_on(run: Run, fault_free: Sequence[float]) -> str:
     return "right"
 
 
-class SizedCall(Call):
-    """A call that remembers how large its body was; the gateway's log keeps digests only."""
-
-    sizes: Final[dict[str, int]] = {}
-
-    def __init__(self, method: str, operation: str, headers: Any, body: bytes) -> None:
-        super().__init__(method, operation, headers, body)
-        self.sizes[self.body_sha256] = len(body)
-
-
-def bytes_resent(exchanges: Iterable[Exchange], sizes: dict[str, int]) -> int:
+def bytes_resent(exchanges: Iterable[Exchange]) -> int:
     """Bytes in the bodies of requests that took the place of one that met the gateway's 404.
 
     For a wrapper that is a new request of the same operation, for a transport the same request
@@ -124,7 +113,7 @@ def bytes_resent(exchanges: Iterable[Exchange], sizes: dict[str, int]) -> int:
             continue
         if owed[exchange.path] > 0:
             owed[exchange.path] -= 1
-            resent += sizes.get(exchange.body_sha256, 0)
+            resent += exchange.body_size
         if _is_gateway_404(exchange):
             owed[exchange.path] += 1
     return resent
@@ -217,7 +206,6 @@ def _report(work: Callable[[], _T], sender: Connection) -> None:
 
 
 def _train(contestant: str, fault: Fault, timeout: float) -> Run:
-    setattr(app, "Call", SizedCall)  # noqa: B010  # the module does not export it
     began: list[float] = []
 
     def clock() -> float:
@@ -246,7 +234,7 @@ def _train(contestant: str, fault: Fault, timeout: float) -> Run:
             requests=len(exchanges),
             probes=sum(e.path == PROBE for e in exchanges),
             not_founds=sum(e.path != PROBE and _is_gateway_404(e) for e in exchanges),
-            bytes_resent=bytes_resent(exchanges, SizedCall.sizes),
+            bytes_resent=bytes_resent(exchanges),
             questions=questions,
             regained_after=regained_after(exchanges),
             surfaced_after=surfaced_after,

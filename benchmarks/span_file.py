@@ -214,7 +214,7 @@ def main() -> None:
         path = arguments.keep or Path(folder) / "spans.jsonl"
         count = write(path, arguments.megabytes * 1_000_000, arguments.form)
         page = Path(folder) / "page.html"
-        command = [sys.executable, "-m", "tinker_guard.cli", "report", str(path)]
+        command = [sys.executable, "-m", "tinker_guard", "report", str(path)]
         started_at = time.perf_counter()
         subprocess.run(  # noqa: S603 - this very program
             [*command, "--html", str(page)], check=True, stdout=subprocess.DEVNULL

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation import auto_instrumentation
 
-from benchmarks.report import Row, parser, ratio_of, show_goals, spread, table, write_json
-from tinker_guard.children import bequeath
+from benchmarks.report import Row, ratio_of, run_benchmarks, spread, table
+from tinker_guard.install.child_env import inject
 
 GUARD: Final = "tinker-guard run"
 PEER: Final = "opentelemetry-instrument"
@@ -33,7 +33,7 @@ def measure(rounds: int = 51) -> dict[str, list[float]]:
     ours = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
     bare = {name: value for name, value in os.environ.items() if name not in ours}
     guarded = dict(bare)
-    bequeath(guarded)
+    inject(guarded)
     environments = {
         "bare": bare,
         GUARD: guarded,
@@ -98,16 +98,5 @@ def details(figures: dict[str, list[float]]) -> dict[str, Any]:
     return {"startup_ms": figures}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    given = parser(__doc__).parse_args()
-    figures = measure()
-    show(figures)
-    found = rows(figures)
-    show_goals(found)
-    if given.json:
-        write_json(given.json, found, details(figures))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmarks(__doc__, sys.modules[__name__])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import sys
 import time
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from benchmarks.baselines import send_a, send_b
-from benchmarks.report import Row, parser, ratio_of, show_goals, table, write_json
+from benchmarks.baselines import persist
+from benchmarks.report import Row, ratio_of, run_benchmarks, table
 from benchmarks.runs import PROBE, in_process
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.gateway import Fault, LocalGateway, Race
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
     from tinker_guard.gateway import Exchange
@@ -197,12 +198,7 @@ async def _storm(contestant: str, base_url: str, in_flight: int) -> tuple[int, f
                     headers={"X-Idempotency-Key": f"{when}-{number}"},
                 )
 
-            algorithms: dict[str, Callable[[], Awaitable[httpx.Response]]] = {
-                "A": lambda: send_a(send),
-                "B": lambda: send_b(send, partial(is_running, client)),
-                "guard": send,
-            }
-            return (await algorithms[contestant]()).status_code
+            return (await persist(contestant, send, partial(is_running, client))).status_code
 
         # Warm, so that the race is met by all of them in flight and not by a warmup.
         assert (await clients[0].get(base_url + PROBE)).status_code == 200
@@ -297,16 +293,5 @@ def details(storms: list[Storm]) -> dict[str, Any]:
     return {"storm": [asdict(each) for each in storms]}
 
 
-def main() -> None:
-    """Measure, print, write."""
-    given = parser(__doc__).parse_args()
-    storms = measure()
-    show(storms)
-    found = rows(storms)
-    show_goals(found)
-    if given.json:
-        write_json(given.json, found, details(storms))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmarks(__doc__, sys.modules[__name__])

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 
-from tinker_guard.attributes import ATTRIBUTES, On
-from tinker_guard.demo.run import carry_out
-from tinker_guard.demo.screen import tree_of
-from tinker_guard.demo.spans import Recorder, most_telling, trees
+from tinker_guard.cli.demo.run import carry_out
+from tinker_guard.cli.demo.screen import tree_of
+from tinker_guard.cli.demo.spans import Recorder, most_telling, trees
 from tinker_guard.gateway import FAULTS
-from tinker_guard.metrics import METRICS
+from tinker_guard.observability.attributes import ATTRIBUTES, On
+from tinker_guard.observability.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -8,7 +8,8 @@ import concurrent.futures.thread  # noqa: F401
 import os
 import random
 from collections import Counter as Counter_
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from opentelemetry import metrics, trace
@@ -22,14 +23,48 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tests.virtual_time import VirtualTimeLoop
-from tinker_guard import logs, observers, uninstall_guard
-from tinker_guard.route import ROUTES
+from testkit.virtual_time import VirtualTimeLoop
+from tinker_guard import faults, uninstall_guard
+from tinker_guard.core.attempts import JITTER
+from tinker_guard.core.routes import ROUTES
+from tinker_guard.observability import providers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from opentelemetry.sdk.metrics.export import DataPointT
+
+
+# Read here, because the guard is not to see a variable that looks like a setting.
+_SEED: Final = os.environ.get("TINKER_GUARD_TEST_SEED", "1")
+_KINDS: Final = {
+    "unit": {
+        *("policy", "core", "control_plane", "transports", "observability"),
+        *("test_transport.py", "test_waiting.py", "test_settings.py"),
+    },
+    "tools": {
+        "cli",
+        "docs",
+        "proof",
+        "test_architecture.py",
+        "test_documents.py",
+        "test_examples.py",
+        "test_requests_adapter.py",
+        "test_ids.py",
+        "test_notebook.py",
+        "test_typing.py",
+    },
+}
+"""Folders and files in this one, by the marker of their tests; all others are `sockets`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its kind, unless it has a marker of its own."""
+    for item in items:
+        if not any(item.get_closest_marker(kind) for kind in ("unit", "sockets", "tools")):
+            first = item.path.relative_to(Path(__file__).parent).parts[0]
+            kinds = [kind for kind, places in _KINDS.items() if first in places]
+            item.add_marker(kinds[0] if kinds else "sockets")
 
 
 @pytest.fixture
@@ -39,10 +74,17 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
 
 
 @pytest.fixture(autouse=True)
-def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees what another one left in the process, and jitter is the same in every run."""
-    random.seed(os.environ.get("TINKER_GUARD_TEST_SEED", "1"))
-    for name in set(os.environ) - {"TINKER_GUARD_TEST_SEED", "TINKER_GUARD_FUZZ"}:
+def clean_process(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """No test sees what another one left in the process, and jitter is the same in every run.
+
+    Nor does one pass by a fault of the guard's own, which is logged and reaches no caller, unless
+    it is marked to meet one.
+    """
+    for chance in (random, JITTER):
+        chance.seed(_SEED)
+    for name in set(os.environ):
         # pytest-xdist makes terminals narrow.
         if name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "COLUMNS") or name.startswith(
             ("TINKER_", "OTEL_")
@@ -51,8 +93,10 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     uninstall_guard()
     ROUTES.clear()
-    logs._faults_logged.clear()
-    observers.look_again()
+    met = {where for where in faults.already_logged if not where.startswith("closing ")}
+    faults.already_logged.clear()
+    providers.refresh()
+    assert not met or request.node.get_closest_marker("meets_fault")
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +113,7 @@ def _exporter() -> InMemorySpanExporter:
 def spans(_exporter: InMemorySpanExporter) -> Iterator[InMemorySpanExporter]:
     """What has been recorded during this test."""
     _exporter.clear()
-    observers.look_again()
+    providers.refresh()
     yield _exporter
     _exporter.clear()
 
@@ -127,7 +171,7 @@ def _reader() -> InMemoryMetricReader:
 @pytest.fixture
 def measured(_reader: InMemoryMetricReader) -> Measured:
     """What is measured during this test."""
-    observers.look_again()
+    providers.refresh()
     measured = Measured(_reader)
     measured.points()
     return measured

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import zstandard
 
-from tests.fakes import (
+from testkit.fakes import (
     BASE,
     GATEWAY_BODY,
     KEY,
@@ -29,10 +29,12 @@ from tests.fakes import (
     ok,
     post,
 )
-from tests.test_sockets import pyqwest_transport
-from tinker_guard import GuardSettings, GuardTransport, children
-from tinker_guard.control_plane import FireworksControlPlane, SharedControlPlane
-from tinker_guard.route import RouteTable
+from tests.end_to_end.test_sockets import pyqwest_transport
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.routes import RouteTable
+from tinker_guard.install import child_env as children
 from tinker_guard.settings import InvalidSettingsError
 
 if TYPE_CHECKING:
@@ -109,11 +111,15 @@ def get(
     is_guarded: bool = True,
     **settings: Any,
 ) -> httpx.Response:
-    """Send one request with the key, as the SDK's httpx client would but for redirects."""
+    """Send one request with the key, as the SDK's httpx client would but for redirects.
+
+    Without a usable answer of a control plane, a guarded one is over when its budget is.
+    """
     transport = make()
     if is_guarded:
+        in_short = {"warmup_timeout": 0.5, "retry_timeout": 0.5}
         transport = GuardTransport(
-            transport, settings=GuardSettings(**settings), new_transport=make
+            transport, settings=GuardSettings(**in_short | settings), new_transport=make
         )
 
     async def send() -> httpx.Response:
@@ -196,7 +202,7 @@ def test_the_key_that_is_set_goes_to_the_place_that_is_set_and_no_other(
 def test_a_control_plane_with_a_strange_certificate_hears_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    trustme = pytest.importorskip("trustme", reason="comes with the tests' extra")
+    trustme = pytest.importorskip("trustme", reason="is in the group `test`")
     import ssl
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -400,7 +406,7 @@ async def test_one_origins_answer_is_no_other_origins() -> None:
     for origin in origins:
         state = table.find(httpx.URL(f"{origin}{ROUTE}/api/v1/x"))
         assert state is not None
-        await shared.ask(state, httpx.Headers())
+        await shared.ask(state, httpx.Request("GET", state.route.url))
     assert [origin for *_, origin in plane.asked] == origins
 
 
@@ -470,7 +476,7 @@ def test_a_url_without_a_host_is_no_route() -> None:
 def test_children_get_one_absolute_directory_and_no_empty_place(before: str | None) -> None:
     """An empty place in PYTHONPATH would be the working directory, whoever may write there."""
     environment: dict[str, str] = {} if before is None else {"PYTHONPATH": before}
-    children.bequeath(environment)
+    children.inject(environment)
     places = environment["PYTHONPATH"].split(os.pathsep)
     assert all(os.path.isabs(place) for place in places)
     assert os.listdir(places[0]) != []

@@ -1,26 +1,42 @@
 from __future__ import annotations
 
+import copy
+import inspect
+import json
 import math
 import pickle
+import pydoc
+from typing import TYPE_CHECKING, get_type_hints
 
 import pytest
 
-from tinker_guard import GuardSettings, install_guard
-from tinker_guard.settings import InvalidSettingsError
+from tinker_guard import GuardSettings, InvalidSettingsError, Verdict, install_guard
+from tinker_guard.settings import SettingValues, misspelt_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_defaults_are_those_that_the_readme_lists() -> None:
     assert GuardSettings().model_dump() == {
         "enabled": True,
+        "strict": False,
         "child_processes": True,
+        "routes": (),
         "warmup_successes": 3,
         "warmup_timeout": 120.0,
         "warmup_probe_path": "/api/v1/get_server_capabilities",
+        "unreached_timeout": 10.0,
         "probe_timeout": 5.0,
         "retry_timeout": 30.0,
         "backoff_initial": 0.1,
         "backoff_max": 3.0,
+        "control_plane": None,
         "control_plane_url": None,
+        "control_plane_object": None,
+        "control_plane_state": "state",
+        "control_plane_running": ("RUNNING", "JOB_STATE_RUNNING"),
+        "control_plane_stopped": None,
         "control_plane_timeout": 5.0,
         "control_plane_api_key": None,
         "verdict_ttl": 1.0,
@@ -75,8 +91,52 @@ def test_a_wrong_argument_is_refused_by_its_name() -> None:
 
 
 def test_an_unknown_argument_is_refused() -> None:
-    with pytest.raises(InvalidSettingsError, match="retry_time: extra inputs are not permitted"):
-        GuardSettings(retry_time=3)
+    with pytest.raises(InvalidSettingsError, match="did you mean retry_timeout"):
+        GuardSettings(retry_time=3)  # type: ignore[call-arg]
+    with pytest.raises(InvalidSettingsError, match=r"  nonsense: is no setting$"):
+        install_guard(nonsense=1)  # type: ignore[call-arg]
+
+
+def test_the_keyword_arguments_are_the_settings() -> None:
+    assert sorted(get_type_hints(SettingValues)) == sorted(GuardSettings.model_fields)
+    text = inspect.getdoc(install_guard) or ""
+    assert [name for name in GuardSettings.model_fields if name not in text] == []
+
+
+def test_help_is_short() -> None:
+    """It was 540 lines of pydantic, and 460 of what a string can do."""
+    for documented, lines in ((GuardSettings, 40), (Verdict, 35)):
+        assert len(pydoc.render_doc(documented).splitlines()) < lines
+    assert "retry_timeout" in dir(GuardSettings)
+
+
+def test_settings_are_given_once() -> None:
+    with pytest.raises(InvalidSettingsError, match="either settings or retry_timeout, not both"):
+        install_guard(GuardSettings(), retry_timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("TINKER_GUARD_RETRY_TIMOUT", "TINKER_GUARD_RETRY_TIMEOUT"),
+        ("TINKER_GUARD_retry_time", "TINKER_GUARD_RETRY_TIMEOUT"),
+        ("TINKERGUARD_RETRY_TIMEOUT", "TINKER_GUARD_RETRY_TIMEOUT"),
+        ("TINKER_GUARD_QQQ", None),
+    ],
+)
+def test_a_misspelt_variable_is_known_by_the_right_one(
+    name: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_VERDICT_TTL", "2")
+    monkeypatch.setenv("TINKER_BASE_URL", "https://tinker.test")
+    monkeypatch.setenv("TINKER_GUARD_INHERITED", "{}")
+    monkeypatch.setenv(name, "3")
+    assert list(misspelt_variables("TINKER_GUARD_INHERITED")) == [(name, meant)]
+
+
+def test_strict_guards() -> None:
+    with pytest.raises(InvalidSettingsError, match="strict needs enabled"):
+        GuardSettings(strict=True, enabled=False)
 
 
 def test_backoffs_must_fit_each_other() -> None:
@@ -91,8 +151,54 @@ def test_a_key_needs_the_place_that_it_is_for() -> None:
         GuardSettings(control_plane_api_key="", control_plane_url="https://api.test")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://head:8000,/t/{job}",
+        " http://head:8000 , /t/{job}\n",
+        "http://head:8000 /t/{job}",
+        "\thttp://head:8000\n,,/t/{job},",
+        ' ["http://head:8000", "/t/{job}"]',
+    ],
+)
+def test_patterns_of_routes_are_separated_by_commas_or_whitespace_or_json(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_ROUTES", value)
+    expected = ("http://head:8000", "/t/{job}")
+    assert GuardSettings().routes == expected
+    assert GuardSettings(routes=value).routes == expected
+    assert GuardSettings(routes=list(expected)).routes == expected
+    assert GuardSettings.load_without_key(GuardSettings().dump_without_key()).routes == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ('["/t/{job}"', "must be separated by commas, or a list in JSON"),
+        ("[1]", "input should be a valid string"),
+        ("/t/{job} https://me:geheim@h.test", "pattern 2 holds a user name"),
+        ("/k/geheim?x", "pattern 1 holds a query or a fragment"),
+    ],
+)
+def test_a_wrong_pattern_is_refused_by_its_number_and_not_shown(
+    value: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_ROUTES", value)
+    with pytest.raises(InvalidSettingsError) as caught:
+        GuardSettings()
+    assert f"\n  TINKER_GUARD_ROUTES: {wanted}" in str(caught.value)
+    assert "geheim" not in f"{caught.value!r} {caught.value.__context__!r}"
+
+
 def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONTROL_PLANE_API_KEY", "CONTROL_PLANE_URL", "RETRY_TIMEOUT", "ENABLED"):
+    for name in (
+        "CONTROL_PLANE_API_KEY",
+        "CONTROL_PLANE_URL",
+        "RETRY_TIMEOUT",
+        "ENABLED",
+        "ROUTES",
+    ):
         monkeypatch.setenv(f"TINKER_GUARD_{name}", "")
     assert GuardSettings() == GuardSettings(enabled=True, retry_timeout=30.0)
 
@@ -125,3 +231,149 @@ def test_a_url_loses_its_last_slash() -> None:
     assert GuardSettings(control_plane_url="https://api.test/x/").control_plane_url == (
         "https://api.test/x"
     )
+
+
+# -- a key that does not come along --------------------------------------------------------------
+
+URL, KEY = "https://api.test", "fw-secret"
+VARIABLE = "TINKER_GUARD_CONTROL_PLANE_API_KEY"
+
+LEAVES_OUT = [
+    pytest.param(lambda settings: pickle.loads(pickle.dumps(settings)), id="pickle"),
+    pytest.param(lambda settings: pickle.loads(pickle.dumps(settings, 0)), id="old-pickle"),
+    pytest.param(lambda settings: pickle.loads(pickle.dumps([settings]))[0], id="nested-pickle"),
+    pytest.param(
+        lambda settings: GuardSettings.load_without_key(settings.dump_without_key()), id="child"
+    ),
+]
+KEEPS = [
+    pytest.param(copy.copy, id="copy"),
+    pytest.param(copy.deepcopy, id="deepcopy"),
+    pytest.param(lambda settings: settings.model_copy(), id="model_copy"),
+    pytest.param(lambda settings: settings.model_copy(deep=True), id="deep-model_copy"),
+    pytest.param(
+        lambda settings: settings.model_copy(update={"retry_timeout": 30}), id="update-model_copy"
+    ),
+    pytest.param(lambda settings: GuardSettings(**settings.model_dump()), id="model_dump"),
+]
+
+
+@pytest.fixture
+def with_key() -> GuardSettings:
+    return GuardSettings(control_plane_url=URL, control_plane_api_key=KEY)
+
+
+@pytest.mark.parametrize("move", KEEPS)
+def test_a_copy_within_the_process_keeps_the_key(
+    move: Callable[[GuardSettings], GuardSettings], with_key: GuardSettings
+) -> None:
+    moved = move(with_key)
+    assert moved.control_plane_api_key is not None
+    assert moved.control_plane_api_key.get_secret_value() == KEY
+    assert not moved.is_control_plane_key_lost
+    assert moved == with_key
+
+
+@pytest.mark.parametrize("move", LEAVES_OUT)
+def test_what_leaves_the_process_knows_that_there_was_a_key(
+    move: Callable[[GuardSettings], GuardSettings], with_key: GuardSettings
+) -> None:
+    moved = move(with_key)
+    for _ in range(3):
+        assert moved.control_plane_api_key is None
+        assert moved.is_control_plane_key_lost
+        # It is not like settings that ask with the key of the request.
+        assert moved != with_key
+        assert moved != GuardSettings(control_plane_url=URL)
+        assert moved.model_dump() == GuardSettings(control_plane_url=URL).model_dump()
+        moved = move(moved)
+        assert moved == move(with_key)
+
+
+@pytest.mark.parametrize("copied", KEEPS[:-1])
+@pytest.mark.parametrize("move", LEAVES_OUT)
+def test_a_copy_of_what_lost_its_key_has_lost_it_too(
+    move: Callable[[GuardSettings], GuardSettings],
+    copied: Callable[[GuardSettings], GuardSettings],
+    with_key: GuardSettings,
+) -> None:
+    moved = copied(move(with_key))
+    assert moved.is_control_plane_key_lost
+    assert moved == move(with_key)
+
+
+@pytest.mark.parametrize("move", LEAVES_OUT)
+def test_where_the_variable_holds_a_key_none_is_lost(
+    move: Callable[[GuardSettings], GuardSettings],
+    with_key: GuardSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "fw-of-the-child")
+    moved = move(with_key)
+    assert moved.control_plane_api_key is not None
+    assert moved.control_plane_api_key.get_secret_value() == "fw-of-the-child"
+    assert not moved.is_control_plane_key_lost
+    assert moved == GuardSettings(control_plane_url=URL)
+    # And what goes on from there without the variable has lost that one.
+    monkeypatch.setenv(VARIABLE, "")
+    assert move(moved).is_control_plane_key_lost
+
+
+@pytest.mark.parametrize("move", [*LEAVES_OUT, *KEEPS])
+def test_settings_that_never_had_a_key_have_lost_none(
+    move: Callable[[GuardSettings], GuardSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GuardSettings(control_plane_url=URL)
+    assert not settings.is_control_plane_key_lost
+    moved = move(settings)
+    assert moved == settings
+    assert not moved.is_control_plane_key_lost
+
+
+def test_a_pickle_without_a_key_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled = pickle.dumps(GuardSettings(control_plane_url=URL))
+    monkeypatch.setenv(VARIABLE, KEY)
+    assert pickle.loads(pickled).control_plane_api_key is None
+
+
+def test_a_copy_that_is_given_a_key_has_lost_none(with_key: GuardSettings) -> None:
+    lost: GuardSettings = pickle.loads(pickle.dumps(with_key))
+    found = lost.model_copy(update={"control_plane_api_key": with_key.control_plane_api_key})
+    assert not found.is_control_plane_key_lost
+    assert found == with_key
+    # And one that is told to use the request's key has lost none either.
+    without = with_key.model_copy(update={"control_plane_api_key": None})
+    assert not without.is_control_plane_key_lost
+    assert without == GuardSettings(control_plane_url=URL)
+
+
+def test_the_loss_can_neither_be_given_nor_set(with_key: GuardSettings) -> None:
+    with pytest.raises(InvalidSettingsError, match="is_control_plane_key_lost: is no setting"):
+        GuardSettings(is_control_plane_key_lost=True)  # type: ignore[call-arg]
+    lost: GuardSettings = pickle.loads(pickle.dumps(with_key))
+    for settings in (with_key, lost):
+        with pytest.raises(ValueError, match="frozen"):
+            settings.is_control_plane_key_lost = False  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen") as caught:
+        lost.control_plane_api_key = KEY  # type: ignore[assignment]
+    assert KEY not in f"{caught.value!r} {caught.value} {caught.value.__context__!r}"
+    assert lost.is_control_plane_key_lost
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_no_text_or_pickle_holds_the_key(protocol: int, with_key: GuardSettings) -> None:
+    assert KEY.encode() not in pickle.dumps(with_key, protocol)
+    texts = f"{with_key!r} {with_key} {with_key.dump_without_key()} {with_key.model_dump_json()}"
+    assert KEY not in texts
+
+
+def test_variables_are_left_to_the_child_but_not_the_loss(
+    with_key: GuardSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = with_key.dump_without_key(are_from_variables=True)
+    assert json.loads(text) == {"is_control_plane_key_lost": True}
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_URL", URL)
+    monkeypatch.setenv("TINKER_GUARD_RETRY_TIMEOUT", "8")
+    settings = GuardSettings.load_without_key(text)
+    assert settings.is_control_plane_key_lost
+    assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)

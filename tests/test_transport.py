@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 import tinker_guard
-from tests.fakes import (
+from testkit.fakes import (
     BASE,
     GATEWAY_BODY,
     KEY,
@@ -20,6 +20,7 @@ from tests.fakes import (
     post,
 )
 from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.observability.providers import NOTHING
 from tinker_guard.settings import InvalidSettingsError
 
 if TYPE_CHECKING:
@@ -41,20 +42,49 @@ def guard(gateway: FakeGateway, **settings: Any) -> GuardTransport:
 
 def test_the_public_names_are_these_and_no_others() -> None:
     assert set(tinker_guard.__all__) == {
+        "FAULTS",
+        "SAMPLING_FAULTS",
         "AlreadyInstalledError",
+        "Applied",
         "ControlPlane",
         "ControlPlaneError",
+        "Exchange",
+        "Fault",
         "GuardSettings",
+        "GuardStatus",
         "GuardTransport",
+        "SyncGuardTransport",
         "InvalidSettingsError",
+        "JobStop",
+        "LocalGateway",
+        "LostReply",
+        "Race",
+        "Readiness",
+        "RouteControlPlane",
+        "Sampled",
         "TinkerGuardInstrumentor",
+        "UnguardedError",
         "UnsupportedSdkError",
         "Verdict",
         "__version__",
         "install_guard",
+        "start_export",
+        "status",
         "uninstall_guard",
+        "until_routable",
+        "wait_until_routable",
     }
     assert all(hasattr(tinker_guard, name) for name in tinker_guard.__all__)
+
+
+def test_the_settings_can_be_read_and_not_set() -> None:
+    transport = guard(FakeGateway(), retry_timeout=7)
+    assert transport.settings.retry_timeout == 7
+    other = GuardSettings(retry_timeout=8)
+    transport.configure(other, None)
+    assert transport.settings is other
+    with pytest.raises(AttributeError):
+        transport.settings = other  # type: ignore[misc]
 
 
 async def test_an_untouched_answer_is_the_inner_transports_own() -> None:
@@ -129,6 +159,19 @@ async def test_released() -> None:
     assert len(gateway.exchanges) == 1
 
 
+async def test_where_only_routes_are_of_interest_the_rest_is_unseen(
+    spans: InMemorySpanExporter,
+) -> None:
+    for is_seen in (True, False):
+        gateway = FakeGateway(lambda _: gateway_404())
+        transport = GuardTransport(gateway.new_transport(), routes_only=not is_seen)
+        request = httpx.Request("GET", "https://elsewhere.test/api/v1/healthz")
+        response = await transport.handle_async_request(request)
+        assert response.status_code == 404
+        assert bool(spans.get_finished_spans()) is is_seen
+        spans.clear()
+
+
 async def test_a_refusal_of_the_gate_is_a_response_like_any_other() -> None:
     def answer(_: Any) -> httpx.Response:
         response = gateway_404()
@@ -170,10 +213,13 @@ def test_nothing_secret_is_shown(show: Callable[[object], str]) -> None:
 @pytest.mark.parametrize(
     ("broken", "place", "status_code"),
     [
-        ("tinker_guard.route.RouteTable.find", "reading the route", 200),
-        ("tinker_guard.transport.Recovery", "the recovery", 404),
+        ("tinker_guard.core.routes.RouteTable.find", "reading the route", 200),
+        ("tinker_guard.core.recovery.read_prefix", "the recovery", 404),
+        ("tinker_guard.transport.GuardedRequest", "looking after a request", 404),
+        ("tinker_guard.transport.GuardedRequest", "looking after a request", 200),
     ],
 )
+@pytest.mark.meets_fault
 async def test_a_fault_of_its_own_leaves_what_there_would_be_without_it(
     broken: str,
     place: str,
@@ -199,3 +245,21 @@ async def test_the_transport_that_it_sends_on_is_shown() -> None:
     assert transport.transport is gateway.transports[0]
     await transport.handle_async_request(post())
     assert transport.transport is not gateway.transports[0]
+
+
+@pytest.mark.parametrize("answers", [[200], [404, 200], [500]])
+@pytest.mark.parametrize("is_on_route", [True, False])
+async def test_without_a_provider_a_warm_route_is_guarded_all_the_same(
+    answers: list[int], is_on_route: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    gateway = FakeGateway()
+    transport = guard(gateway, warmup_successes=1)
+    await transport.handle_async_request(post())
+    made = {200: ok(), 404: gateway_404(), 500: httpx.Response(500)}
+    left = [made[status] for status in answers]
+    gateway.answer = lambda e: ok() if e.is_probe else left.pop(0)
+    request = post() if is_on_route else httpx.Request("POST", "https://gateway.test/elsewhere")
+    response = await transport.handle_async_request(request)
+    assert response.status_code == (answers[-1] if is_on_route else answers[0])

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import logging
+import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from tests.fakes import (
+from testkit.cli import invoke
+from testkit.fakes import (
     BASE,
     KEY,
     Exchange,
@@ -14,12 +19,16 @@ from tests.fakes import (
     gateway_404,
     known_from,
     loop_time,
+    ok,
     plain_404,
+    router_404,
 )
-from tests.local_server import serving
-from tinker_guard import GuardSettings
-from tinker_guard.route import ROUTES
-from tinker_guard.waiting import Readiness, until_routable, wait_until_routable
+from testkit.local_server import serving
+from tinker_guard import ControlPlaneError, GuardSettings
+from tinker_guard.cli import wait as command
+from tinker_guard.core.attempts import JITTER
+from tinker_guard.core.routes import ROUTES
+from tinker_guard.waiting import SETTLE_SECONDS, Readiness, until_routable, wait_until_routable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,12 +38,16 @@ pytestmark = pytest.mark.anyio
 
 
 async def wait(
-    answer: Callable[[Exchange], httpx.Response], plane: FakeControlPlane, **more: Any
+    answer: Callable[[Exchange], httpx.Response],
+    plane: FakeControlPlane,
+    *,
+    url: str = BASE,
+    **more: Any,
 ) -> Readiness:
     gateway = FakeGateway(answer)
     try:
         return await until_routable(
-            BASE,
+            url,
             api_key=KEY,
             control_plane=plane,
             new_transport=gateway.new_transport,
@@ -51,34 +64,136 @@ async def test_ready_once_three_probes_got_through() -> None:
     assert 20.0 <= loop_time() <= 23.0
 
 
-async def test_timed_out() -> None:
-    answer = await wait(lambda _: gateway_404(), FakeControlPlane(), timeout=10)
-    assert answer is Readiness.TIMED_OUT
-    assert 8.0 < loop_time() < 10.0
+@pytest.mark.parametrize("state", ["JOB_STATE_RUNNING", "JOB_STATE_CREATING", "JOB_STATE_NEW"])
+async def test_timed_out(state: str) -> None:
+    """The last probe begins at the very end."""
+    answer = await wait(lambda _: gateway_404(), FakeControlPlane(state), timeout=10)
+    assert (answer, loop_time()) == (Readiness.TIMED_OUT, 10.0)
 
 
-@pytest.mark.parametrize("state", ["JOB_STATE_FAILED", None])
-async def test_job_gone(state: str | None) -> None:
-    answer = await wait(lambda _: gateway_404(), FakeControlPlane(state))
-    assert (answer, loop_time()) == (Readiness.JOB_GONE, 0.0)
+@pytest.mark.parametrize(
+    ("state", "questions", "seconds"),
+    [
+        ("JOB_STATE_FAILED", 1, 0.0),
+        ("JOB_STATE_EXPIRED", 1, 0.0),
+        ("JOB_STATE_DELETING_CLEANING_UP", 1, 0.0),
+        ("JOB_STATE_ARCHIVED", 1, 0.0),
+        # Asked twice: one negative answer is not the truth.
+        (None, 2, 2.0),
+    ],
+)
+async def test_job_gone(state: str | None, questions: int, seconds: float) -> None:
+    plane = FakeControlPlane(state)
+    answer = await wait(lambda _: gateway_404(), plane)
+    assert (answer, plane.questions, loop_time()) == (Readiness.JOB_GONE, questions, seconds)
 
 
-def _refused(_: Exchange) -> httpx.Response:
-    raise httpx.ConnectError("refused")
+_RESUMABLE = [
+    *("JOB_STATE_PAUSED", "JOB_STATE_COMPLETED", "JOB_STATE_CANCELLED", "JOB_STATE_CANCELLING"),
+    *("JOB_STATE_EARLY_STOPPED", "JOB_STATE_DELETING"),
+]
+
+
+@pytest.mark.parametrize("state", _RESUMABLE)
+@pytest.mark.parametrize("resumed_after", [0.5, 12.0, 29.0])
+@pytest.mark.parametrize("began", [0.0, 1000.0])
+async def test_the_state_of_a_job_that_was_just_resumed_settles(
+    state: str, resumed_after: float, began: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    await asyncio.sleep(began)
+    resumed_at = began + resumed_after
+    known_at = resumed_at + 8.0
+    plane = FakeControlPlane(
+        state,
+        states=[(resumed_at, "JOB_STATE_CREATING"), (resumed_at + 4, "JOB_STATE_RUNNING")],
+    )
+    assert await wait(known_from(known_at), plane) is Readiness.READY
+    assert known_at <= loop_time() <= known_at + 3.0
+    told = [line.rpartition(" ")[2].strip(".") for line in caplog.messages]
+    # Each state is told, at the latest with the next line.
+    assert list(dict.fromkeys(told))[:3] == [state, "JOB_STATE_CREATING", "JOB_STATE_RUNNING"]
+    assert len(told) <= 3 + loop_time() / 10 + 1
+
+
+@pytest.mark.parametrize("state", _RESUMABLE)
+@pytest.mark.parametrize(("settle", "latest"), [(0.0, 0.0), (2.0, 3.0), (30.0, 33.0)])
+async def test_a_stopped_state_that_stays_is_believed(
+    state: str, settle: float, latest: float
+) -> None:
+    answer = await wait(lambda _: gateway_404(), FakeControlPlane(state), settle=settle)
+    assert answer is Readiness.JOB_GONE
+    assert settle <= loop_time() <= latest
+
+
+async def test_half_a_minute_is_what_a_state_gets_by_default() -> None:
+    answer = await wait(lambda _: gateway_404(), FakeControlPlane("JOB_STATE_PAUSED"))
+    assert answer is Readiness.JOB_GONE
+    assert 30.0 <= loop_time() <= 33.0
+
+
+async def test_a_job_that_stops_after_it_had_run_is_gone() -> None:
+    """What a resume leaves behind comes first; a state that comes later is a new one."""
+    plane = FakeControlPlane(
+        "JOB_STATE_PAUSED", states=[(5.0, "JOB_STATE_RUNNING"), (40.0, "JOB_STATE_PAUSED")]
+    )
+    assert await wait(lambda _: gateway_404(), plane) is Readiness.JOB_GONE
+    assert 40.0 <= loop_time() <= 43.0
+
+
+async def test_a_state_that_has_not_settled_in_time_is_not_believed() -> None:
+    plane = FakeControlPlane("JOB_STATE_PAUSED")
+    answer = await wait(lambda _: gateway_404(), plane, timeout=10, settle=30)
+    assert (answer, loop_time()) == (Readiness.TIMED_OUT, 10.0)
+
+
+async def test_a_final_state_is_believed_while_another_one_settles() -> None:
+    plane = FakeControlPlane("JOB_STATE_CANCELLING", states=[(3.0, "JOB_STATE_FAILED")])
+    assert await wait(lambda _: gateway_404(), plane) is Readiness.JOB_GONE
+    assert 3.0 <= loop_time() < 4.0
 
 
 @pytest.mark.parametrize(
     ("answer", "state"),
     [
-        (_refused, "JOB_STATE_RUNNING"),
-        (lambda _: gateway_404(), OSError()),
-        (lambda _: plain_404(), "JOB_STATE_RUNNING"),
+        (lambda _: httpx.Response(401), "JOB_STATE_RUNNING"),
+        (lambda _: httpx.Response(200), "JOB_STATE_RUNNING"),
+        (lambda _: gateway_404(), ControlPlaneError("401: check the key", status_code=401)),
     ],
 )
 async def test_unverifiable(
     answer: Callable[[Exchange], httpx.Response], state: str | Exception
 ) -> None:
     assert await wait(answer, FakeControlPlane(state)) is Readiness.UNVERIFIABLE
+    assert loop_time() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [(None, ""), (OSError("tml-secret"), "cannot be reached")]
+)
+async def test_that_no_state_is_known_is_told_too(
+    state: Exception | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    await wait(lambda _: gateway_404(), FakeControlPlane(state))
+    assert all(line.endswith(f"{said}.") for line in caplog.messages)
+    assert len(caplog.messages) in ((0,) if state is None else (11, 12, 13))
+
+
+@pytest.mark.parametrize("not_found", [plain_404, router_404, lambda: httpx.Response(404)])
+@pytest.mark.parametrize("known_at", [1.0, 20.0, 100.0])
+async def test_404s_of_any_kind_are_waited_out(
+    not_found: Callable[[], httpx.Response], known_at: float
+) -> None:
+    """There is no request that could be sent to see what there is."""
+    answer = await wait(lambda e: ok() if e.at >= known_at else not_found(), FakeControlPlane())
+    assert answer is Readiness.READY
+    assert known_at <= loop_time() <= known_at + max(0.5, known_at / 4)
+
+
+async def test_where_all_404s_are_unknown_to_the_end_nothing_is_verified() -> None:
+    answer = await wait(lambda _: plain_404(), FakeControlPlane(), timeout=30)
+    assert (answer, loop_time()) == (Readiness.UNVERIFIABLE, 30.0)
 
 
 async def test_it_leaves_no_knowledge_behind() -> None:
@@ -94,6 +209,25 @@ def test_a_url_on_no_trainer_route_is_refused(url: str) -> None:
         wait_until_routable(url)
 
 
+async def test_a_route_by_configuration_is_waited_for() -> None:
+    gateway = FakeGateway(known_from(3.0))
+    ends = until_routable(
+        "http://head:8000/m/a",
+        settings=GuardSettings(routes="/m/{model}"),
+        control_plane=FakeControlPlane(),
+        new_transport=gateway.new_transport,
+    )
+    assert await ends is Readiness.READY
+    assert 3.0 <= loop_time() < 4.0
+
+
+def test_a_url_on_no_trainer_route_is_told_how_it_would_be_one() -> None:
+    with pytest.raises(
+        ValueError, match=r"TINKER_GUARD_ROUTES to http://head:8000/\{_part1}, say$"
+    ):
+        wait_until_routable("http://head:8000/geheim")
+
+
 def test_what_is_no_url_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^this is no URL$"):
         wait_until_routable("http://x:port/")
@@ -103,7 +237,7 @@ def test_what_is_no_url_is_refused() -> None:
 async def test_by_the_same_rule_as_a_guarded_runs_warmup(url: str) -> None:
     gateway = FakeGateway()
     assert await until_routable(url, new_transport=gateway.new_transport) is Readiness.READY
-    assert [probe.connection for probe in gateway.probes] == [0, 1, 2]
+    assert [probe.connection for probe in gateway.probes] == [0, 0, 0]
     assert not any("x-api-key" in probe.headers for probe in gateway.probes)
 
 
@@ -124,8 +258,23 @@ def test_without_an_event_loop_it_waits_in_the_same_way() -> None:
         new_transport=gateway.new_transport,
     )
     assert readiness is Readiness.TIMED_OUT
-    assert len(gateway.probes) == 2
+    assert len(gateway.probes) == 1
     assert plane.credentials == [{"x-api-key": KEY}]
+
+
+def test_without_an_event_loop_it_is_told_how_to_wait() -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_PAUSED")
+    settings = GuardSettings(warmup_probe_path="/api/v1/healthz")
+    readiness = wait_until_routable(
+        BASE,
+        timeout=0,
+        settle=0.0,
+        settings=settings,
+        control_plane=plane,
+        new_transport=gateway.new_transport,
+    )
+    assert readiness is Readiness.JOB_GONE
+    assert [e.path.rpartition("/")[2] for e in gateway.exchanges] == ["healthz"]
 
 
 @pytest.mark.parametrize("is_tls", [False, True])
@@ -142,18 +291,182 @@ def test_by_itself_it_sends_as_a_client_does(
             super().__init__(**more)
             clients.append(self)
 
+        async def send(
+            self, request: httpx.Request, *, stream: bool = False, **more: Any
+        ) -> httpx.Response:
+            # Without it all of a body would be read, however long it is.
+            assert stream is True
+            return await super().send(request, stream=stream, **more)
+
     monkeypatch.setattr(httpx, "AsyncClient", Client)
     with serving(tmp_path if is_tls else None) as server:
         url = f"{server.origin}/training/v1/rlorTrainerJobs/acc/job-1"
         settings = GuardSettings(backoff_initial=0.01)
         assert wait_until_routable(url, api_key=KEY, settings=settings) is Readiness.READY
         assert server.keys == {KEY}
-    assert len(clients) > 3
+    # One for each of the two connections, and one for the lookup between them.
+    assert len(clients) == 3
     assert all(client.is_closed for client in clients)
 
 
 def test_a_gateway_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         url = f"{server.origin}/training/v1/rlorTrainerJobs/acc/job-1"
-        assert wait_until_routable(url, api_key=KEY) is Readiness.UNVERIFIABLE
+        assert wait_until_routable(url, api_key=KEY, timeout=0.5) is Readiness.UNVERIFIABLE
         assert server.keys == set()
+
+
+@pytest.mark.parametrize(("given", "settle"), [((), 30.0), (("--settle", "7.5"), 7.5)])
+def test_the_command_lets_a_state_settle_as_long_as_it_is_told(
+    given: tuple[str, ...], settle: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def wait(url: str, **options: object) -> Readiness:
+        asked.update(options, url=url)
+        return Readiness.JOB_GONE
+
+    monkeypatch.setattr(command, "wait_until_routable", wait)
+    ended = invoke("wait", BASE, "--timeout", "60", *given)
+    assert (ended.exit_code, ended.output) == (4, "Gone: the job is stopped or does not exist.\n")
+    assert asked == {"url": BASE, "api_key": None, "timeout": 60.0, "settle": settle}
+
+
+def test_the_command_says_what_settling_is() -> None:
+    said = " ".join(invoke("wait", "--help").output.split())
+    assert "--settle" in said
+    assert "a state is not believed that a job may still show after it was resumed" in said
+    assert "(default: 30)" in said
+    assert SETTLE_SECONDS == 30.0
+    assert invoke("wait", BASE, "--settle", "-1").exit_code == 2
+
+
+def test_how_it_ended_reads() -> None:
+    assert [str(end).partition(":")[0] for end in Readiness] == [
+        *("Ready", "Timed out", "Gone", "Not verifiable")
+    ]
+
+
+# -- a gateway that is not there yet -------------------------------------------------------------
+
+
+def caused_by(error: Exception) -> httpx.ConnectError:
+    failed = httpx.ConnectError("secret")
+    failed.__cause__ = error
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (caused_by(socket.gaierror(-2, "secret")), "the name gateway.test is not known (DNS)"),
+        (
+            caused_by(ssl.SSLCertVerificationError("secret")),
+            "TLS with gateway.test:443 fails (SSLCertVerificationError)",
+        ),
+        (caused_by(ConnectionRefusedError()), "nothing listens at gateway.test:443"),
+        (httpx.ConnectTimeout("secret"), "gateway.test:443 does not answer in time"),
+        (httpx.ReadError("secret"), "gateway.test:443 cannot be reached (ReadError)"),
+    ],
+)
+async def test_what_is_not_there_yet_is_waited_for_and_named(
+    error: Exception, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at < 25:
+            raise error
+        return ok()
+
+    assert await wait(answer, FakeControlPlane()) is Readiness.READY
+    assert 25.0 <= loop_time() < 29.0
+    first, *still = caplog.messages
+    assert first == f"waiting up to 120 s (timeout) for the route of job acc/job-1: {said}."
+    assert len(still) in (2, 3)
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+async def test_a_gateway_that_comes_up_is_waited_for(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        return httpx.Response(status) if exchange.at < 9 else ok()
+
+    assert await wait(answer, FakeControlPlane()) is Readiness.READY
+    assert f"gateway.test:443 answers {status}." in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("origin", "place"),
+    [
+        ("https://gateway.test", "gateway.test:443"),
+        ("http://gateway.test", "gateway.test:80"),
+        ("http://gateway.test:8080", "gateway.test:8080"),
+        ("https://gateway.test:8443", "gateway.test:8443"),
+    ],
+)
+async def test_the_place_that_is_waited_for_has_its_port(
+    origin: str, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"{origin}/training/v1/rlorTrainerJobs/acc/job-1"
+    answer = await wait(lambda _: httpx.Response(503), FakeControlPlane(), url=url, timeout=1)
+    assert answer is Readiness.UNVERIFIABLE
+    assert caplog.messages[0].endswith(f": {place} answers 503.")
+
+
+async def test_a_gateway_that_is_not_there_is_tried_with_growing_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(JITTER, "random", lambda: 0.0)
+    caplog.set_level(logging.INFO)
+    times: list[float] = []
+    await asyncio.sleep(50)
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        times.append(exchange.at - 50)
+        return ok() if len(times) >= 4 else httpx.Response(503)
+
+    assert await wait(answer, FakeControlPlane()) is Readiness.READY
+    assert times[:4] == pytest.approx([0.0, 0.1, 0.1 + 0.115, 0.1 + 0.115 + 0.13225])
+    assert times[4:] == [times[3]] * 2
+    *_, last = caplog.messages
+    assert last == "job acc/job-1: its route answers after 0.35 s and 6 probes."
+
+
+async def test_a_key_that_is_refused_is_not_waited_for() -> None:
+    assert await wait(lambda _: httpx.Response(401), FakeControlPlane()) is Readiness.UNVERIFIABLE
+    assert loop_time() == 0.0
+
+
+async def test_what_never_comes_is_not_verifiable() -> None:
+    def answer(_: Exchange) -> httpx.Response:
+        raise httpx.ConnectError("no")
+
+    assert await wait(answer, FakeControlPlane()) is Readiness.UNVERIFIABLE
+    assert 120.0 <= loop_time() < 121.0
+
+
+async def test_a_control_plane_that_is_not_there_yet_is_waited_for() -> None:
+    plane = FakeControlPlane(OSError(), states=[(20.0, "JOB_STATE_RUNNING")])
+    assert await wait(known_from(30.0), plane) is Readiness.READY
+    assert 30.0 <= loop_time() < 36.0
+
+
+async def test_an_environment_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    with pytest.raises(ValueError, match="proxies or certificates") as raised:
+        await until_routable(BASE)
+    assert str(raised.value) == (
+        "the proxies or certificates that the environment names cannot be used (ValueError): check "
+        "HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE"
+    )
+
+
+async def test_what_builds_transports_raises_its_own_error() -> None:
+    def new_transport() -> httpx.AsyncBaseTransport:
+        raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        await until_routable(BASE, new_transport=new_transport)

@@ -5,50 +5,139 @@
 
 puts a guard around every request of the `tinker` SDK. On a 404 it asks the control plane
 whether the job really runs, and only then resends the very same request.
+
+In a program:
+    install_guard()         guard the SDKs; settings by name, such as retry_timeout=60
+    uninstall_guard()       leave them as they were
+    status()                what is guarded, and how (GuardStatus)
+    GuardSettings           all settings; each is also an environment variable, TINKER_GUARD_<NAME>
+    start_export()          send spans and metrics somewhere without a guard that is installed
+    wait_until_routable()   wait until a trainer answers (Readiness); until_routable() is async
+
+For a client of your own:
+    GuardTransport, SyncGuardTransport      around a transport of httpx
+    ControlPlane, ControlPlaneError         who is asked whether a job runs, if not Fireworks
+    RouteControlPlane                       the same for routes without account and job
+    TinkerGuardInstrumentor                 for OpenTelemetry's launcher
+    Verdict                                 what a 404 turned out to be
+
+What is raised:
+    InvalidSettingsError    a setting cannot work
+    AlreadyInstalledError   the guard is installed with other settings
+    UnsupportedSdkError     no SDK, or one without the hook point
+    UnguardedError          with strict=True: a client that cannot be guarded
+
+In tests of your own (extra: demo):
+    LocalGateway            a gateway, a control plane and a trainer on a port of this machine
+    Fault, Race, LostReply, JobStop         what goes wrong there; FAULTS, SAMPLING_FAULTS by name
+    Exchange, Applied, Sampled              what the gateway answered, what the trainer did
+
+In a shell: tinker-guard --help. The rest of this page is all of these in detail.
 """
+
+__version__ = "0.1.0"
 
 # Names are looked up when they are used: `tinker-guard run` imports this package into every Python
 # process, and those that never use an SDK shall not pay for httpx and pydantic.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tinker_guard._version import __version__
-    from tinker_guard.control_plane import ControlPlane, ControlPlaneError
-    from tinker_guard.hooks import AlreadyInstalledError, install_guard, uninstall_guard
-    from tinker_guard.instrumentor import TinkerGuardInstrumentor
-    from tinker_guard.sdks import UnsupportedSdkError
+    from tinker_guard.control_plane.protocol import (
+        ControlPlane,
+        ControlPlaneError,
+        RouteControlPlane,
+    )
+    from tinker_guard.export.lifecycle import start_export
+    from tinker_guard.gateway import (
+        FAULTS,
+        SAMPLING_FAULTS,
+        Applied,
+        Exchange,
+        Fault,
+        JobStop,
+        LocalGateway,
+        LostReply,
+        Race,
+        Sampled,
+    )
+    from tinker_guard.hooks import install_guard, status, uninstall_guard
+    from tinker_guard.install.installation import AlreadyInstalledError, UnguardedError
+    from tinker_guard.install.instrumentor import TinkerGuardInstrumentor
+    from tinker_guard.install.sdks import UnsupportedSdkError
+    from tinker_guard.install.status import GuardStatus
+    from tinker_guard.policy.judgement import Verdict
     from tinker_guard.settings import GuardSettings, InvalidSettingsError
-    from tinker_guard.transport import GuardTransport
-    from tinker_guard.verdict import Verdict
+    from tinker_guard.transport import GuardTransport, SyncGuardTransport
+    from tinker_guard.waiting import Readiness, until_routable, wait_until_routable
 
 __all__ = [
+    "FAULTS",
+    "SAMPLING_FAULTS",
     "AlreadyInstalledError",
+    "Applied",
     "ControlPlane",
     "ControlPlaneError",
+    "Exchange",
+    "Fault",
     "GuardSettings",
+    "GuardStatus",
     "GuardTransport",
     "InvalidSettingsError",
+    "JobStop",
+    "LocalGateway",
+    "LostReply",
+    "Race",
+    "Readiness",
+    "RouteControlPlane",
+    "Sampled",
+    "SyncGuardTransport",
     "TinkerGuardInstrumentor",
+    "UnguardedError",
     "UnsupportedSdkError",
     "Verdict",
     "__version__",
     "install_guard",
+    "start_export",
+    "status",
     "uninstall_guard",
+    "until_routable",
+    "wait_until_routable",
 ]
 
 _MODULE_OF = {
-    "AlreadyInstalledError": "hooks",
-    "ControlPlane": "control_plane",
-    "ControlPlaneError": "control_plane",
+    "FAULTS": "gateway",
+    "SAMPLING_FAULTS": "gateway",
+    "AlreadyInstalledError": "install.installation",
+    "Applied": "gateway",
+    "ControlPlane": "control_plane.protocol",
+    "ControlPlaneError": "control_plane.protocol",
+    "Exchange": "gateway",
+    "Fault": "gateway",
     "GuardSettings": "settings",
+    "GuardStatus": "install.status",
     "GuardTransport": "transport",
     "InvalidSettingsError": "settings",
-    "TinkerGuardInstrumentor": "instrumentor",
-    "UnsupportedSdkError": "sdks",
-    "Verdict": "verdict",
-    "__version__": "_version",
+    "JobStop": "gateway",
+    "LocalGateway": "gateway",
+    "LostReply": "gateway",
+    "Race": "gateway",
+    "Readiness": "waiting",
+    "RouteControlPlane": "control_plane.protocol",
+    "Sampled": "gateway",
+    "SyncGuardTransport": "transport",
+    "TinkerGuardInstrumentor": "install.instrumentor",
+    "UnguardedError": "install.installation",
+    "UnsupportedSdkError": "install.sdks",
+    "Verdict": "policy.judgement",
     "install_guard": "hooks",
+    "start_export": "export.lifecycle",
+    "status": "hooks",
     "uninstall_guard": "hooks",
+    "until_routable": "waiting",
+    "wait_until_routable": "waiting",
 }
+
+# What needs an extra, by the module that holds it.
+_EXTRA_OF = {"gateway": "demo", "install.instrumentor": "instrument"}
 
 
 def __getattr__(name: str) -> object:
@@ -56,7 +145,13 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    module = _MODULE_OF[name]
+    try:
+        value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as error:
+        if module in _EXTRA_OF:
+            error.add_note(f"{name} needs: pip install 'tinker-guard[{_EXTRA_OF[module]}]'")
+        raise
     globals()[name] = value
     return value
 

@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from typing import Annotated, Any, Final, Literal
+from difflib import get_close_matches
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    Self,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+)
 from urllib.parse import unquote
 
 import httpx
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+
+from tinker_guard.policy.route import FIREWORKS, parse_pattern
+from tinker_guard.policy.template import names_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 _PREFIX: Final = "TINKER_GUARD_"
+_KEY: Final = "control_plane_api_key"
+_LOST: Final = "is_control_plane_key_lost"
+"""Member of the JSON for child processes that says that a key was left out."""
 
 
 class InvalidSettingsError(ValueError):
     """A setting has a value that cannot work; the message names it and what would be right."""
 
 
-def _http_url(value: str | None) -> str | None:
-    if value is None:
-        return None
+def _control_plane_url(value: str, info: ValidationInfo) -> str:
+    """A base URL; with `http` a template, which may be a path, and hold a query."""
+    if info.data.get("control_plane") != "http":
+        if "{" in value or "}" in value:
+            raise ValueError("may hold placeholders only with control_plane http")
+        return _http_url(value)
+    names_in(value)
+    if "#" in value:
+        raise ValueError("must hold no fragment")
+    if value.startswith("/"):
+        return value
+    where = re.match(r"[^/]*//[^/?]*", value)
+    if where is not None and "{" in where[0]:
+        raise ValueError("may hold placeholders in path and query alone")
+    base, question, query = value.partition("?")
+    _http_url(base)
+    return base + question + query
+
+
+def _http_url(value: str) -> str:
     try:
         url = httpx.URL(value)
         host, port = url.host, url.port
@@ -43,6 +92,52 @@ def _absolute_path(value: str) -> str:
     return value
 
 
+def _split(value: object) -> object:
+    """What stands in a variable: a JSON list, or separated by commas or whitespace."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return tuple(filter(None, re.split(r"[\s,]+", value)))
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("must be separated by commas, or a list in JSON") from None
+
+
+def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
+    for number, value in enumerate(values, 1):
+        try:
+            parse_pattern(value)
+        except ValueError as problem:
+            raise ValueError(f"pattern {number} {problem}") from None
+    return values
+
+
+def _kind(value: str) -> str:
+    if value not in ("fireworks", "http", "kubernetes", "none", "ray-serve") and not re.fullmatch(
+        r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value, re.ASCII
+    ):
+        raise ValueError(
+            "must be fireworks, http, kubernetes, none, ray-serve, or a class of yours such as "
+            "mypackage.module:MyControlPlane"
+        )
+    return value
+
+
+def _template(value: str) -> str:
+    names_in(value)
+    return value
+
+
+def _state_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    names = tuple(re.sub(r"[^A-Z0-9]+", "_", value.upper()).strip("_") for value in values)
+    if not all(re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) for name in names):
+        raise ValueError("must be names of states, such as running")
+    return names
+
+
 def _destination(value: str) -> str:
     if value not in ("console", "otlp") and not re.fullmatch(r"jsonl:.+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
@@ -50,19 +145,62 @@ def _destination(value: str) -> str:
 
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Trace: TypeAlias = Literal["all", "work", "eventful", "off"]
 
 
-class GuardSettings(BaseSettings):
+class PlainSettingValues(TypedDict, total=False):
+    """The keyword arguments of `install_guard()`, whose `control_plane` may be an object too."""
+
+    enabled: bool
+    strict: bool
+    child_processes: bool
+    routes: tuple[str, ...] | list[str] | str
+    warmup_successes: int
+    warmup_timeout: float
+    warmup_probe_path: str
+    unreached_timeout: float
+    probe_timeout: float
+    retry_timeout: float
+    backoff_initial: float
+    backoff_max: float
+    control_plane_url: str | None
+    control_plane_object: str | None
+    control_plane_state: str
+    control_plane_running: tuple[str, ...] | list[str] | str
+    control_plane_stopped: tuple[str, ...] | list[str] | str | None
+    control_plane_timeout: float
+    control_plane_api_key: str | SecretStr | None
+    verdict_ttl: float
+    trace: Trace
+    metrics_by_job: bool
+    export: str | None
+
+
+class SettingValues(PlainSettingValues, total=False):
+    """The settings as keyword arguments, for type checkers and editors; see `GuardSettings`."""
+
+    control_plane: str | None
+
+
+class _ShortHelp(type(BaseSettings)):  # type: ignore[misc]
+    """`help()` and completion show the settings, not the several hundred lines of pydantic."""
+
+    def __dir__(cls) -> list[str]:
+        return [*cls.__pydantic_fields__, "is_control_plane_key_lost", "model_copy"]
+
+
+class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     """How the guard behaves; every field is also read from `TINKER_GUARD_<NAME>`.
 
-    Settings are frozen: they are read once, when the guard is installed.
+    Arguments come first, then the environment, then the defaults. Settings are frozen: they are
+    read once, when the guard is installed. `install_guard()` explains each.
 
     Raises:
         InvalidSettingsError: A value cannot work. The message names the argument or variable and
             says what would be right.
     """
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=_PREFIX,
         frozen=True,
         extra="forbid",
@@ -74,9 +212,20 @@ class GuardSettings(BaseSettings):
 
     enabled: bool = True
     """False: `install_guard()` does nothing and the SDK behaves as if it were not there."""
+    strict: bool = False
+    """True: what would run unguarded stops with an error instead, under `tinker-guard run` and in
+    child processes too: an SDK without the hook point, a client that cannot be guarded, a setting
+    that cannot work, a `TINKER_GUARD_*` variable that is no setting."""
     child_processes: bool = True
     """Whether Python processes that this one starts guard their SDKs too, by way of PYTHONPATH
-    (see `tinker_guard.children`). They use the same settings, but never a key given in code."""
+    (see `tinker_guard.install.child_env`). They use the same settings, but never a key given in
+    code: see `is_control_plane_key_lost`."""
+    routes: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns)
+    ] = ()
+    """Patterns of base URLs that are guarded beside that of Fireworks' trainer jobs, such as
+    `https://trainers.example.com/{_tenant}/{job}`: see `parse_pattern` in `policy/route.py`. In a
+    variable, commas or whitespace separate them."""
     warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""
@@ -86,6 +235,9 @@ class GuardSettings(BaseSettings):
         "/api/v1/get_server_capabilities"
     )
     """Path below the route that is probed. Not `healthz`, which can be routable earlier."""
+    unreached_timeout: Seconds = 10.0
+    """Seconds that a request waits on a route without a control plane whose trainer was never
+    reached."""
     probe_timeout: Seconds = 5.0
     """Seconds that one probe may take."""
     retry_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
@@ -94,8 +246,27 @@ class GuardSettings(BaseSettings):
     """Seconds before the second resend; the first is sent at once."""
     backoff_max: Seconds = 3.0
     """Seconds that no wait between two resends exceeds."""
-    control_plane_url: Annotated[str | None, AfterValidator(_http_url)] = None
-    """Where to ask for a job's state; None asks the route's own origin."""
+    control_plane: Annotated[str, AfterValidator(_kind)] | None = None
+    """What is asked whether a trainer runs: `fireworks`, `http`, `kubernetes`, `ray-serve`, `none`,
+    or `module:Class` of a class of one's own. None asks Fireworks' about trainer jobs of Fireworks,
+    and nothing about other routes."""
+    control_plane_url: Annotated[str, AfterValidator(_control_plane_url)] | None = None
+    """Where to ask; None asks the route's own origin. For `http` a template of what the route's
+    pattern captures, in path and query, or a path at the route's own origin."""
+    control_plane_object: Annotated[str, AfterValidator(_template)] | None = None
+    """What to ask about, as a template: `NAMESPACE/KIND/NAME` for `kubernetes` (KIND: deployments,
+    endpointslices, jobs, statefulsets), the application for `ray-serve`."""
+    control_plane_state: Annotated[str, Field(min_length=1), AfterValidator(_template)] = "state"
+    """For `http`: where the state stands in the JSON, such as `status.phase` or `jobs.{job}.x`."""
+    control_plane_running: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_state_names)
+    ] = ("RUNNING", "JOB_STATE_RUNNING")
+    """For `http`: states of a trainer that runs; upper and lower case are the same."""
+    control_plane_stopped: Annotated[
+        tuple[str, ...] | None, NoDecode, BeforeValidator(_split), AfterValidator(_state_names)
+    ] = None
+    """For `http`: states of one that will not come up by waiting. None takes Fireworks', and
+    STOPPED and TERMINATED."""
     control_plane_timeout: Seconds = 5.0
     """Seconds that one control-plane question may take."""
     control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
@@ -103,7 +274,7 @@ class GuardSettings(BaseSettings):
     uses the key that the request itself carries."""
     verdict_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """Seconds for which one answer of the control plane serves every request of a route."""
-    trace: Literal["all", "work", "eventful", "off"] = "work"
+    trace: Trace = "work"
     """Which requests have spans. `work`: all but polls, heartbeats and the SDK's own telemetry;
     `eventful`: none. Both of these still have those that met a 404, a wait or an error. `off`:
     really none."""
@@ -113,12 +284,81 @@ class GuardSettings(BaseSettings):
     """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
     (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
 
-    def __getstate__(self) -> dict[Any, Any]:
-        """What a pickle holds: all but the key, as for child processes."""
-        state = super().__getstate__()
-        return state | {"__dict__": state["__dict__"] | {"control_plane_api_key": None}}
+    _was_key_left_out: bool = PrivateAttr(default=False)
 
-    def __init__(self, **values: Any) -> None:
+    @property
+    def is_control_plane_key_lost(self) -> bool:
+        """Whether a `control_plane_api_key` was given and is missing here.
+
+        Pickles and child processes do not get the key. With `TINKER_GUARD_CONTROL_PLANE_API_KEY` in
+        their own environment they have one all the same, and this is False.
+        """
+        return self._was_key_left_out and self.control_plane_api_key is None
+
+    @property
+    def _has_or_lost_key(self) -> bool:
+        return self._was_key_left_out or self.control_plane_api_key is not None
+
+    def dump_without_key(self, *, are_from_variables: bool = False) -> str:
+        """JSON for a child process: the settings without the key, but whether there was one.
+
+        Args:
+            are_from_variables: Whether the child process has the variables that these settings were
+                read from, so that they are left out.
+        """
+        fields = {} if are_from_variables else json.loads(self.model_dump_json(exclude={_KEY}))
+        return json.dumps(fields | {_LOST: True} if self._has_or_lost_key else fields)
+
+    @classmethod
+    def load_without_key(cls, text: str) -> Self:
+        """Read what `dump_without_key` wrote; a key comes from this process's own variable.
+
+        Raises:
+            InvalidSettingsError: It holds something else, or a variable has a value that cannot
+                work.
+        """
+        fields = json.loads(text)
+        was_key_left_out = fields.pop(_LOST, False)
+        settings = cls(**fields)
+        settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
+        return settings
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change a setting, as pydantic does, but show no value: it may be a key."""
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        problem = InitErrorDetails(type="frozen_instance", loc=(name,), input=None)
+        raise ValidationError.from_exception_data(type(self).__name__, [problem], hide_input=True)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """What a pickle holds: all but the key, and whether there was one, as for a child."""
+        state = super().__getstate__()
+        return state | {
+            "__dict__": state["__dict__"] | {_KEY: None},
+            "__pydantic_private__": {
+                **(state["__pydantic_private__"] or {}),
+                "_was_key_left_out": self._has_or_lost_key,
+            },
+        }
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a pickle; a key that it lacks comes from this process's own variable."""
+        super().__setstate__(state)
+        if self._was_key_left_out:
+            key = EnvSettingsSource(type(self))().get(_KEY)
+            if key is not None:
+                self.__dict__[_KEY] = SecretStr(key)
+                self._was_key_left_out = False
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the settings within this process, with the key."""
+        copied = super().model_copy(update=update, deep=deep)
+        # A copy that is given a key has lost none.
+        copied._was_key_left_out &= copied.control_plane_api_key is None
+        return copied
+
+    def __init__(self, **values: Unpack[SettingValues]) -> None:
         """Read the settings from arguments, the environment and the defaults."""
         try:
             super().__init__(**values)
@@ -127,29 +367,98 @@ class GuardSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> GuardSettings:
-        if self.control_plane_api_key is not None and self.control_plane_url is None:
+        url = self.control_plane_url
+        if self.control_plane_api_key is not None and (url is None or url.startswith("/")):
             # A gateway can redirect a request to any origin, which would then be asked.
             raise ValueError(
                 "control_plane_api_key needs control_plane_url, the only place it is sent to"
+                + ("" if url is None else ", with a host")
             )
+        self._check_control_plane(url or "", self.control_plane_object or "")
+        if self.strict and not self.enabled:
+            raise ValueError("strict needs enabled: without the guard, everything runs unguarded")
         if self.backoff_initial > self.backoff_max:
             raise ValueError("backoff_initial must not exceed backoff_max")
         return self
 
+    def _check_control_plane(self, url: str, asked: str) -> None:
+        kind = self.control_plane
+        if kind in ("http", "ray-serve") and not url:
+            raise ValueError(f"control_plane {kind} needs control_plane_url, which is to be asked")
+        if kind == "ray-serve" and not asked:
+            raise ValueError(
+                "control_plane ray-serve needs control_plane_object, the name of the application"
+            )
+        if kind == "kubernetes" and not _KUBERNETES_OBJECT.fullmatch(asked):
+            raise ValueError(
+                "control_plane kubernetes needs control_plane_object, such as "
+                "training/deployments/{job}: NAMESPACE/KIND/NAME, KIND being deployments, "
+                "endpointslices, jobs or statefulsets"
+            )
+        captured = {name for text in (*self.routes, FIREWORKS) for name in names_in(text)}
+        asked_for = {*names_in(url), *names_in(asked)}
+        if kind == "http":
+            asked_for |= {*names_in(self.control_plane_state)}
+        if not asked_for <= captured:
+            raise ValueError(
+                "control_plane_url, _object and _state may hold only names that a pattern of "
+                "routes captures"
+            )
 
-def _explain(error: ValidationError, arguments: dict[str, Any]) -> str:
+
+_KUBERNETES_OBJECT: Final = re.compile(
+    r"[^/\s]+/(deployments|endpointslices|jobs|statefulsets)/[^/\s]+"
+)
+
+
+def _explain(error: ValidationError, arguments: Mapping[str, Any]) -> str:
     lines = ["tinker_guard cannot use these settings:"]
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         field = str(problem["loc"][0]) if problem["loc"] else ""
-        variable = _PREFIX + field.upper()
-        set_by_variable = field not in arguments and variable in (key.upper() for key in os.environ)
-        name = variable if set_by_variable else field or "settings"
-        wanted = problem["msg"].removeprefix("Value error, ")
-        default = GuardSettings.model_fields[field].default if _has_default(field) else None
-        example = f" (default: {default})" if default is not None else ""
-        lines.append(f"  {name}: {wanted[:1].lower()}{wanted[1:]}{example}")
+        set_by_variable = field not in arguments and variable(field) in map(str.upper, os.environ)
+        name = variable(field) if set_by_variable else field or "settings"
+        lines.append(f"  {name}: {_wanted(field, problem['type'], problem['msg'])}")
     return "\n".join(lines)
 
 
-def _has_default(field: str) -> bool:
-    return field in GuardSettings.model_fields
+def _wanted(field: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        near = get_close_matches(field, GuardSettings.model_fields, n=1)
+        return "is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    known = GuardSettings.model_fields.get(field)
+    wanted = message.removeprefix("Value error, ")
+    has_default = known is not None and known.default not in (None, ())
+    example = f" (default: {known.default})" if known is not None and has_default else ""
+    return f"{wanted[:1].lower()}{wanted[1:]}{example}"
+
+
+def variable(setting: str) -> str:
+    """The environment variable of a setting."""
+    return _PREFIX + setting.upper()
+
+
+_LIKENESS: Final = 0.9
+"""How alike a variable of another prefix must be to one of ours to be called a misspelt one."""
+
+
+def misspelt_variables(*others: str) -> Iterator[tuple[str, str | None]]:
+    """Variables of the environment that look like a setting and are none, each with the right one.
+
+    Args:
+        others: Further variables that are the guard's.
+
+    Yields:
+        The variable's name, and that of the setting that it resembles most; None if it resembles
+        none, but has the guard's prefix.
+    """
+    known = [variable(name) for name in GuardSettings.model_fields]
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if upper in known or upper in others:
+            continue
+        if upper.startswith(_PREFIX):
+            # Without the prefix, which they all share.
+            near = get_close_matches(name[len(_PREFIX) :].lower(), GuardSettings.model_fields, n=1)
+            yield name, variable(near[0]) if near else None
+        elif near := get_close_matches(upper, known, n=1, cutoff=_LIKENESS):
+            yield name, near[0]

@@ -6,18 +6,34 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from tinker_guard import logs
-from tinker_guard.control_plane import ControlPlane, SharedControlPlane
-from tinker_guard.line import Line
-from tinker_guard.recovery import Recovery
-from tinker_guard.route import ROUTES, RouteState
+from tinker_guard import faults
+from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.findings import Ambiguous, Inconclusive, Refused, Routable, TimedOut
+from tinker_guard.core.guarded_request import GuardedRequest
+from tinker_guard.core.recovery import recover
+from tinker_guard.core.routes import ROUTES, RouteState
+from tinker_guard.core.warmup import pass_gate
+from tinker_guard.observability import logs
+from tinker_guard.observability.providers import NOTHING, enabled
+from tinker_guard.policy.judgement import NO_CONTROL_PLANE
+from tinker_guard.policy.route import patterns_of
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
-from tinker_guard.verdict import NO_CONTROL_PLANE
-from tinker_guard.warmup import Gate
+from tinker_guard.transports.blocking import (
+    BlockingTransport,
+    blocking_factory,
+    response_for_coroutines,
+    response_of_client,
+)
+from tinker_guard.transports.body_prefix import BodyPrefix
+from tinker_guard.transports.renewable import RenewableTransport
+from tinker_guard.transports.runtime import run_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tinker_guard.control_plane.protocol import AnyControlPlane
+    from tinker_guard.core.findings import ProbingEnd
 
 
 class GuardTransport(httpx.AsyncBaseTransport):
@@ -41,6 +57,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         new_transport: Builds another transport like `transport`, for probes and resends over
             new connections. None sends them over `transport`, where a connection can be stuck
             to a stale replica.
+        routes_only: Whether requests that are on no trainer route are handed through unseen: they
+            have no spans, no metrics, and no verdict on a 404.
 
     Raises:
         InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
@@ -51,72 +69,131 @@ class GuardTransport(httpx.AsyncBaseTransport):
         transport: httpx.AsyncBaseTransport,
         *,
         settings: GuardSettings | None = None,
-        control_plane: ControlPlane | None = None,
+        control_plane: AnyControlPlane | None = None,
         new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+        routes_only: bool = False,
     ) -> None:
-        self._line = Line(transport, new_transport)
+        self._line = RenewableTransport(transport, new_transport)
+        self._routes_only = routes_only
         self.configure(settings or GuardSettings(), control_plane)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
+        sent_on = self._line.transport
         if not self._is_enabled:
-            return await self._line.transport.handle_async_request(request)
+            return await sent_on.handle_async_request(request)
         try:
-            state = ROUTES.find(request.url)
+            state = ROUTES.find(request.url, self._patterns)
         except Exception:
-            logs.log_fault("reading the route")
+            faults.log_fault("reading the route")
             state = None
+        if state is None and self._routes_only:
+            return await sent_on.handle_async_request(request)
+        if (state is None or state.is_warm) and enabled() is NOTHING:
+            response = await sent_on.handle_async_request(request)
+            if response.status_code != 404:
+                return response
+            report = RequestReport(request, state, self._settings)
+            return await self._recover(request, state, report, sent_on, response)
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
-                refusal = await self._pass_gate(request, state, report)
-                if refusal is not None:
-                    return report.answered(refusal)
-            sent_on = self._line.transport
-            response = await report.send(sent_on)
+                return report.answered(await self._send_on_cold_route(request, state, report))
+            response = await report.send(sent_on, request)
             if response.status_code == 404:
-                response = await self._after_404(request, response, sent_on, state, report)
+                response = await self._recover(request, state, report, sent_on, response)
             return report.answered(response)
 
-    async def _pass_gate(
-        self, request: httpx.Request, state: RouteState, report: RequestReport
-    ) -> httpx.Response | None:
-        try:
-            return await self._gate.wait(request, self._line, state, report)
-        except Exception:
-            logs.log_fault("the warmup")
-            return None
-
-    async def _after_404(
+    async def _recover(
         self,
         request: httpx.Request,
-        response: httpx.Response,
-        sent_on: httpx.AsyncBaseTransport,
         state: RouteState | None,
         report: RequestReport,
+        sent_on: httpx.AsyncBaseTransport,
+        response: httpx.Response,
     ) -> httpx.Response:
-        report.wake()
+        """See to a 404 of a request that was not looked after until then."""
+        report.promote()
         if state is None:
             report.judged(NO_CONTROL_PLANE)
-            return response
+        elif guarded := self._guard(request, report):
+            guarded.sent_on = sent_on
+            try:
+                return await recover(guarded, response)
+            finally:
+                guarded.state.guarded.discard(guarded)
+        return response
+
+    async def _send_on_cold_route(
+        self, request: httpx.Request, state: RouteState, report: RequestReport
+    ) -> httpx.Response:
+        guarded = self._guard(request, report, is_at_gate=True)
+        if guarded is None:
+            return await report.send(self._line.transport, request)
+        end: ProbingEnd = Inconclusive()
         try:
-            recovery = Recovery(
-                self._settings, self._control_plane, request, self._line, state, report
+            try:
+                end = await pass_gate(guarded)
+                if isinstance(end, Refused | TimedOut):
+                    found = end.not_found
+                    body = BodyPrefix(found.body, is_complete=True)
+                    report.met_404(found.headers, body, is_trainers=False)
+                    return guarded.hand_back(found.response(), end.judgement)
+            except Exception:
+                faults.log_fault("the warmup")
+            response = await guarded.send(end.cookies if isinstance(end, Routable) else ())
+            if response.status_code == 404:
+                report.promote()
+                return await recover(guarded, response)
+            try:
+                if response.is_success:
+                    state.answered(guarded.clock())
+                    state.ambiguous_ends += isinstance(end, Ambiguous)
+                    logs.log_race_over(state, guarded.resends)
+            except Exception:
+                faults.log_fault("noting an answer")
+            return response
+        finally:
+            guarded.state.guarded.discard(guarded)
+
+    def _guard(
+        self,
+        request: httpx.Request,
+        report: RequestReport,
+        *,
+        is_at_gate: bool = False,
+    ) -> GuardedRequest | None:
+        try:
+            # A process with many routes may have forgotten this one since the request was sent.
+            state = ROUTES.find(request.url, self._patterns)
+            assert state is not None
+            return GuardedRequest(
+                request,
+                state,
+                self._line,
+                self._settings,
+                self._control_plane,
+                report,
+                came_cold=is_at_gate and state.is_cold,
             )
         except Exception:
-            logs.log_fault("the recovery")
-            return response
-        return await recovery.run(response, sent_on)
+            faults.log_fault("looking after a request")
+            return None
 
     @property
     def transport(self) -> httpx.AsyncBaseTransport:
         """The transport that requests are sent on now."""
         return self._line.transport
 
-    def configure(self, settings: GuardSettings, control_plane: ControlPlane | None) -> None:
+    @property
+    def settings(self) -> GuardSettings:
+        """How it behaves now."""
+        return self._settings
+
+    def configure(self, settings: GuardSettings, control_plane: AnyControlPlane | None) -> None:
         """Use other settings from the next request on; see the class for the arguments."""
         self._settings = settings
         self._control_plane = SharedControlPlane(settings, control_plane)
-        self._gate = Gate(settings, self._control_plane)
+        self._patterns = patterns_of(settings.routes)
         self._is_enabled = settings.enabled
 
     def release(self) -> httpx.AsyncBaseTransport:
@@ -134,3 +211,93 @@ class GuardTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the wrapped transport, and those it was replaced by."""
         await self._line.aclose()
+
+
+class SyncGuardTransport(httpx.BaseTransport):
+    """The same for sync clients: it waits by blocking the calling thread.
+
+    It needs no event loop and no further thread, and threads may share it. What one of them finds
+    out about a route serves them all. A timeout of the guard ends what it waits for, but no
+    request under way: that one has the timeouts of its client.
+
+        make = httpx.HTTPTransport
+        httpx.Client(transport=SyncGuardTransport(make(), new_transport=make))
+
+    Args:
+        transport: The transport to guard. Closed with this one.
+        settings: How to behave; None reads `TINKER_GUARD_*` and the defaults.
+        control_plane: As for `GuardTransport`. One of your own must not need an event loop.
+        new_transport: As for `GuardTransport`.
+        routes_only: As for `GuardTransport`.
+
+    Raises:
+        InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.BaseTransport,
+        *,
+        settings: GuardSettings | None = None,
+        control_plane: AnyControlPlane | None = None,
+        new_transport: Callable[[], httpx.BaseTransport] | None = None,
+        routes_only: bool = False,
+    ) -> None:
+        self._original = transport
+        self._blocking = BlockingTransport(transport)
+        self._guard = GuardTransport(
+            self._blocking,
+            settings=settings,
+            control_plane=control_plane,
+            new_transport=blocking_factory(new_transport),
+            routes_only=routes_only,
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request; see `GuardTransport` for what may happen on the way."""
+        guard = self._guard
+        state = None
+        try:
+            state = ROUTES.find(request.url, guard._patterns)
+            # As below for coroutines, which cost more than all the rest: a request needs them on a
+            # route that is not warm, after a 404, or where it is observed.
+            is_untouched = (
+                (state is None or state.is_warm)
+                and (enabled() is NOTHING or (state is None and guard._routes_only))
+                and guard._is_enabled
+                and guard._line.transport is self._blocking
+            )
+        except Exception:
+            # The coroutine meets the same, and says so.
+            is_untouched = False
+        if not is_untouched:
+            return response_of_client(run_blocking(guard.handle_async_request(request)))
+        response = self._original.handle_request(request)
+        if response.status_code != 404 or state is None:
+            return response
+        report = RequestReport(request, state, guard._settings)
+        not_found = response_for_coroutines(response)
+        return response_of_client(
+            run_blocking(guard._recover(request, state, report, self._blocking, not_found))
+        )
+
+    @property
+    def settings(self) -> GuardSettings:
+        """How it behaves now."""
+        return self._guard.settings
+
+    def configure(self, settings: GuardSettings, control_plane: AnyControlPlane | None) -> None:
+        """Use other settings from the next request on; see the class for the arguments."""
+        self._guard.configure(settings, control_plane)
+
+    def release(self) -> httpx.BaseTransport:
+        """From now on hand every request through, and return the first wrapped transport.
+
+        Requests under way are seen to their end.
+        """
+        self._guard.release()
+        return self._original
+
+    def close(self) -> None:
+        """Close the wrapped transport, and those it was replaced by."""
+        run_blocking(self._guard.aclose())

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, assert_never
 
 import httpx
 
-from tinker_guard.closing import Afterwards
-from tinker_guard.control_plane import SharedControlPlane, ssl_context
-from tinker_guard.line import Line
-from tinker_guard.probing import Probing
-from tinker_guard.route import RouteTable
-from tinker_guard.settings import GuardSettings
-from tinker_guard.verdict import JobPhase
+from tinker_guard.control_plane.question import ssl_context
+from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.attempts import attempts
+from tinker_guard.core.findings import Ambiguous, Inconclusive, Refused, Routable, TimedOut
+from tinker_guard.core.guarded_request import GuardedRequest
+from tinker_guard.core.probing import probe_until_routable
+from tinker_guard.core.routes import RouteTable
+from tinker_guard.observability import logs
+from tinker_guard.policy.route import patterns_of, suggest_pattern
+from tinker_guard.settings import GuardSettings, variable
+from tinker_guard.telemetry import RequestReport
+from tinker_guard.transports.cleanup import unless_abandoned
+from tinker_guard.transports.renewable import RenewableTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tinker_guard.control_plane import ControlPlane
+    from tinker_guard.control_plane.protocol import AnyControlPlane
+    from tinker_guard.core.findings import ProbingEnd
+    from tinker_guard.transports.failure import Failure
+
+
+SETTLE_SECONDS: Final = 30.0
+"""As long as Fireworks' own waiter lets the state of a job settle that was just resumed."""
 
 
 class Readiness(IntEnum):
@@ -34,31 +46,51 @@ class Readiness(IntEnum):
     UNVERIFIABLE = 5
     """The route could not be probed, or the control plane could not say anything."""
 
+    def __str__(self) -> str:
+        """A sentence for people."""
+        return _SENTENCES[self]
+
+
+_SENTENCES: Final = {
+    Readiness.READY: "Ready: the trainer answers.",
+    Readiness.TIMED_OUT: "Timed out: the gateway does not know the route yet.",
+    Readiness.JOB_GONE: "Gone: the job is stopped or does not exist.",
+    Readiness.UNVERIFIABLE: (
+        "Not verifiable: the gateway could not be reached, or the control plane could not say "
+        "whether the job runs."
+    ),
+}
+
 
 def wait_until_routable(
     url: str,
     *,
     api_key: str | None = None,
     timeout: float | None = None,
+    settle: float = SETTLE_SECONDS,
     settings: GuardSettings | None = None,
-    control_plane: ControlPlane | None = None,
+    control_plane: AnyControlPlane | None = None,
     new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
 ) -> Readiness:
     """Wait until a trainer's route answers, by the same rule as a guarded run's warmup.
 
-    What it waits for is logged (`tinker_guard`, INFO).
+    Also while the gateway's name, its port or TLS are not there yet. What it waits for is logged
+    (`tinker_guard`, WARNING).
 
     Args:
         url: The trainer's base URL, as given to the SDK.
         api_key: Key for gateway and control plane, sent as `X-Api-Key`.
         timeout: Seconds; None takes `warmup_timeout` of the settings.
+        settle: Seconds for which a stopped state is not believed that a job may still show just
+            after it was resumed, such as PAUSED; 0 believes it at once.
         settings: How to probe; None reads `TINKER_GUARD_*` and the defaults.
         control_plane: Whom to ask; None asks the Fireworks control plane.
         new_transport: Builds what a probe is sent over; None builds httpx's own, with the
             proxies that the environment names.
 
     Raises:
-        ValueError: The URL is on no trainer route.
+        ValueError: The URL is on no trainer route, a setting cannot work, or the proxies or
+            certificates that the environment names cannot be used.
         RuntimeError: Called on a running event loop; use `until_routable` there.
     """
     return asyncio.run(
@@ -66,6 +98,7 @@ def wait_until_routable(
             url,
             api_key=api_key,
             timeout=timeout,
+            settle=settle,
             settings=settings,
             control_plane=control_plane,
             new_transport=new_transport,
@@ -78,8 +111,9 @@ async def until_routable(
     *,
     api_key: str | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the last round begins within it
+    settle: float = SETTLE_SECONDS,
     settings: GuardSettings | None = None,
-    control_plane: ControlPlane | None = None,
+    control_plane: AnyControlPlane | None = None,
     new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
 ) -> Readiness:
     """Wait on an event loop of your own; see `wait_until_routable`."""
@@ -89,31 +123,100 @@ async def until_routable(
     except (httpx.InvalidURL, ValueError):
         raise ValueError("this is no URL") from None
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
-    state = RouteTable().find(base_url)
+    state = RouteTable().find(base_url, patterns_of(settings.routes))
     if state is None:
         raise ValueError(
             "this URL is on no trainer route; it should look like "
-            "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB"
+            "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB. Of another server, set "
+            f"{variable('routes')} to {suggest_pattern(base_url)}, say"
         )
     make = new_transport or _ClientTransport
-    line = Line(make(), make)
+    try:
+        line = RenewableTransport(make(), make)
+    except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
+        if new_transport is not None:
+            raise
+        raise ValueError(
+            "the proxies or certificates that the environment names cannot be used "
+            f"({type(error).__name__}): check HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE"
+        ) from None
     headers = {} if api_key is None else {"X-Api-Key": api_key}
-    probing = Probing(
+    request = httpx.Request("GET", base_url, headers=headers)
+    guarded = GuardedRequest(
+        request,
+        state,
+        line,
         settings,
         SharedControlPlane(settings, control_plane),
-        httpx.Request("GET", base_url, headers=headers),
-        line,
-        state,
-        successes=max(settings.warmup_successes, 1),
-        timeout=settings.warmup_timeout if timeout is None else timeout,
-        awaits_start=True,
+        RequestReport(request, state, settings),
     )
-    async with Afterwards(line.aclose):
-        refusal = await probing.run()
-    if refusal is None:
-        return Readiness.READY if probing.has_reached else Readiness.UNVERIFIABLE
-    is_gone = refusal.answer.phase is JobPhase.STOPPED
-    return Readiness.JOB_GONE if is_gone else Readiness.TIMED_OUT
+    seconds = settings.warmup_timeout if timeout is None else timeout
+    guarded.wait = logs.Wait("", seconds, "timeout")
+    async with unless_abandoned(line.aclose):
+        deadline = guarded.arrived_at + seconds
+        async for attempt in attempts(settings, deadline, attempts_before=1):
+            end = await probe_until_routable(
+                guarded,
+                successes=max(settings.warmup_successes, 1),
+                deadline=deadline,
+                may_send=False,
+                settle=settle,
+            )
+            obstacle = _obstacle(end, guarded, base_url)
+            if obstacle is None:
+                break
+            guarded.log_waiting(None, deadline, obstacle=obstacle)
+            attempt.retry_state.set_result(0.0)
+    if isinstance(end, Inconclusive) and end.failed is None and not guarded.has_control_plane:
+        # 404s to the end, which is all that can be found out.
+        return Readiness.TIMED_OUT
+    match end:
+        case Routable():
+            logs.log_warm(state, guarded.clock() - guarded.arrived_at, guarded.probes)
+            return Readiness.READY
+        case Inconclusive() | Ambiguous():
+            return Readiness.UNVERIFIABLE
+        case Refused():
+            return Readiness.JOB_GONE
+        case TimedOut():
+            return Readiness.TIMED_OUT
+        case _:
+            assert_never(end)
+
+
+def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str | None:
+    """What may pass by waiting, where nothing could be found out; None where that may not help."""
+    if not isinstance(end, Inconclusive):
+        return None
+    if end.failed is None and not guarded.has_control_plane:
+        return logs.say_why(None, None, has_control_plane=False)
+    if end.failed is None:
+        answer = guarded.answer
+        # A control plane that is not there yet.
+        is_down = answer is not None and answer.failure is not None and not answer.status_code
+        return "the control plane cannot be reached" if is_down else None
+    place = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
+    if end.failed.failure is not None:
+        return _reason(end.failed.failure, url.host, place)
+    status = end.failed.status_code
+    is_passing = status is not None and (status >= 500 or status == 429)
+    return f"{place} answers {status}" if is_passing else None
+
+
+def _reason(failure: Failure, host: str, place: str) -> str:
+    match failure.kind:
+        case "unknown_name":
+            return f"the name {host} is not known (DNS)"
+        case "tls":
+            return f"TLS with {place} fails ({failure.error_type})"
+        case "refused":
+            return f"nothing listens at {place}"
+        case "late":
+            return f"{place} does not answer in time"
+        case "other":
+            return f"{place} cannot be reached ({failure.error_type})"
+        case _:
+            assert_never(failure.kind)
 
 
 class _ClientTransport(httpx.AsyncBaseTransport):

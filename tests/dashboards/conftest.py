@@ -7,27 +7,23 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import httpx
 import pytest
+
+from testkit.programs import environment, free_port, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-START_TIMEOUT: Final = 240.0
-"""Seconds for a server to start; on a busy machine, MLflow alone has been seen to take 110."""
-
 # Each is in an environment of its own: they need different releases of graphql-core, and Phoenix
 # brings a pytest plugin that raises a warning.
-PHOENIX: Final = Path(sys.prefix) / "phoenix" / "bin" / "phoenix"
-MLFLOW: Final = Path(sys.prefix) / "mlflow" / "bin" / "mlflow"
+PHOENIX: Final = Path(sys.prefix).parent / "phoenix" / "bin" / "phoenix"
+MLFLOW: Final = Path(sys.prefix).parent / "mlflow" / "bin" / "mlflow"
 
 _MODULES: Final = ("playwright", "grafana_foundation_sdk", "prometheus_client")
 _MISSING: Final = [name for name in _MODULES if importlib.util.find_spec(name) is None]
@@ -49,61 +45,6 @@ def program(name: str) -> str:
     if (path := shutil.which(name)) is None:
         pytest.fail(f"{name} is not installed. As root: apt-get install chromium prometheus")
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def environment(**variables: object) -> dict[str, str]:
-    """The environment of a program that is started here: no setting of the user's reaches it."""
-    hidden = ("TINKER_", "OTEL_", "PHOENIX_", "MLFLOW_")
-    found = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    found["NO_PROXY"] = found["no_proxy"] = "127.0.0.1,localhost"
-    return found | {name: str(value) for name, value in variables.items()}
-
-
-def until(look: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
-    """Wait for something to be true, and return it."""
-    deadline = time.monotonic() + timeout
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {timeout:.0f} s"
-        time.sleep(0.25)
-    return found
-
-
-@contextlib.contextmanager
-def serving(
-    command: list[str | Path], ready: str, log: Path, **variables: object
-) -> Iterator[None]:
-    """Run a server with all that it starts, until the end of the block."""
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            command,
-            cwd=log.parent,
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ) as process,
-    ):
-
-        def is_ready() -> bool:
-            assert process.poll() is None, f"{command[0]} has ended:\n{log.read_text()[-2000:]}"
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(ready, trust_env=False).is_success
-            return False
-
-        try:
-            until(is_ready, f"{command[0]} to serve", START_TIMEOUT)
-            yield
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

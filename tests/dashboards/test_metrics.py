@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import httpx
 import pytest
 
-from .conftest import ROOT, free_port, program, serving, training, until
+from testkit.programs import free_port, serving, until
+
+from .conftest import ROOT, program, training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

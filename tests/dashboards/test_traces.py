@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from .conftest import training, until
+from testkit.programs import until
+
+from .conftest import training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from tinker_guard.gateway.trainer import Trainer
 from tinker_guard.gateway.wire import Call, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tinker_guard.gateway.wire import Steps
 
 JSON_DATA = [
     {
@@ -39,12 +38,21 @@ def optim_step_body(model_id: str, seq_id: int) -> Any:
     return {"model_id": model_id, "seq_id": seq_id, "adam_params": {"learning_rate": 0.1}}
 
 
-class TrainerClient:
-    """Asks a trainer directly, without a server."""
+def ended(steps: Steps) -> Reply:
+    """What a call is answered with at once."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        reply: Reply = end.value
+        return reply
+    raise AssertionError("it waits")
 
-    def __init__(self, runner: asyncio.Runner) -> None:
-        self.runner = runner
-        self.trainer = Trainer(hold_seconds=0.0)
+
+class TrainerClient:
+    """Asks a trainer whose time stands still."""
+
+    def __init__(self, *, hold_seconds: float = 0.0, sample_seconds: float = 0.0) -> None:
+        self.trainer = Trainer(hold_seconds=hold_seconds, sample_seconds=sample_seconds)
         self.keys = 0
         session = self.json("create_session", {"tags": []})["session_id"]
         created = self.json(
@@ -71,7 +79,7 @@ class TrainerClient:
         self.keys += 1
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         named["x-idempotency-key"] = key if key is not None else f"key-{self.keys}"
-        return self.runner.run(self.trainer.answer(Call(method, operation, named, body)))
+        return ended(self.trainer.answer(Call(method, operation, named, body), 0.0))
 
     def json(self, operation: str, body: Any, *, key: str | None = None) -> Any:
         """Send a JSON body and read a JSON answer."""
@@ -83,13 +91,6 @@ class TrainerClient:
 
 
 @pytest.fixture
-def runner() -> Iterator[asyncio.Runner]:
-    """An event loop for one test."""
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture
-def client(runner: asyncio.Runner) -> TrainerClient:
-    """A trainer with one model, asked without a server."""
-    return TrainerClient(runner)
+def client() -> TrainerClient:
+    """A trainer with one model."""
+    return TrainerClient()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ import numpy as np
 import pytest
 
 from tinker_guard.gateway.bigram import Bigram, SamplingParams
-from tinker_guard.gateway.trainer import Trainer
 from tinker_guard.gateway.wire import Call
 
-from .conftest import TrainerClient, forward_backward_body, optim_step_body
+from .conftest import TrainerClient, ended, forward_backward_body, optim_step_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tinker_guard.gateway.wire import Steps
 
 PROMPT = np.array([5, 1])
 
@@ -87,7 +87,6 @@ def test_a_stop_token_ends_a_sequence_and_is_its_last(bigram: Bigram) -> None:
 @pytest.fixture
 def sampling(client: TrainerClient) -> Iterator[str]:
     """The id of a sampling session from the base model, whose samples take no time."""
-    client.trainer._sample_seconds = 0.0
     session = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": "m"}
     sampler_id = client.json("create_sampling_session", session)["sampling_session_id"]
     yield sampler_id
@@ -159,31 +158,30 @@ def test_a_poll_tells_what_has_finished_since_its_cursor(
 
 
 def test_a_held_poll_is_answered_when_a_sample_is_due_or_the_server_stops() -> None:
-    async def scenario() -> None:
-        trainer = Trainer(hold_seconds=60.0, sample_seconds=0.01)
+    client = TrainerClient(hold_seconds=60.0, sample_seconds=0.5)
+    session = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": "m"}
+    sampler_id = client.json("create_sampling_session", session)["sampling_session_id"]
+    target = {"sampling_session_id": sampler_id, "cloned_sampler_id": 0}
 
-        async def post(operation: str, body: Any) -> Any:
-            call = Call("POST", operation, {}, json.dumps(body).encode())
-            return json.loads((await trainer.answer(call)).content)
+    def held(cursor: int, **other: Any) -> Steps:
+        body = json.dumps({"target": target, "prev_cursor": cursor, **other}).encode()
+        return client.trainer.answer(Call("POST", "retrieve_futures", {}, body), 0.0)
 
-        session = {"session_id": "s", "sampling_session_seq_id": 0, "base_model": "m"}
-        sampler_id = (await post("create_sampling_session", session))["sampling_session_id"]
-        promise = await post("asample", sample_body(sampler_id))
-        target = {"sampling_session_id": sampler_id, "cloned_sampler_id": 0}
-        at_once = await post("retrieve_futures", {"target": target, "prev_cursor": 0, "timeout": 0})
-        assert at_once["completions"] == []
-        held = await post("retrieve_futures", {"target": target, "prev_cursor": 0})
-        assert held["completions"][0]["request_id"] == promise["request_id"]
-
-        waiting = asyncio.create_task(
-            post("retrieve_futures", {"target": target, "prev_cursor": 1})
-        )
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        trainer.close()
-        assert (await waiting) == {"completions": [], "cursor": 1}
-
-    asyncio.run(scenario())
+    promise = client.json("asample", sample_body(sampler_id))
+    assert json.loads(ended(held(0, timeout=0)).content) == {"completions": [], "cursor": 0}
+    steps = held(0)
+    assert next(steps) == 0.5
+    with pytest.raises(StopIteration) as end:
+        steps.send(0.5)
+    assert json.loads(end.value.value.content)["completions"] == [
+        {"state": "finished", "request_id": promise["request_id"]}
+    ]
+    steps = held(1)
+    assert next(steps) == 60.0
+    client.trainer.is_closing = True
+    with pytest.raises(StopIteration) as end:
+        steps.send(1.0)
+    assert json.loads(end.value.value.content) == {"completions": [], "cursor": 1}
 
 
 def test_weights_are_sampled_as_they_were_saved(client: TrainerClient, sampling: str) -> None:

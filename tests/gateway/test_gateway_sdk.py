@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.sdk import garbage_kept
+from tests.end_to_end.sdk import garbage_kept
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
 
@@ -57,6 +57,16 @@ def run(fault: Fault) -> tuple[list[float], LocalGateway]:
         return train_five_steps(client), gateway
 
 
+def one_datum() -> list[Any]:
+    inputs = {"target_tokens": [2, 3], "weights": [1.0, 1.0]}
+    text = tinker.types.ModelInput.from_ints([1, 2])
+    return [tinker.types.Datum(model_input=text, loss_fn_inputs=inputs)]
+
+
+def new_model(client: Any) -> Any:
+    return client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+
+
 def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
     return [(done.seq_id, done.operation) for done in gateway.applied]
 
@@ -89,7 +99,7 @@ def test_a_healthy_run(fault: Fault, healthy_losses: list[float]) -> None:
 
 def test_weights_and_information() -> None:
     with LocalGateway() as gateway, connected(gateway) as client:
-        training_client = client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+        training_client = new_model(client)
         assert training_client.get_info().lora_rank == 8
         saved = training_client.save_state("here").result()
         assert saved.path == f"tinker://{training_client.model_id}/weights/here"
@@ -103,17 +113,11 @@ def test_weights_and_information() -> None:
 
 
 def test_chunks_of_one_forward_backward_have_seq_ids_of_their_own() -> None:
-    types = tinker.types
-    data = [
-        types.Datum(
-            model_input=types.ModelInput.from_ints([1, 2]),
-            loss_fn_inputs={"target_tokens": [2, 3], "weights": [1.0, 1.0]},
-        )
-    ] * 1025
+    data = one_datum() * 1025
     with LocalGateway() as gateway, connected(gateway) as client:
-        training_client = client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+        training_client = new_model(client)
         result = training_client.forward_backward(data, "cross_entropy").result()
-        training_client.optim_step(types.AdamParams()).result()
+        training_client.optim_step(tinker.types.AdamParams()).result()
     assert len(result.loss_fn_outputs) == 1025
     assert work_of(gateway) == [
         (1, "forward_backward"),
@@ -178,30 +182,16 @@ def test_a_404_at_the_start_ends_the_constructor(fault: str) -> None:
 
 
 def test_a_retry_in_user_code_does_the_lost_work_twice() -> None:
-    types = tinker.types
-    data = [
-        types.Datum(
-            model_input=types.ModelInput.from_ints([1, 2]),
-            loss_fn_inputs={"target_tokens": [2, 3], "weights": [1.0, 1.0]},
-        )
-    ]
     fault = Fault(lost_replies=(LostReply("forward_backward"),))
     with LocalGateway(fault) as gateway, connected(gateway) as client:
-        training_client = client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+        training_client = new_model(client)
         with pytest.raises(tinker.NotFoundError):
-            training_client.forward_backward(data, "cross_entropy").result()
-        training_client.forward_backward(data, "cross_entropy").result()
+            training_client.forward_backward(one_datum(), "cross_entropy").result()
+        training_client.forward_backward(one_datum(), "cross_entropy").result()
     assert work_of(gateway) == [(1, "forward_backward"), (2, "forward_backward")]
 
 
 def test_a_retry_in_user_code_waits_for_ever_for_the_lost_seq_id() -> None:
-    types = tinker.types
-    data = [
-        types.Datum(
-            model_input=types.ModelInput.from_ints([1, 2]),
-            loss_fn_inputs={"target_tokens": [2, 3], "weights": [1.0, 1.0]},
-        )
-    ]
     fault = Fault(
         races=(
             Race("forward_backward", seconds=0.0),
@@ -210,11 +200,11 @@ def test_a_retry_in_user_code_waits_for_ever_for_the_lost_seq_id() -> None:
         )
     )
     with LocalGateway(fault, hold_seconds=0.01) as gateway, connected(gateway) as client:
-        training_client = client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
+        training_client = new_model(client)
         with pytest.raises(tinker.NotFoundError):
-            training_client.forward_backward(data, "cross_entropy").result()
+            training_client.forward_backward(one_datum(), "cross_entropy").result()
         with pytest.raises(ValueError, match="404"):
-            training_client.forward_backward(data, "cross_entropy").result()
+            training_client.forward_backward(one_datum(), "cross_entropy").result()
     polls = [e.status for e in gateway.requests if e.path.endswith("/retrieve_future")]
     assert polls == [200, 200, 404]
     assert gateway.applied == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinker_guard.gateway.bigram import AdamParams, Bigram, Example
-from tinker_guard.gateway.trainer import Applied, Trainer
+from tinker_guard.gateway.trainer import Applied
 from tinker_guard.gateway.wire import Call
 
 from .conftest import JSON_DATA, TrainerClient, forward_backward_body, optim_step_body
@@ -99,43 +98,21 @@ def test_a_later_request_waits_for_the_missing_one(client: TrainerClient) -> Non
     assert client.trainer.unexpected == []
 
 
-def test_a_held_poll_is_answered_when_the_work_is_done() -> None:
-    async def scenario() -> Any:
-        trainer = Trainer(hold_seconds=60.0)
-
-        async def post(operation: str, body: Any) -> Any:
-            call = Call("POST", operation, {}, json.dumps(body).encode())
-            return json.loads((await trainer.answer(call)).content)
-
-        model = {"session_id": "s", "model_seq_id": 0, "base_model": "m"}
-        model_id = (await post("create_model", model))["model_id"]
-        step = await post("optim_step", optim_step_body(model_id, 2))
-        poll = asyncio.create_task(post("retrieve_future", {"request_id": step["request_id"]}))
-        await asyncio.sleep(0)
-        assert not poll.done()
-        await post("forward_backward", forward_backward_body(model_id, 1))
-        return await poll
-
-    assert asyncio.run(scenario()) == {"metrics": {}}
-
-
-def test_closing_answers_held_polls() -> None:
-    async def scenario() -> Any:
-        trainer = Trainer(hold_seconds=60.0)
-
-        async def post(operation: str, body: Any) -> Any:
-            call = Call("POST", operation, {}, json.dumps(body).encode())
-            return json.loads((await trainer.answer(call)).content)
-
-        model = {"session_id": "s", "model_seq_id": 0, "base_model": "m"}
-        model_id = (await post("create_model", model))["model_id"]
-        step = await post("optim_step", optim_step_body(model_id, 2))
-        poll = asyncio.create_task(post("retrieve_future", {"request_id": step["request_id"]}))
-        await asyncio.sleep(0)
-        trainer.close()
-        return await poll
-
-    assert asyncio.run(scenario())["type"] == "try_again"
+@pytest.mark.parametrize("how", ["the work is done", "the server stops", "time is over"])
+def test_a_poll_is_held_until(how: str) -> None:
+    client = TrainerClient(hold_seconds=60.0)
+    step = client.json("optim_step", optim_step_body(client.model_id, 2))
+    body = json.dumps({"request_id": step["request_id"]}).encode()
+    steps = client.trainer.answer(Call("POST", "retrieve_future", {}, body), 5.0)
+    assert next(steps) == steps.send(64.0) == 65.0
+    if how == "the work is done":
+        client.json("forward_backward", forward_backward_body(client.model_id, 1))
+    client.trainer.is_closing = how == "the server stops"
+    with pytest.raises(StopIteration) as end:
+        steps.send(65.0 if how == "time is over" else 64.0)
+    expected = {"metrics": {}} if how == "the work is done" else "try_again"
+    answer = json.loads(end.value.value.content)
+    assert answer.get("type", answer) == expected
 
 
 @pytest.mark.parametrize("second_key", ["a", "b"])

@@ -1,9 +1,10 @@
 """A local gateway, control plane and trainer to try things on. Needs the extra `demo`."""
 
-from .app import Exchange
 from .faults import FAULTS, SAMPLING_FAULTS, Fault, JobStop, LostReply, Race
+from .in_process import InProcessGateway
 from .server import LocalGateway
 from .trainer import Applied, Sampled
+from .world import Exchange, World
 
 __all__ = [
     "FAULTS",
@@ -11,9 +12,11 @@ __all__ = [
     "Applied",
     "Exchange",
     "Fault",
+    "InProcessGateway",
     "JobStop",
     "LocalGateway",
     "LostReply",
     "Race",
     "Sampled",
+    "World",
 ]

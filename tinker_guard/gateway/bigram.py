@@ -111,7 +111,7 @@ class Bigram:
         shape = (VOCABULARY, VOCABULARY)
         self.logits: Floats = np.zeros(shape)
         self.gradient: Floats = np.zeros(shape)
-        self.steps = 0
+        self.steps: int = 0
         self._mean: Floats = np.zeros(shape)
         self._mean_square: Floats = np.zeros(shape)
 

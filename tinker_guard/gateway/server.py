@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from .app import Exchange, Gateway
+from .app import App
 from .faults import FAULTS, Fault
-from .trainer import Applied, Sampled, Trainer
+from .in_process import LoopedWorld
+from .world import Exchange, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from .trainer import Applied, Sampled
 
 __all__ = ["LocalGateway"]
 
@@ -60,16 +63,16 @@ class LocalGateway:
         self._host = host
         self._port = port
         self._path = f"/training/v1/rlorTrainerJobs/{account}/{job}"
-        self._trainer = Trainer(
-            lacks=fault.trainer_lacks,
-            use_pyqwest=fault.transport == "pyqwest",
-            protobuf=fault.protobuf,
-            compress=fault.compress,
+        self.world: World = World(
+            fault,
+            account=account,
+            job=job,
+            api_key=self.api_key,
             hold_seconds=hold_seconds,
-            session_poller=fault.session_poller,
             sample_seconds=sample_seconds,
         )
-        self._gateway = Gateway(fault, self._trainer, account, job, self.api_key, clock)
+        self.app: App = App(LoopedWorld(self.world, clock))
+        """The ASGI application that is served."""
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -87,7 +90,7 @@ class LocalGateway:
         # No logging set-up of uvicorn's own, which would change the caller's; and a keep-alive
         # longer than any test, so that it is the client who ends a sticky connection.
         config = uvicorn.Config(
-            self._gateway.app(),
+            self.app,
             http="h11",
             ws="none",
             loop="asyncio",
@@ -97,7 +100,7 @@ class LocalGateway:
             timeout_keep_alive=600,
             timeout_graceful_shutdown=2,
         )
-        self._server = _Server(config, listener, on_stop=self._gateway.close)
+        self._server = _Server(config, listener, on_stop=self.app.looped.close)
         self._thread = threading.Thread(
             target=self._server.run_until_stopped, name="tinker-guard-gateway", daemon=True
         )
@@ -137,28 +140,27 @@ class LocalGateway:
     @property
     def applied(self) -> list[Applied]:
         """What the trainer has done, in order."""
-        return list(self._trainer.applied)
+        return list(self.world.trainer.applied)
 
     @property
     def sampled(self) -> list[Sampled]:
         """What was sampled, in order."""
-        return list(self._trainer.sampled)
+        return list(self.world.trainer.sampled)
 
     @property
     def questions(self) -> int:
         """How many questions the control plane was asked."""
-        return self._gateway.questions
+        return self.world.questions
 
     @property
     def requests(self) -> list[Exchange]:
         """Every finished exchange, in the order in which the requests came."""
-        # A copy in one step, because the server's thread may add to it meanwhile.
-        return [exchange for _, exchange in sorted(self._gateway.exchanges.copy().items())]
+        return self.world.exchanges
 
     @property
     def unexpected(self) -> list[str]:
         """Requests that the trainer did not understand."""
-        return list(self._trainer.unexpected)
+        return list(self.world.trainer.unexpected)
 
 
 class _Server(uvicorn.Server):

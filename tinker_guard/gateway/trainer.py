@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from .wire import (
     PROTOBUF,
     Call,
     Reply,
+    Steps,
     examples_of,
     prompt_of,
     result_json,
@@ -24,10 +23,31 @@ from .wire import (
     sampling_params_of,
 )
 
-__all__ = ["Applied", "Sampled", "Trainer"]
+__all__ = ["Applied", "Sampled", "Sequence", "Trainer"]
 
 Result: TypeAlias = dict[str, Any] | ForwardResult | SampleResult
 Work: TypeAlias = Callable[[], Result]
+T = TypeVar("T")
+
+
+class Sequence(Generic[T]):
+    """Takes pieces of work in any order, and gives them back in the order of their numbers.
+
+    Args:
+        numbers: The numbers that there will be, in order.
+    """
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._numbers = iter(numbers)
+        self._next = next(self._numbers, None)
+        self._waiting: dict[int | None, T] = {}
+
+    def take(self, number: int, work: T) -> Iterator[tuple[int, T]]:
+        """Take a piece of work; what is to be done now, with its numbers."""
+        self._waiting[number] = work
+        while self._next is not None and self._next in self._waiting:
+            yield self._next, self._waiting.pop(self._next)
+            self._next = next(self._numbers, None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,11 @@ class _Future:
     promise: dict[str, Any]
     """What the request was answered with, and a resend of it is."""
     result: Result | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    due_at: float = 0.0
+    """When the result may be known."""
+
+    def is_done(self, at: float) -> bool:
+        return self.result is not None and self.due_at <= at
 
 
 @dataclass
@@ -69,16 +93,7 @@ class _Model:
     # The SDK counts every request of one training client in one sequence, starting at 1; place 0
     # belongs to what created the model (create_model, or a load_weights without one).
     futures: dict[int, _Future]
-    waiting: dict[int, tuple[str, Work]] = field(default_factory=dict)
-    next_seq_id: int = 1
-
-
-@dataclass
-class _Clone:
-    """One client of a sampling session, and its finished samples in the order of finishing."""
-
-    finished: list[_Future] = field(default_factory=list)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    sequence: Sequence[tuple[str, Work]] = field(default_factory=lambda: Sequence(count(1)))
 
 
 SEQ_IDS_PER_CLONE = 1_000_000_000
@@ -94,7 +109,8 @@ class _Sampler:
     model_path: str | None
     bigram: Bigram
     futures: dict[int, _Future] = field(default_factory=dict)
-    clones: defaultdict[int, _Clone] = field(default_factory=lambda: defaultdict(_Clone))
+    clones: defaultdict[int, list[_Future]] = field(default_factory=lambda: defaultdict(list))
+    """The samples of each client of the session, in the order of being due."""
     joined: dict[str, int] = field(default_factory=dict)
 
 
@@ -145,7 +161,9 @@ class Trainer:
         self._hold_seconds = hold_seconds
         self._session_poller = session_poller
         self._sample_seconds = sample_seconds
-        self._closing = False
+        self.is_closing = False
+        """Whether polls are answered at once, so that nothing keeps a server from stopping."""
+        self._now = 0.0
         self._request_numbers = count(1)
         self._session_numbers = count(1)
         self._sessions: dict[str, str] = {}
@@ -153,7 +171,7 @@ class Trainer:
         self._samplers: dict[str, _Sampler] = {}
         self._futures: dict[str, _Future] = {}
         self._checkpoints: dict[str, tuple[Bigram, str, int]] = {}
-        self._operations: dict[tuple[str, str], Callable[[Call], Reply]] = {
+        self.operations: dict[tuple[str, str], Callable[[Call], Reply]] = {
             ("GET", "healthz"): lambda call: Reply.json({"status": "ok"}),
             ("GET", "get_server_capabilities"): self._capabilities,
             ("POST", "client/config"): self._client_config,
@@ -177,10 +195,11 @@ class Trainer:
             ("POST", "asample"): self._sample,
         }
 
-    async def answer(self, call: Call) -> Reply:
-        """Answer one request; errors look like FastAPI's."""
+    def answer(self, call: Call, at: float) -> Steps:
+        """Answer one request that came at a time; errors look like FastAPI's."""
+        self._now = at
         try:
-            return await self._answer(call)
+            return (yield from self._answer(call))
         except _RejectedError as rejected:
             status, detail, expected = rejected.status, rejected.detail, rejected.expected
         except (KeyError, TypeError, ValueError) as error:
@@ -189,31 +208,22 @@ class Trainer:
             self.unexpected.append(f"{call.method} {call.operation}: {detail}")
         return Reply.json({"detail": detail}, status)
 
-    async def _answer(self, call: Call) -> Reply:
+    def _answer(self, call: Call) -> Steps:
         operation = call.operation
         if operation in self._lacks:
             raise _RejectedError(404, "Not Found", expected=True)
         if (call.method, operation) == ("POST", "retrieve_future"):
-            return await self._retrieve_future(call)
+            return (yield from self._retrieve_future(call))
         if (call.method, operation) == ("POST", "retrieve_futures"):
-            return await self._retrieve_futures(call)
+            return (yield from self._retrieve_futures(call))
         if operation.startswith("sessions/") and operation.endswith("/finish"):
             operation = "sessions/finish"
         if operation.startswith("samplers/"):
             operation = "samplers"
-        handler = self._operations.get((call.method, operation))
+        handler = self.operations.get((call.method, operation))
         if handler is None:
             raise _RejectedError(404, "Not Found")
         return handler(call)
-
-    def close(self) -> None:
-        """Answer every held poll now, so that nothing keeps the server from stopping."""
-        self._closing = True
-        for future in self._futures.values():
-            future.wake.set()
-        for sampler in self._samplers.values():
-            for clone in sampler.clones.values():
-                clone.wake.set()
 
     def _capabilities(self, call: Call) -> Reply:
         model = {"model_name": "tinker-guard/bigram", "max_context_length": 4096, "trainable": True}
@@ -261,7 +271,7 @@ class Trainer:
             return self._repeat(call, self._models[model_id].futures[0])
         future = self._new_future(call, model_id=model_id)
         self._models[model_id] = _Model(model_id, base_model, rank, bigram, {0: future})
-        self._finish(future, {"type": call.operation, "model_id": model_id})
+        future.result = {"type": call.operation, "model_id": model_id}
         return Reply.json(future.promise)
 
     def _get_info(self, call: Call) -> Reply:
@@ -280,7 +290,7 @@ class Trainer:
     def _unload_model(self, call: Call) -> Reply:
         model = self._model(call)
         future = self._new_future(call, model_id=model.model_id)
-        self._finish(future, {"type": "unload_model", "model_id": model.model_id})
+        future.result = {"type": "unload_model", "model_id": model.model_id}
         return Reply.json(future.promise)
 
     def _in_sequence(self, call: Call) -> Reply:
@@ -291,20 +301,12 @@ class Trainer:
             raise ValueError("seq_id must be an integer from 1")
         if seq_id in model.futures:
             return self._repeat(call, model.futures[seq_id])
-        operation, work = self._work(call, model)
+        work = self._work(call, model)
         future = model.futures[seq_id] = self._new_future(call, model_id=model.model_id)
-        model.waiting[seq_id] = operation, work
-        while model.next_seq_id in model.waiting:
-            self._apply_next(model)
+        for number, (operation, do) in model.sequence.take(seq_id, work):
+            self.applied.append(Applied(number, operation))
+            model.futures[number].result = _result_of(do)
         return Reply.json(future.promise)
-
-    def _apply_next(self, model: _Model) -> None:
-        seq_id = model.next_seq_id
-        operation, work = model.waiting.pop(seq_id)
-        result = _result_of(work)
-        model.next_seq_id += 1
-        self.applied.append(Applied(seq_id, operation))
-        self._finish(model.futures[seq_id], result)
 
     def _work(self, call: Call, model: _Model) -> tuple[str, Work]:
         """Return the operation's name and what to do when its turn comes."""
@@ -340,7 +342,7 @@ class Trainer:
             )
             return {"type": operation, "sampling_session_id": sampler_id}
         kind = "weights" if operation == "save_weights" else "sampler_weights"
-        path = f"tinker://{model.model_id}/{kind}/{name or model.next_seq_id}"
+        path = f"tinker://{model.model_id}/{kind}/{name or request['seq_id']}"
         self._checkpoints[path] = model.bigram.copy(), model.base_model, model.rank
         return {"type": operation, "path": path}
 
@@ -398,25 +400,16 @@ class Trainer:
         if isinstance(result, SampleResult):
             tokens = tuple(tuple(sequence.tokens.tolist()) for sequence in result.sequences)
             self.sampled.append(Sampled(sampler.sampler_id, seq_id, tokens))
-        clone = sampler.clones[seq_id // SEQ_IDS_PER_CLONE]
-
-        def finish() -> None:
-            self._finish(future, result)
-            clone.finished.append(future)
-            clone.wake.set()
-
-        if self._sample_seconds > 0:
-            asyncio.get_running_loop().call_later(self._sample_seconds, finish)
-        else:
-            finish()
+        future.result, future.due_at = result, self._now + self._sample_seconds
+        sampler.clones[seq_id // SEQ_IDS_PER_CLONE].append(future)
         return Reply.json(future.promise)
 
-    async def _retrieve_future(self, call: Call) -> Reply:
+    def _retrieve_future(self, call: Call) -> Steps:
         future = self._futures.get(str(call.fields.get("request_id")))
         if future is None:
             raise _RejectedError(404, "Future not found", expected=True)
-        await self._hold(future.wake)
-        if future.result is None:
+        at = yield from self._hold(lambda: [future])
+        if not future.is_done(at) or future.result is None:
             again = {"type": "try_again", "request_id": future.request_id, "queue_state": "active"}
             return Reply.json(again)
         if isinstance(future.result, dict):
@@ -425,30 +418,34 @@ class Trainer:
             return Reply(200, result_protobuf(future.result), PROTOBUF)
         return Reply.json(result_json(future.result))
 
-    async def _retrieve_futures(self, call: Call) -> Reply:
+    def _retrieve_futures(self, call: Call) -> Steps:
         """Say which samples have finished since the cursor that the client has seen."""
         request = call.fields
         target = request["target"]
         sampler = self._sampler(target["sampling_session_id"])
         clone = sampler.clones[target["cloned_sampler_id"]]
         seen: int = request["prev_cursor"]
-        if len(clone.finished) <= seen and request.get("timeout") != 0:
-            clone.wake.clear()
-            await self._hold(clone.wake)
+        at = self._now
+        if request.get("timeout") != 0:
+            at = yield from self._hold(lambda: clone[seen:])
+        finished = [future for future in clone if future.is_done(at)]
         completions = [
             {
                 "state": "failed" if isinstance(future.result, dict) else "finished",
                 "request_id": future.request_id,
             }
-            for future in clone.finished[seen:]
+            for future in finished[seen:]
         ]
-        return Reply.json({"completions": completions, "cursor": len(clone.finished)})
+        return Reply.json({"completions": completions, "cursor": len(finished)})
 
-    async def _hold(self, wake: asyncio.Event) -> None:
-        if not self._closing:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._hold_seconds):
-                    await wake.wait()
+    def _hold(self, wanted: Callable[[], list[_Future]]) -> Generator[float, float, float]:
+        """Wait until one of these is done, but not for too long; the time that it then is."""
+        at = self._now
+        until = at + self._hold_seconds
+        while not (self.is_closing or at >= until or any(one.is_done(at) for one in wanted())):
+            due = [one.due_at for one in wanted() if one.result is not None]
+            at = yield min([until, *due])
+        return at
 
     def _sampler(self, sampler_id: str) -> _Sampler:
         sampler = self._samplers.get(sampler_id)
@@ -468,10 +465,6 @@ class Trainer:
         future = _Future(request_id, call.operation, call.body_sha256, promise)
         self._futures[future.request_id] = future
         return future
-
-    def _finish(self, future: _Future, result: Result) -> None:
-        future.result = result
-        future.wake.set()
 
     def _repeat(self, call: Call, future: _Future) -> Reply:
         """Answer a resent request with its first future, and refuse anything that is no resend.

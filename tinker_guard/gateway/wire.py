@@ -11,14 +11,14 @@ import importlib
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from .bigram import Example, ForwardResult, SampleResult, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Hashable, Mapping
 
     from .bigram import Ints
 
@@ -26,6 +26,7 @@ __all__ = [
     "PROTOBUF",
     "Call",
     "Reply",
+    "Steps",
     "examples_of",
     "prompt_of",
     "result_json",
@@ -36,13 +37,26 @@ __all__ = [
 PROTOBUF = "application/x-protobuf"
 
 
+Steps: TypeAlias = "Generator[float, float, Reply]"
+"""How a call is answered: yields until when to wait, is sent the time that it then is, and returns
+the reply. It must be gone on with at that time, or sooner when another call has been answered."""
+
+
 @dataclass(frozen=True)
 class Reply:
-    """Status, body and content type of an answer."""
+    """An answer.
+
+    Args:
+        status: HTTP status; 0 if the connection breaks in the middle of the answer.
+        content: Body.
+        media_type: Content type.
+        headers: Further headers.
+    """
 
     status: int
-    content: bytes
+    content: bytes = b""
     media_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def json(cls, data: object, status: int = 200) -> Reply:
@@ -52,19 +66,26 @@ class Reply:
 
 @dataclass(frozen=True)
 class Call:
-    """One request to the trainer.
+    """One request.
 
     Args:
         method: HTTP method.
-        operation: Path below `/api/v1/`.
-        headers: Request headers; names are looked up in lower case.
+        path: Path of the URL, without the query.
+        headers: Request headers; names are in lower case.
         body: The body as it came, possibly compressed.
+        connection: What tells its connection from others.
     """
 
     method: str
-    operation: str
+    path: str
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = b""
+    connection: Hashable = None
+
+    @property
+    def operation(self) -> str:
+        """The path below the trainer's `/api/v1/`."""
+        return self.path.rpartition("/api/v1/")[2]
 
     @property
     def idempotency_key(self) -> str | None:

@@ -1,0 +1,1 @@
+"""What proves the guard beyond its tests: hostile schedules, soaks, mutants and fuzzing."""

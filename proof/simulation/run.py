@@ -1,0 +1,300 @@
+"""Runs one schedule: the real guard between the program and the world, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+from opentelemetry import metrics, trace
+from opentelemetry.sdk import trace as sdk_trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from proof.simulation.coverage import situations
+from proof.simulation.invariants import EndedSpan, Remains, Violation, check
+from proof.simulation.loops import LivelockError, MainLoop, SideLoop, abandon
+from proof.simulation.model import Clock, ModelWorld
+from proof.simulation.plane import control_plane
+from proof.simulation.program import Program
+from proof.simulation.record import CALL
+from proof.simulation.schedule import Caller
+from tinker_guard import GuardSettings, GuardTransport, faults
+from tinker_guard.core.attempts import JITTER
+from tinker_guard.core.routes import ROUTES
+from tinker_guard.observability import metrics as guard_metrics
+from tinker_guard.observability import providers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan, Span
+
+    from proof.simulation.schedule import Schedule
+
+
+@dataclass
+class Run:
+    """What came of one schedule."""
+
+    schedule: Schedule
+    violations: list[Violation] = field(default_factory=list)
+    situations: Counter[str] = field(default_factory=Counter)
+    trace: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def broken(self) -> set[int]:
+        """The numbers of the invariants that did not hold."""
+        return {violation.invariant for violation in self.violations}
+
+
+def run(schedule: Schedule) -> Run:
+    """Run a schedule and check what it left; the same one gives the same trace each time."""
+    result = Run(schedule)
+    loop = MainLoop(schedule.seed)
+    clock = Clock(loop)
+    with _clean_process(schedule, clock) as watched:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(_play(schedule, watched, clock, result))
+        except LivelockError:
+            result.violations.append(Violation(3, "somebody spins, and lets no time pass"))
+        except RuntimeError as error:
+            if "deadlock" not in str(error):
+                raise
+            result.violations.append(Violation(3, "deadlock: everything waits, and for no timer"))
+        finally:
+            asyncio.set_event_loop(None)
+            if loop.side is not None:
+                abandon(loop.side)
+            abandon(loop)
+    return result
+
+
+async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run) -> None:
+    callers = [event for event in schedule.events if isinstance(event, Caller)]
+    world = ModelWorld(schedule, callers, clock)
+    result.trace = world.trace
+    values = schedule.setup.settings
+    is_alone = schedule.setup.plane == "none"
+    settings = _settings(values, is_alone=is_alone)
+    others = _settings(
+        values
+        | {
+            "warmup_successes": 3 - values["warmup_successes"],
+            "retry_timeout": values["retry_timeout"] + 1,
+        },
+        is_alone=is_alone,
+    )
+    plane = control_plane(world, settings.control_plane_timeout)
+    guards = [
+        GuardTransport(
+            world.add_transport(slot),
+            settings=settings,
+            control_plane=plane,
+            new_transport=partial(world.new_transport, slot) if schedule.setup.renewable else None,
+        )
+        for slot in range(schedule.setup.slots)
+    ]
+    program = Program(world, guards, others, plane)
+    have_all_ended = await program.run(callers)
+    await program.settle()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    this_task = {asyncio.current_task()}
+    loops = [world.loop, *([world.loop.side] if world.loop.side else [])]
+    remains = Remains(
+        have_all_ended=have_all_ended,
+        tasks=sorted(
+            task.get_name() for loop in loops for task in asyncio.all_tasks(loop) - this_task
+        ),
+        in_use={id(guard.transport) for guard in guards},
+        open_before_close=[transport for transport in world.transports if not transport.is_closed],
+        held=_held_flights(),
+        routes=len(ROUTES._states),
+        faults=set(faults.already_logged),
+        errors=world.loop.errors,
+        said=watched.said.lines,
+        kept=_kept_keys(),
+        measured=watched.meter.measured,
+        open_spans=len(watched.spans.open),
+        ended_spans=watched.spans.ended,
+        still_running=program.still_running,
+    )
+    world.closing_guards.began_at = world.loop.time()
+    for guard in guards:
+        await guard.aclose()
+    world.closing_guards.ended_at = world.loop.time()
+    result.violations += check(world, settings, remains)
+    result.situations = situations(world, settings, remains)
+
+
+def _kept_keys() -> list[str]:
+    """What tells those apart who share what they find out."""
+    return [
+        repr(key)
+        for state in ROUTES._states.values()
+        for flights in state._flights.values()
+        for key in flights
+    ]
+
+
+def _held_flights() -> list[str]:
+    held = []
+    for state in ROUTES._states.values():
+        loops = dict(state._flights)
+        for loop, flights in loops.items():
+            if loop.is_closed():
+                # Nobody is there to let go. The next loop that meets the route clears it away.
+                if any(isinstance(other, SideLoop) and not other.is_closed() for other in loops):
+                    held.append(f"{state.route}: a loop that was closed")
+                continue
+            held += [
+                f"{state.route}: {name}"
+                for known in flights.values()
+                for name in ("warmup", "probing", "lookup")
+                if getattr(known, name).is_under_way
+            ]
+        if state.guarded:
+            held.append(f"{state.route}: a request that has ended")
+    return held
+
+
+def _settings(values: dict[str, float], *, is_alone: bool) -> GuardSettings:
+    # Neither the environment nor the time that it takes to read it belongs into a schedule.
+    settings: dict[str, Any] = {**values}
+    if is_alone:
+        settings["control_plane"] = "none"
+    return GuardSettings.model_construct(None, **settings)
+
+
+class _Said(logging.Handler):
+    """Keeps the guard's log lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+class _Spans(SpanProcessor):
+    """Keeps the guard's spans."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.open: dict[int, tuple[int, float]] = {}
+        self.ended: list[EndedSpan] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        call = CALL.get(None)
+        number = -1 if call is None else call.number
+        self.open[_id_of(span)] = number, self._clock.monotonic()
+
+    def on_end(self, span: ReadableSpan) -> None:
+        call, began_at = self.open.pop(_id_of(span))
+        self.ended.append(EndedSpan(call, span, self._clock.monotonic() - began_at))
+
+
+def _id_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+class _Meter:
+    """Keeps what the guard measures; OpenTelemetry's own would take longer than the guard."""
+
+    def __init__(self) -> None:
+        self.measured: list[tuple[float, dict[str, Any]]] = []
+
+    def create_histogram(self, *_: Any, **__: Any) -> _Meter:
+        return self
+
+    create_counter = create_histogram
+
+    def record(self, amount: float, attributes: Mapping[str, Any]) -> None:
+        self.measured.append((amount, dict(attributes)))
+
+    add = record
+
+
+class _Watched(NamedTuple):
+    said: _Said
+    spans: _Spans
+    meter: _Meter
+
+
+@contextmanager
+def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
+    """A process that has met no route, and watches the guard if the schedule says so."""
+    watched = _Watched(_Said(), _Spans(clock), _Meter())
+    provider: trace.TracerProvider = trace.NoOpTracerProvider()
+    if schedule.setup.is_recorded:
+        provider = TracerProvider(shutdown_on_exit=False, resource=Resource.get_empty())
+        provider.add_span_processor(watched.spans)
+
+    def get_tracer_provider() -> trace.TracerProvider:
+        return provider
+
+    is_recorded = schedule.setup.is_recorded
+
+    def get_meter_provider() -> Any:
+        return watched.meter if is_recorded else metrics.NoOpMeterProvider()
+
+    def get_meter(*_: str) -> _Meter:
+        return watched.meter
+
+    logger = faults.logger
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    logger.handlers = [watched.said]
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    ROUTES.clear()
+    faults.already_logged.clear()
+    _forget_telemetry()
+    randomness = random.getstate()
+    random.seed(schedule.seed)
+    JITTER.seed(schedule.seed)
+    # The collector would end forgotten generators at any time, each with a task of its own.
+    had_collector = gc.isenabled()
+    gc.disable()
+    try:
+        with (
+            mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
+            mock.patch.object(metrics, "get_meter_provider", get_meter_provider),
+            mock.patch.object(metrics, "get_meter", get_meter),
+            mock.patch.multiple(
+                time, time=clock.time, time_ns=clock.time_ns, perf_counter=clock.monotonic
+            ),
+            mock.patch.object(sdk_trace, "time_ns", clock.time_ns),
+            # It complains of spans that the garbage collector ends with a closed loop's tasks.
+            mock.patch.object(logging.getLogger("opentelemetry.context"), "disabled", new=True),
+            mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
+        ):
+            providers.refresh()
+            yield watched
+    finally:
+        if had_collector:
+            gc.enable()
+        random.setstate(randomness)
+        ROUTES.clear()
+        faults.already_logged.clear()
+        _forget_telemetry()
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def _forget_telemetry() -> None:
+    for cached in (guard_metrics._histogram, guard_metrics._counter):
+        cached.cache_clear()

@@ -1,0 +1,1 @@
+"""What tests, proof and benchmarks share: virtual time, fakes, a proxy, certificates, servers."""

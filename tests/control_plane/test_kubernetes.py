@@ -1,0 +1,547 @@
+"""Kubernetes' API server: what objects say, as recorded from its API, and the official client."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from testkit.fakes import KEY
+from tinker_guard import ControlPlaneError, GuardSettings
+from tinker_guard.control_plane import kubernetes
+from tinker_guard.control_plane.kubernetes import KubernetesControlPlane
+from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.routes import RouteTable
+from tinker_guard.policy.job import JobPhase
+from tinker_guard.policy.route import patterns_of
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+NAMES = {"job": "train-1"}
+
+
+async def ask(target: str, found: Mapping[str, Any] | None) -> str | None:
+    read: list[tuple[str, str, str]] = []
+
+    async def reader(kind: str, namespace: str, name: str) -> Mapping[str, Any] | None:
+        read.append((kind, namespace, name))
+        return found
+
+    plane = KubernetesControlPlane(target, read=reader)
+    state = await plane.route_state(NAMES, origin="https://h.test", credentials={"x-api-key": KEY})
+    namespace, kind, _ = target.split("/")
+    assert read == [(kind, namespace, "train-1")]
+    return state
+
+
+def metadata(**more: Any) -> dict[str, Any]:
+    return {"name": "train-1", "namespace": "training", "uid": "0b1c", **more}
+
+
+DELETED = metadata(deletionTimestamp="2026-11-26T12:00:00Z", deletionGracePeriodSeconds=30)
+PROGRESSING = {
+    "type": "Progressing",
+    "status": "False",
+    "reason": "ProgressDeadlineExceeded",
+    "message": 'ReplicaSet "train-1-7d4" has timed out progressing.',
+}
+
+
+def workload(replicas: int | None, /, meta: dict[str, Any] | None = None, **status: Any) -> Any:
+    spec: dict[str, Any] = {"selector": {}, "template": {}, "serviceName": "train"}
+    if replicas is not None:
+        spec["replicas"] = replicas
+    # A StatefulSet always gives this one, a Deployment only where there are any.
+    return {"metadata": meta or metadata(), "spec": spec, "status": {"replicas": 0} | status}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["deployments", "statefulsets"])
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (workload(2, replicas=2, readyReplicas=1, availableReplicas=1), "JOB_STATE_RUNNING"),
+        (workload(None, replicas=1, readyReplicas=1), "JOB_STATE_RUNNING"),
+        (workload(1, replicas=1, unavailableReplicas=1), "JOB_STATE_PENDING"),
+        (workload(1, replicas=1, readyReplicas=0, conditions=[PROGRESSING]), "JOB_STATE_PENDING"),
+        (workload(1), "JOB_STATE_PENDING"),
+        ({"metadata": metadata(), "spec": {}, "status": None}, "JOB_STATE_PENDING"),
+        (workload(0, observedGeneration=3), "JOB_STATE_PAUSED"),
+        (workload(0, readyReplicas=1), "JOB_STATE_PAUSED"),
+        (workload(1, DELETED, readyReplicas=1), "JOB_STATE_DELETING"),
+        (None, None),
+    ],
+)
+async def test_deployments_and_statefulsets(kind: str, found: Any, state: str | None) -> None:
+    assert await ask(f"training/{kind}/{{job}}", found) == state
+
+
+def job(meta: dict[str, Any] | None = None, **status: Any) -> Any:
+    return {
+        "metadata": meta or metadata(),
+        "spec": {"parallelism": 1, "template": {}},
+        "status": status,
+    }
+
+
+def condition(kind: str, status: str = "True") -> dict[str, str]:
+    return {"type": kind, "status": status, "lastTransitionTime": "2026-11-26T12:00:00Z"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (job(active=1, ready=1, startTime="2026-11-26T12:00:00Z"), "JOB_STATE_RUNNING"),
+        (job(active=1, ready=0), "JOB_STATE_PENDING"),
+        (job(active=1), "JOB_STATE_PENDING"),
+        (job(), "JOB_STATE_PENDING"),
+        (job(conditions=[condition("Complete")], succeeded=1), "JOB_STATE_COMPLETED"),
+        (job(conditions=[condition("SuccessCriteriaMet")], ready=1), "JOB_STATE_COMPLETED"),
+        (job(conditions=[condition("FailureTarget"), condition("Failed")]), "JOB_STATE_FAILED"),
+        (job(conditions=[condition("Suspended")]), "JOB_STATE_PAUSED"),
+        (job(conditions=[condition("Suspended", "False")], ready=1), "JOB_STATE_RUNNING"),
+        (job(conditions=[condition("Other")], ready=1), "JOB_STATE_RUNNING"),
+        (job(conditions=None, ready=1), "JOB_STATE_RUNNING"),
+        (job(DELETED, ready=1), "JOB_STATE_DELETING"),
+        (None, None),
+    ],
+)
+async def test_jobs(found: Any, state: str | None) -> None:
+    assert await ask("training/jobs/{job}", found) == state
+
+
+def slices(*endpoints: list[Any] | None) -> Any:
+    labels = {"kubernetes.io/service-name": "train-1"}
+    return {
+        "metadata": {"resourceVersion": "7"},
+        "items": [
+            {"addressType": "IPv4", "endpoints": some, "metadata": metadata(labels=labels)}
+            for some in endpoints
+        ],
+    }
+
+
+READY = {"addresses": ["10.1.2.3"], "conditions": {"ready": True, "serving": True}}
+UNREADY = {"addresses": ["10.1.2.4"], "conditions": {"ready": False, "terminating": True}}
+UNKNOWN = {"addresses": ["10.1.2.5"], "conditions": {}}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        (slices([READY]), "JOB_STATE_RUNNING"),
+        (slices([UNREADY], [UNREADY, READY]), "JOB_STATE_RUNNING"),
+        # "nil should be interpreted as true", says the API.
+        (slices([UNKNOWN]), "JOB_STATE_RUNNING"),
+        (slices([{"addresses": ["10.1.2.6"], "conditions": None}]), "JOB_STATE_RUNNING"),
+        (slices([UNREADY]), "JOB_STATE_PENDING"),
+        (slices([], None), "JOB_STATE_PENDING"),
+        (slices(), None),
+    ],
+)
+async def test_endpoint_slices(found: Any, state: str | None) -> None:
+    assert await ask("training/endpointslices/{job}", found) == state
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["deployments", "endpointslices", "jobs", "statefulsets"])
+@pytest.mark.parametrize("found", [{}, {"metadata": None}, {"items": 1}, {"items": [1]}, []])
+async def test_what_is_no_such_object_is_no_answer(kind: str, found: Any) -> None:
+    with pytest.raises(ControlPlaneError, match=f"no {kind} that is known"):
+        await ask(f"training/{kind}/{{job}}", found)
+
+
+@pytest.mark.anyio
+async def test_a_route_asks_it_if_it_has_captured_the_names() -> None:
+    async def reader(kind: str, namespace: str, name: str) -> Any:
+        return workload(1, readyReplicas=1)
+
+    plane = KubernetesControlPlane("training/deployments/{job}", read=reader)
+    assert copy.copy(plane) is plane is copy.deepcopy(plane)
+    shared = SharedControlPlane(GuardSettings(), plane)
+    patterns = patterns_of(("/t/{job}", "/m/{model}"))
+    of_job, of_model = (
+        RouteTable().find(httpx.URL(f"http://h.test/{path}/x"), patterns) for path in ("t/a", "m/a")
+    )
+    assert of_job is not None
+    assert of_model is not None
+    assert shared.asks_about(of_job.route)
+    assert not shared.asks_about(of_model.route)
+    answer = await shared.ask(of_job, httpx.Request("GET", "http://h.test/t/a/x"))
+    assert (answer.state, answer.phase, answer.status_code) == (
+        "JOB_STATE_RUNNING",
+        JobPhase.RUNNING,
+        None,
+    )
+
+
+# -- the official client ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_a_client() -> Any:
+    """Each test has an API client of its own."""
+    clear = kubernetes.api_client.cache_clear
+    clear()
+    yield
+    clear()
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("without_a_client")
+async def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.client", None)
+    plane = KubernetesControlPlane("training/jobs/{job}")
+    with pytest.raises(ControlPlaneError, match=r"pip install 'tinker-guard\[kubernetes\]'"):
+        runtime.run_blocking(plane.route_state(NAMES, origin="", credentials={}))
+
+
+class ApiServer(ThreadingHTTPServer):
+    """Answers as the API server does."""
+
+    def __init__(self, status_code: int, document: Any) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status_code = status_code
+        self.document = document
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ApiServer
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers))
+        body = json.dumps(self.server.document).encode()
+        self.send_response(self.server.status_code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(server: ApiServer) -> Iterator[str]:
+    with server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class FakeApiError(Exception):
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__()
+        self.status = status
+        self.body = body
+
+
+class FakeConfigError(Exception):
+    """There is no such configuration."""
+
+
+class FakeLibrary:
+    """The package, as far as it is used."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, lacks: tuple[str, ...] = (), answer: Any = None
+    ) -> None:
+        self.loaded: list[str] = []
+        self.read: list[tuple[str, dict[str, Any]]] = []
+        self.configuration = SimpleNamespace()
+        self._answer = answer
+        client, config = ModuleType("kubernetes.client"), ModuleType("kubernetes.config")
+        vars(client).update(
+            Configuration=lambda: self.configuration,
+            ApiClient=lambda configuration: SimpleNamespace(configuration=configuration),
+            ApiException=FakeApiError,
+            AppsV1Api=self._api("read_namespaced_deployment", "read_namespaced_stateful_set"),
+            BatchV1Api=self._api("read_namespaced_job"),
+            DiscoveryV1Api=self._api("list_namespaced_endpoint_slice"),
+        )
+        vars(config).update(
+            ConfigException=FakeConfigError,
+            load_incluster_config=self._loads("in-cluster", lacks),
+            load_kube_config=self._loads("kubeconfig", lacks),
+        )
+        monkeypatch.setitem(sys.modules, "kubernetes.client", client)
+        monkeypatch.setitem(sys.modules, "kubernetes.config", config)
+
+    def _loads(self, name: str, lacks: tuple[str, ...]) -> Callable[..., None]:
+        def load(*, client_configuration: object) -> None:
+            assert client_configuration is self.configuration
+            self.loaded.append(name)
+            if name in lacks:
+                raise FakeConfigError
+
+        return load
+
+    def _api(self, *methods: str) -> Callable[[Any], SimpleNamespace]:
+        def method(name: str) -> Callable[..., Any]:
+            def read(**how: Any) -> Any:
+                self.read.append((name, how))
+                if isinstance(self._answer, Exception):
+                    raise self._answer
+                return SimpleNamespace(status=200, data=json.dumps(self._answer).encode())
+
+            return read
+
+        def api(client: Any) -> SimpleNamespace:
+            assert client.configuration is self.configuration
+            return SimpleNamespace(**{name: method(name) for name in methods})
+
+        return api
+
+    def ask(self, target: str = "training/deployments/{job}") -> str | None:
+        asking = KubernetesControlPlane(target).route_state(NAMES, origin="", credentials={})
+        return runtime.run_blocking(asking)
+
+
+@pytest.mark.usefixtures("without_a_client")
+@pytest.mark.parametrize(
+    ("kind", "found", "method", "how"),
+    [
+        ("deployments", workload(1, readyReplicas=1), "read_namespaced_deployment", {}),
+        ("statefulsets", workload(1, readyReplicas=1), "read_namespaced_stateful_set", {}),
+        ("jobs", job(ready=1), "read_namespaced_job", {}),
+        (
+            "endpointslices",
+            slices([READY]),
+            "list_namespaced_endpoint_slice",
+            {"label_selector": "kubernetes.io/service-name=train-1"},
+        ),
+    ],
+)
+def test_how_the_client_is_called(
+    kind: str, found: Any, method: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = FakeLibrary(monkeypatch, answer=found)
+    assert library.ask(f"training/{kind}/{{job}}") == "JOB_STATE_RUNNING"
+    how = {**(how or {"name": "train-1"})}
+    how |= {"namespace": "training", "_request_timeout": 5.0, "_preload_content": False}
+    assert library.read == [(method, how)]
+    assert library.loaded == ["in-cluster"]
+    assert vars(library.configuration) == {"retries": False}
+    # The same from a thread, where there is an event loop.
+    plane = KubernetesControlPlane(f"training/{kind}/{{job}}")
+    asyncio.run(plane.route_state(NAMES, origin="", credentials={}))
+    assert library.read[1] == library.read[0]
+    # Built once: its files and connections serve all questions.
+    library.ask(f"training/{kind}/{{job}}")
+    assert library.loaded == ["in-cluster"]
+
+
+@pytest.mark.usefixtures("without_a_client")
+def test_out_of_a_cluster_the_kubeconfig_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, lacks=("in-cluster",), answer=workload(0))
+    assert library.ask() == "JOB_STATE_PAUSED"
+    assert library.loaded == ["in-cluster", "kubeconfig"]
+
+
+@pytest.mark.usefixtures("without_a_client")
+def test_with_neither_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, lacks=("in-cluster", "kubeconfig"))
+    with pytest.raises(ControlPlaneError, match="neither a service account of Kubernetes nor"):
+        library.ask()
+
+
+def not_found(name: str) -> Any:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "message": f'deployments.apps "{name}" not found',
+        "reason": "NotFound",
+        "details": {"name": name, "group": "apps", "kind": "deployments"},
+        "code": 404,
+    }
+
+
+def ask_by_client(
+    server: ApiServer, target: str, place: Path, monkeypatch: pytest.MonkeyPatch, *, is_sync: bool
+) -> str | None:
+    plane = KubernetesControlPlane(target, timeout=10)
+    with serving(server) as origin:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "clusters": [{"name": "here", "cluster": {"server": origin}}],
+            "users": [{"name": "me", "user": {"token": "sa-token"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+        }
+        path = place / "kubeconfig"
+        path.write_text(json.dumps(config))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+        asking = plane.route_state(NAMES, origin="", credentials={"x-api-key": "geheim"})
+        return runtime.run_blocking(asking) if is_sync else asyncio.run(asking)
+
+
+@pytest.mark.sockets
+@pytest.mark.usefixtures("without_a_client")
+@pytest.mark.parametrize("is_sync", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "found", "path", "query", "state"),
+    [
+        (
+            "deployments",
+            workload(1, readyReplicas=1),
+            "/apis/apps/v1/namespaces/training/deployments/train-1",
+            "",
+            "JOB_STATE_RUNNING",
+        ),
+        (
+            "statefulsets",
+            workload(0),
+            "/apis/apps/v1/namespaces/training/statefulsets/train-1",
+            "",
+            "JOB_STATE_PAUSED",
+        ),
+        (
+            "jobs",
+            job(active=1),
+            "/apis/batch/v1/namespaces/training/jobs/train-1",
+            "",
+            "JOB_STATE_PENDING",
+        ),
+        (
+            "endpointslices",
+            slices(None, [READY]),
+            "/apis/discovery.k8s.io/v1/namespaces/training/endpointslices",
+            "?labelSelector=kubernetes.io/service-name%3Dtrain-1",
+            "JOB_STATE_RUNNING",
+        ),
+    ],
+)
+def test_the_official_client_asks(
+    kind: str,
+    found: Any,
+    path: str,
+    query: str,
+    state: str,
+    is_sync: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("kubernetes")
+    server = ApiServer(200, found)
+    target = f"training/{kind}/{{job}}"
+    assert ask_by_client(server, target, tmp_path, monkeypatch, is_sync=is_sync) == state
+    ((asked, headers),) = server.requests
+    assert asked.replace("%2F", "/") == path + query
+    assert headers["authorization"] == "Bearer sa-token"
+    assert "geheim" not in repr(server.requests)
+
+
+REFUSALS = pytest.mark.parametrize(
+    ("status_code", "document", "problem"),
+    [
+        (404, not_found("train-1"), None),
+        (404, not_found("other"), "with the status 404"),
+        (404, {"error": "404 page not found"}, "with the status 404"),
+        (403, {"kind": "Status"}, "refused the account (403). It needs `get` on deployments"),
+        (401, {"kind": "Status"}, "refused the account (401). It needs `get` on deployments"),
+        (500, {}, "with the status 500"),
+    ],
+)
+
+
+@REFUSALS
+@pytest.mark.usefixtures("without_a_client")
+def test_what_a_refusal_means(
+    status_code: int, document: Any, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = FakeLibrary(monkeypatch, answer=FakeApiError(status_code, json.dumps(document)))
+    if problem is None:
+        assert library.ask() is None
+        return
+    with pytest.raises(ControlPlaneError) as caught:
+        library.ask()
+    assert problem in str(caught.value)
+    assert caught.value.status_code == status_code
+
+
+@pytest.mark.usefixtures("without_a_client")
+@pytest.mark.parametrize("body", ["", "<html>", "[]", None])
+def test_a_404_of_another_server_says_nothing(body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ControlPlaneError, match="with the status 404"):
+        FakeLibrary(monkeypatch, answer=FakeApiError(404, body)).ask()
+
+
+@pytest.mark.usefixtures("without_a_client")
+def test_to_list_slices_is_another_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeLibrary(monkeypatch, answer=FakeApiError(403, "{}"))
+    with pytest.raises(
+        ControlPlaneError, match="It needs `list` on endpointslices in the namespace training"
+    ):
+        library.ask("training/endpointslices/{job}")
+
+
+@pytest.mark.sockets
+@REFUSALS
+@pytest.mark.usefixtures("without_a_client")
+def test_refusals_of_the_api_server(
+    status_code: int,
+    document: Any,
+    problem: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("kubernetes")
+    server = ApiServer(status_code, document)
+    target = "training/deployments/{job}"
+    if problem is None:
+        assert ask_by_client(server, target, tmp_path, monkeypatch, is_sync=False) is None
+        return
+    with pytest.raises(ControlPlaneError) as caught:
+        ask_by_client(server, target, tmp_path, monkeypatch, is_sync=False)
+    assert problem in str(caught.value)
+    assert caught.value.status_code == status_code
+
+
+@pytest.mark.usefixtures("without_a_client")
+def test_without_an_account_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kubernetes")
+    nowhere = str(tmp_path / "none")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", nowhere)
+    plane = KubernetesControlPlane("training/jobs/{job}")
+    with pytest.raises(ControlPlaneError, match="neither a service account of Kubernetes nor"):
+        runtime.run_blocking(plane.route_state(NAMES, origin="", credentials={}))
+
+
+@pytest.mark.usefixtures("without_a_client")
+def test_it_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def refuse() -> Any:
+        threads.append(threading.current_thread())
+        raise ControlPlaneError("no")
+
+    monkeypatch.setattr(kubernetes, "api_client", refuse)
+    plane = KubernetesControlPlane("training/jobs/{job}")
+    with pytest.raises(ControlPlaneError):
+        asyncio.run(plane.route_state(NAMES, origin="", credentials={}))
+    with pytest.raises(ControlPlaneError):
+        runtime.run_blocking(plane.route_state(NAMES, origin="", credentials={}))
+    assert [thread is threading.main_thread() for thread in threads] == [False, True]

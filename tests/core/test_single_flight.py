@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from testkit.fakes import loop_time, settle
+from tinker_guard.core.single_flight import SingleFlight
+
+pytestmark = pytest.mark.anyio
+
+
+class Counted:
+    """Counts its calls; each takes a second and returns its number, or raises."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls = 0
+        self.error = error
+
+    async def __call__(self) -> int:
+        self.calls += 1
+        number = self.calls
+        await asyncio.sleep(1)
+        if self.error is not None:
+            raise self.error
+        return number
+
+
+async def test_those_who_come_before_the_end_share_the_result() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    first = [asyncio.create_task(flight.run(compute)) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    assert await flight.run(compute) == 1
+    assert await asyncio.gather(*first) == [1, 1, 1]
+    assert compute.calls == 1
+
+
+async def test_those_who_come_later_find_out_anew() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    assert await flight.run(compute) == 1
+    await asyncio.sleep(0.1)
+    assert await flight.run(compute) == 2
+
+
+async def test_whoever_comes_says_which_result_serves() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    assert await flight.run(compute, accepts=lambda _: False) == 1
+    assert await flight.run(compute, accepts=lambda number: number == 1) == 1
+    assert await flight.run(compute, accepts=lambda number: number > 1) == 2
+    # Even what was found before counts, if it is said to.
+    assert await flight.run(compute, accepts=lambda _: True) == 2
+    assert compute.calls == 2
+
+
+async def test_each_that_waits_decides_for_itself() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    wanted = [1, 2, 1, 3, 2]
+
+    async def ask(least: int) -> int:
+        return await flight.run(compute, accepts=lambda found: found >= least)
+
+    # The first result serves the first and the third, the second one the second and the fifth.
+    assert await asyncio.gather(*map(ask, wanted)) == wanted
+    assert (compute.calls, loop_time()) == (3, 3.0)
+    assert not flight.is_under_way
+
+
+async def test_coming_again_at_the_very_moment_of_a_result_finds_out_anew() -> None:
+    flight, results = SingleFlight[int](), iter(range(9))
+
+    async def compute() -> int:
+        return next(results)
+
+    assert [await flight.run(compute) for _ in range(3)] == [0, 1, 2]
+
+
+async def test_a_cancelled_leader_hands_over() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    leader, heir, third = (asyncio.create_task(flight.run(compute)) for _ in range(3))
+    await settle()
+    leader.cancel()
+    assert list(await asyncio.gather(heir, third)) == [2, 2]
+    assert leader.cancelled()
+    assert loop_time() == 1.0
+
+
+async def test_a_cancelled_waiter_changes_nothing() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    leader, waiter, third = (asyncio.create_task(flight.run(compute)) for _ in range(3))
+    await settle()
+    waiter.cancel()
+    assert list(await asyncio.gather(leader, third)) == [1, 1]
+    assert waiter.cancelled()
+
+
+async def test_a_failure_is_not_shared() -> None:
+    flight, compute = SingleFlight[int](), Counted(ValueError())
+    results = await asyncio.gather(*(flight.run(compute) for _ in range(2)), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError]
+    assert compute.calls == 2
+
+
+async def test_a_runtime_error_of_the_leaders_own_reaches_it() -> None:
+    async def compute() -> None:
+        raise RuntimeError("its own")
+
+    with pytest.raises(RuntimeError, match="its own"):
+        await SingleFlight[None]().run(compute)
+
+
+async def test_a_call_that_accepts_a_result_passes_on_its_turn() -> None:
+    """Its turn came as a leader was cancelled, and it has no need to compute."""
+    flight, compute = SingleFlight[int](), Counted()
+    assert await flight.run(compute) == 1
+    accepted = False
+    leader = asyncio.create_task(flight.run(compute))
+    second = asyncio.create_task(flight.run(compute, accepts=lambda _: accepted))
+    third = asyncio.create_task(flight.run(compute))
+    await settle()
+    leader.cancel()
+    accepted = True
+    assert (await second, await third) == (1, 3)
+    assert not flight.is_under_way
+
+
+async def test_cancelled_in_the_moment_of_its_turn() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    leader, heir, third = (asyncio.create_task(flight.run(compute)) for _ in range(3))
+    await settle()
+    leader.cancel()
+    # Both in one turn of the loop: the leader's end promotes the heir, which is cancelled by then.
+    await asyncio.sleep(0)
+    heir.cancel()
+    assert await third == 2
+    assert leader.cancelled()
+    assert heir.cancelled()
+    assert not flight.is_under_way
+
+
+@pytest.mark.parametrize("cancelled", range(5))
+@pytest.mark.parametrize("turns", range(4))
+async def test_no_cancellation_at_any_moment_leaves_anybody_waiting(
+    cancelled: int, turns: int
+) -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    tasks = [asyncio.create_task(flight.run(compute)) for _ in range(5)]
+    await settle()
+    tasks[0].cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    tasks[cancelled].cancel()
+    await asyncio.wait(tasks)
+    assert sum(task.cancelled() for task in tasks) == len({0, cancelled})
+    assert loop_time() == 1.0
+    assert not flight.is_under_way
+
+
+async def test_cancelled_askers_do_not_add_up() -> None:
+    """Whoever waits has its own deadline; those before it take none of it."""
+    flight = SingleFlight[int]()
+
+    async def hang() -> int:
+        await asyncio.sleep(1000)
+        return 0
+
+    async def ask(limit: float) -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(limit):
+                await flight.run(hang)
+        return loop_time()
+
+    limits = [0.95 * n for n in range(1, 13)] + [2.0]
+    assert await asyncio.gather(*(ask(limit) for limit in limits)) == pytest.approx(limits)
+    assert not flight.is_under_way
+
+
+async def test_it_says_whether_a_call_leads_or_waits() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    seen = [flight.is_under_way]
+    tasks = [asyncio.create_task(flight.run(compute)) for _ in range(2)]
+    await settle()
+    seen.append(flight.is_under_way)
+    for task in tasks:
+        task.cancel()
+        await settle()
+        seen.append(flight.is_under_way)
+    assert seen == [False, True, True, False]
+
+
+async def test_each_of_many_that_wait_looks_at_a_result_once() -> None:
+    """The costs are linear, however many were cancelled meanwhile."""
+    steps = 0
+
+    async def compute() -> int:
+        await asyncio.sleep(1)
+        return 1
+
+    def accepts(_: int) -> bool:
+        nonlocal steps
+        steps += 1
+        return True
+
+    flight = SingleFlight[int]()
+    tasks = [asyncio.create_task(flight.run(compute, accepts=accepts)) for _ in range(2000)]
+    await settle()
+    for task in tasks[1:1000]:
+        task.cancel()
+    await settle()
+    assert list(await asyncio.gather(tasks[0], *tasks[1000:])) == [1] * 1001
+    assert steps == 1000
+
+
+def test_where_the_event_loop_is_gone_nobody_is_promoted() -> None:
+    """The garbage collector ends the leader; those who wait belong to a closed loop."""
+
+    class Step:
+        def __await__(self) -> Any:
+            yield
+
+    async def compute() -> int:
+        await Step()
+        return 1
+
+    flight = SingleFlight[int]()
+    leading = flight.run(compute)
+    leading.send(None)
+    assert flight.is_under_way
+    leading.close()
+    assert not flight.is_under_way
+
+
+async def test_a_call_that_is_cancelled_in_the_moment_of_the_result() -> None:
+    flight: SingleFlight[int] = SingleFlight()
+    is_found = asyncio.Event()
+
+    async def compute() -> int:
+        await is_found.wait()
+        return 1
+
+    leader, waiter, other = (asyncio.create_task(flight.run(compute)) for _ in range(3))
+    await asyncio.sleep(0)
+    is_found.set()
+    waiter.cancel()
+    assert (await leader, await other) == (1, 1)
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert not flight.is_under_way

@@ -1,0 +1,406 @@
+"""The export for programs that have none, each in a process of its own: providers are global."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from testkit.otlp import backend
+from tinker_guard.export.console import Trees
+from tinker_guard.export.exporters import FILE_DELAY
+from tinker_guard.export.lifecycle import EXIT_TIMEOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="needs the extra otlp")
+
+PRELUDE = """
+import asyncio, os, sys, time
+import httpx
+from tinker_guard import GuardSettings, GuardTransport, install_guard
+from tinker_guard.export.lifecycle import start_export
+
+URL = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api/v1/forward_backward"
+
+def send(count=1, status=200):
+    async def run():
+        inner = httpx.MockTransport(lambda _: httpx.Response(status))
+        guard = GuardTransport(inner, settings=GuardSettings(warmup_successes=0, export=None))
+        for _ in range(count):
+            await guard.handle_async_request(httpx.Request("POST", URL, content=b"secret-body"))
+    asyncio.run(run())
+
+def begin():
+    start_export(os.environ["TINKER_GUARD_EXPORT"])
+
+def say(line):
+    print(line, flush=True)
+"""
+
+
+def start(program: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OTEL_", "TINKER_GUARD_"))
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, **variables},
+    )
+
+
+def run(program: str, **variables: str) -> tuple[str, str]:
+    """Run a program to its end, and return what it wrote to stdout and stderr."""
+    with start(program, **variables) as process:
+        out, err = process.communicate(timeout=40)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def spans_in(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines()
+    assert lines
+    found = []
+    for document in map(json.loads, lines):
+        assert list(document) == ["resourceSpans"]
+        for resource in document["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                assert scope["scope"]["name"] == "tinker_guard"
+                found += scope["spans"]
+    return found
+
+
+def test_a_file_in_the_otlp_json_format(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    second = tmp_path / "second.jsonl"
+    out, err = run(
+        f"""
+for path in ('{path}', '{path}', '{second}'):
+    say(start_export('jsonl:' + path))
+send()
+send(status=503)
+"""
+    )
+    assert out == "True\nTrue\nFalse\n"
+    assert err == (
+        f"tinker_guard: export=jsonl:{second} comes too late: this process exports to "
+        f"jsonl:{path} already.\n"
+    )
+    assert not second.exists()
+    request, failed = spans_in(path)
+    assert (request["status"], failed["status"]) == ({}, {"code": 2})
+    assert re.fullmatch("[0-9a-f]{32}", request["traceId"])
+    assert re.fullmatch("[0-9a-f]{16}", request["spanId"])
+    assert "parentSpanId" not in request
+    assert (request["name"], request["kind"]) == ("POST /api/v1/forward_backward", 3)
+    assert int(request["startTimeUnixNano"]) < int(request["endTimeUnixNano"])
+    attributes = {entry["key"]: entry["value"] for entry in request["attributes"]}
+    assert attributes["tinker_guard.outcome"] == {"stringValue": "ok"}
+    assert attributes["tinker_guard.retries"] == {"intValue": "0"}
+    assert "secret-body" not in path.read_text()
+
+    (line,) = (tmp_path / "run.metrics.jsonl").read_text().splitlines()
+    (resource,) = json.loads(line)["resourceMetrics"]
+    service = {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+    assert service["service.name"] == {"stringValue": "tinker-guard"}
+    names = {metric["name"] for scope in resource["scopeMetrics"] for metric in scope["metrics"]}
+    assert names == {"http.client.request.duration", "tinker_guard.request.duration"}
+
+
+def resource_of(path: Path) -> dict[str, dict[str, str]]:
+    (resource,) = json.loads(path.read_text().splitlines()[0])["resourceSpans"]
+    return {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+
+
+def test_processes_are_told_apart(tmp_path: Path) -> None:
+    found = []
+    for number in range(2):
+        path = tmp_path / f"{number}.jsonl"
+        out, _ = run(f"start_export('jsonl:{path}'); send(); say(os.getpid())")
+        resource = resource_of(path)
+        assert resource["process.pid"] == {"intValue": out.strip()}
+        found.append(resource["service.instance.id"]["stringValue"])
+    assert found[0] != found[1]
+    assert all(re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name) for name in found)
+    path = tmp_path / "named.jsonl"
+    named = "service.instance.id=pod-7,process.pid=1"
+    run(f"start_export('jsonl:{path}'); send()", OTEL_RESOURCE_ATTRIBUTES=named)
+    resource = resource_of(path)
+    assert resource["service.instance.id"] == {"stringValue": "pod-7"}
+    assert resource["process.pid"] == {"stringValue": "1"}
+
+
+def test_installing_the_guard_starts_it(tmp_path: Path) -> None:
+    pytest.importorskip("tinker")
+    path = tmp_path / "run.jsonl"
+    out, err = run("install_guard(); send(); say('end')", TINKER_GUARD_EXPORT=f"jsonl:{path}")
+    assert (out, err) == ("end\n", "")
+    assert len(spans_in(path)) == 1
+
+
+def test_a_killed_process_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    program = f"start_export('jsonl:{path}'); send(50); say('sent'); time.sleep(60)"
+    with start(program) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "sent\n"
+        deadline = time.monotonic() + FILE_DELAY + 10
+        while not path.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+    assert path.read_text().endswith("\n")
+    assert len(spans_in(path)) == 50
+
+
+def test_a_forked_child_exports_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+start_export('jsonl:{path}')
+send()
+child = os.fork()
+send()
+if child:
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+sys.exit(0)
+"""
+    )
+    requests = spans_in(path)
+    assert len(requests) == 3
+    assert len({span["spanId"] for span in requests}) == 3
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_a_backend_that_is_down_delays_nothing(is_silent: bool, silent_port: int) -> None:
+    port = silent_port if is_silent else free_port()
+    program = """
+from tinker_guard import export
+export.EXIT_TIMEOUT = 1.0
+begin()
+started_at = time.perf_counter()
+send(20)
+say(time.perf_counter() - started_at)
+"""
+    with start(
+        program,
+        TINKER_GUARD_EXPORT="otlp",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://user:secret@127.0.0.1:{port}",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert float(process.stdout.readline()) < 10.0
+        started_at = time.monotonic()
+        err = process.stderr.read()
+        assert process.wait(timeout=30) == 0
+        # One second is its own, the rest a busy machine's. The SDK alone would take thirty.
+        assert time.monotonic() - started_at < 20.0
+    lines = err.splitlines()
+    if is_silent:
+        assert len(lines) <= 1
+    else:
+        (line,) = lines
+        assert line.startswith(
+            "tinker_guard: spans and metrics do not reach the backend; training goes on"
+        )
+    assert "secret" not in err
+
+
+def test_the_delay_at_exit_is_bounded_by_default() -> None:
+    assert EXIT_TIMEOUT <= 3.0
+
+
+def test_a_backend_gets_everything_by_the_end() -> None:
+    with backend() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        out, err = run(
+            "begin(); send(5); say('end')",
+            TINKER_GUARD_EXPORT="otlp",
+            OTEL_EXPORTER_OTLP_ENDPOINT=url,
+            NO_PROXY="127.0.0.1",
+        )
+        assert (out, err) == ("end\n", "")
+        assert server.span_names["POST /api/v1/forward_backward"] == 5
+        assert server.paths["/v1/metrics"] == 1
+
+
+@pytest.mark.parametrize(("unwanted", "taken"), [("METRICS", "traces"), ("TRACES", "metrics")])
+def test_a_backend_that_takes_one_kind_alone_gets_that(unwanted: str, taken: str) -> None:
+    with backend() as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        variables = {f"OTEL_{unwanted}_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+        _, err = run(
+            "begin(); send()", TINKER_GUARD_EXPORT="otlp", NO_PROXY="127.0.0.1", **variables
+        )
+        assert err == ""
+        assert server.paths.keys() == {f"/v1/{taken}"}
+
+
+def test_the_console_gets_the_guards_own_metrics_in_the_end_and_no_clean_request() -> None:
+    out, err = run("begin(); send(2); say('end')", TINKER_GUARD_EXPORT="console")
+    assert out == "end\n"
+    lines = err.splitlines()
+    assert all(line.startswith(("tinker_guard.", "http.client.")) for line in lines)
+    assert re.fullmatch(
+        r"tinker_guard.request.duration  tinker_guard.operation=forward_backward, "
+        r"tinker_guard.outcome=ok  2 in 0\.\d{3} s",
+        lines[-1],
+    )
+
+
+def test_the_console_shows_a_tree_for_each_request_that_met_something() -> None:
+    exporter, stream = InMemorySpanExporter(), io.StringIO()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("tinker_guard")
+    race = {"tinker_guard.verdict": "routing_race", "tinker_guard.verdict.reason": "job_running"}
+    with tracer.start_as_current_span("POST /api/v1/optim_step") as clean:
+        with tracer.start_as_current_span("POST"):
+            pass
+        clean.set_attribute("tinker_guard.outcome", "ok")
+    with tracer.start_as_current_span("POST /api/v1/sample") as request:
+        with tracer.start_as_current_span("tinker_guard.control_plane", attributes=race) as asked:
+            asked.set_attribute("tinker_guard.job.state", "JOB_STATE_RUNNING")
+            with tracer.start_as_current_span("GET"):
+                pass
+        with tracer.start_as_current_span("resend POST /api/v1/sample", attributes=race) as again:
+            again.set_attribute("http.response.status_code", 200)
+        request.set_attributes({"tinker_guard.outcome": "recovered", **race})
+    trees = Trees(stream)
+    for span in exporter.get_finished_spans():
+        trees.add(span)
+    text = re.sub(r"\d+\.\d{3} s", "T", re.sub(r"^\d\d:\d\d:\d\d", "AT", stream.getvalue()))
+    assert text.splitlines() == [
+        "AT  T  POST /api/v1/sample  recovered  routing_race  job_running",
+        "          |- T  tinker_guard.control_plane  routing_race  job_running  JOB_STATE_RUNNING",
+        "          |  `- T  GET",
+        "          `- T  resend POST /api/v1/sample  200  routing_race  job_running",
+    ]
+
+
+def test_spans_that_belong_to_no_request_do_not_pile_up() -> None:
+    exporter, stream = InMemorySpanExporter(), io.StringIO()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("own")
+    with tracer.start_as_current_span("root"), tracer.start_as_current_span("below"):
+        pass
+    below, _ = exporter.get_finished_spans()
+    trees = Trees(stream, remembered=10)
+    for _ in range(100):
+        trees.add(below)
+    assert trees.remembered <= 10
+    assert stream.getvalue() == ""
+
+
+def test_a_program_with_opentelemetry_keeps_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    out, err = run(
+        f"""
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+own, meters = TracerProvider(), MeterProvider()
+trace.set_tracer_provider(own)
+metrics.set_meter_provider(meters)
+say(start_export('jsonl:{path}'))
+say(trace.get_tracer_provider() is own and metrics.get_meter_provider() is meters)
+"""
+    )
+    assert (out, err) == ("False\nTrue\n", "")
+    assert not path.exists()
+
+
+def test_what_is_missing_of_opentelemetry_is_set_up(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    out, err = run(
+        f"""
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+own = TracerProvider()
+trace.set_tracer_provider(own)
+say(start_export('jsonl:{path}'))
+say(trace.get_tracer_provider() is own)
+send()
+"""
+    )
+    assert (out, err) == ("True\nTrue\n", "")
+    assert path.read_text() == ""
+    assert (tmp_path / "run.metrics.jsonl").read_text()
+
+
+def test_what_cannot_be_set_up_is_one_line_each(tmp_path: Path) -> None:
+    program = f"""
+extra = ("opentelemetry.sdk", "opentelemetry.exporter")
+for name in extra:
+    sys.modules[name] = None
+for destination in ("console", "otlp", "jsonl:{tmp_path}/run.jsonl"):
+    say(start_export(destination))
+for name in extra:
+    del sys.modules[name]
+say(start_export("jsonl:{tmp_path}/no/run.jsonl"))
+send()
+say("end")
+"""
+    out, err = run(program)
+    assert out == "False\nFalse\nFalse\nFalse\nend\n"
+    *without_extra, unwritable = err.splitlines()
+    assert "the file cannot be written (No such file or directory)" in unwritable
+    destinations = ("console", "otlp", f"jsonl:{tmp_path}/run.jsonl")
+    for line, destination in zip(without_extra, destinations, strict=True):
+        assert line.startswith(
+            f"tinker_guard: TINKER_GUARD_EXPORT={destination} needs opentelemetry."
+        )
+        assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.symlink_to("/dev/full")
+    program = f"""
+start_export("jsonl:{path}")
+for _ in range(3):
+    send()
+    time.sleep(0.6)
+say("end")
+"""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full, where every write fails")
+    out, err = run(program)
+    assert (out, err) == (
+        "end\n",
+        f"tinker_guard: spans and metrics cannot be written to {path}; training goes on without.\n",
+    )

@@ -1,0 +1,170 @@
+"""What the runs through one gateway must have been, and the table of what they were."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from tests.end_to_end import sdk
+from tinker_guard import install_guard, uninstall_guard
+from tinker_guard.core.routes import ROUTES
+from tinker_guard.gateway.train import train_five_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from tinker_guard.gateway import LocalGateway
+
+    from .fleet import Fault, Trainer
+
+    Trainers = Callable[[Fault], AbstractContextManager[Trainer]]
+    """Makes a trainer that has done nothing, behind a gateway with a fault."""
+
+ONCE_EACH: Final = [
+    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
+]
+FAULTS: Final[tuple[Fault, ...]] = ("late", "lost")
+
+
+class Row(NamedTuple):
+    """What one gateway did, and what became of the runs."""
+
+    gateway: str
+    not_found: str
+    fault: str
+    asked: Raced
+    unasked: Raced
+    """The same without a control plane."""
+
+
+class Raced(NamedTuple):
+    """A guarded run with a fault, beside those without the one or the other."""
+
+    unguarded: str
+    """What the run without the guard died of."""
+    spans: list[dict[str, Any]]
+    """The attributes of each span of the guarded run."""
+    missing: float
+    """Seconds for which the route was missing."""
+    lost: float
+    """Seconds that the run took longer than the one without the fault."""
+
+    @property
+    def writers(self) -> set[tuple[str, str | None]]:
+        """Who wrote the 404s: source and gateway."""
+        source, gateway = "tinker_guard.not_found.source", "tinker_guard.not_found.gateway"
+        return {(span[source], span.get(gateway)) for span in self.spans if source in span}
+
+    @property
+    def met(self) -> int:
+        """How many 404s there were; each exchange has one span with the URL."""
+        statuses = [span["http.response.status_code"] for span in self.spans if "url.full" in span]
+        return statuses.count(404)
+
+    @property
+    def resends(self) -> int:
+        """How many there were."""
+        return sum(span.get("tinker_guard.retries", 0) for span in self.spans)
+
+
+def try_out(
+    trainers: Trainers, fault: Fault, losses: list[float], spans: InMemorySpanExporter
+) -> tuple[Raced, Raced]:
+    """Train without the guard, guarded without the fault, and guarded with it.
+
+    Args:
+        trainers: Makes the trainers.
+        fault: What goes wrong.
+        losses: Those of a run without any gateway.
+        spans: What is recorded.
+
+    Returns:
+        The runs with the fault: one that asks the control plane, and one that has none to ask.
+    """
+    with pytest.raises((sdk.SdkError, ValueError)) as death:
+        run(trainers, fault)
+
+    install_guard()
+    clean, trainer, usual = run(trainers, "none")
+    assert clean == losses
+    assert work_of(trainer) == ONCE_EACH
+    assert not [span for span in spans.get_finished_spans() if "tinker_guard.verdict" in _of(span)]
+
+    found = []
+    for plane, reason in (("fireworks", "job_running"), ("none", "trainer_reached")):
+        uninstall_guard()
+        ROUTES.clear()
+        spans.clear()
+        install_guard(control_plane=plane)
+        raced, trainer, took = run(trainers, fault)
+        assert raced == losses
+        assert work_of(trainer) == ONCE_EACH
+        assert trainer.unexpected == []
+        ended = [_of(span) for span in spans.get_finished_spans()]
+        assert {
+            (one["tinker_guard.verdict"], one["tinker_guard.verdict.reason"])
+            for one in ended
+            if "tinker_guard.verdict" in one
+        } == {("routing_race", reason)}
+        lost = took - usual - trainer.outage.held_back
+        unguarded = type(death.value).__name__
+        found.append(Raced(unguarded, ended, trainer.outage.seconds, lost))
+    asked, unasked = found
+    return asked, unasked
+
+
+def run(trainers: Trainers, fault: Fault) -> tuple[list[float], Trainer, float]:
+    """Train; the losses, the trainer, and the seconds that it took."""
+    with trainers(fault) as trainer:
+        began_at = time.monotonic()
+        with sdk.connected(trainer) as client:
+            losses = train_five_steps(client, sdk.types)
+            took = time.monotonic() - began_at
+    return losses, trainer, took
+
+
+def work_of(trainer: LocalGateway) -> list[tuple[int, str]]:
+    """What the trainer has done."""
+    return [(done.seq_id, done.operation) for done in trainer.applied]
+
+
+def _of(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+_BEGIN: Final = "<!-- written by make {} -->"
+_END: Final = "<!-- end -->"
+
+
+def write(page: Path, rows: list[Row], target: str) -> None:
+    """Put the table into a page, in the place of that of the target's last time."""
+    head = (
+        *("gateway", "its 404", "the fault", "missing for", "unguarded"),
+        *("404s met", "resends", "time lost", "without a control plane", "losses equal"),
+    )
+    lines = [head, ("---",) * len(head)]
+    lines += [
+        (
+            *(gateway, not_found, fault, f"{asked.missing:.1f} s", f"`{asked.unguarded}`"),
+            *(str(asked.met), str(asked.resends), f"{max(asked.lost, 0):.2f} s"),
+            *(f"{max(unasked.lost, 0):.2f} s", "yes"),
+        )
+        for gateway, not_found, fault, asked, unasked in rows
+    ]
+    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    begin = _BEGIN.format(target)
+    written = f"{begin}\n{date}:\n\n{table}\n{_END}"
+    pattern = re.escape(begin) + ".*?" + re.escape(_END)
+    text = page.read_text()
+    assert re.search(pattern, text, re.DOTALL), f"{page} has no place for the table"
+    page.write_text(re.sub(pattern, lambda _: written, text, count=1, flags=re.DOTALL))

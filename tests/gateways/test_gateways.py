@@ -1,0 +1,70 @@
+"""The real SDK through two replicas of real gateways, one of which lacks the route for a while.
+
+The oracle is the same as in `test_end_to_end.py`: the loss curve, and the trainer's log. With
+`TINKER_GUARD_GATEWAYS_PAGE`, what was met is written into that page.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from .fleet import Fault, Fleet
+from .judge import FAULTS, Row, try_out, write
+from .programs import GATEWAYS, WHEELS, installed, is_in_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from .programs import Gateway
+
+_MISSING: Final = [name for name in WHEELS if not is_in_environment(name)]
+
+pytestmark = pytest.mark.skipif(
+    bool(_MISSING), reason=f"needs {', '.join(_MISSING)}; `make gateways` installs and runs it"
+)
+
+_FAULTS: Final = {
+    "late": "one replica knows the route late",
+    "lost": "one replica loses it in step 3",
+}
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[list[Row]]:
+    """What the tests of this module found; written down if all of them did."""
+    found: list[Row] = []
+    yield found
+    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
+    if page and len(found) == len(GATEWAYS) * len(FAULTS):
+        write(Path(page), found, "gateways")
+
+
+@pytest.fixture(scope="module", params=GATEWAYS, ids=lambda kind: kind.name)
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    kind: type[Gateway] = request.param
+    if installed(kind.program) is None:
+        pytest.fail(f"{kind.program} is not installed. As root: apt-get install {kind.program}")
+    with Fleet(kind, tmp_path_factory.mktemp(kind.name)) as fleet:
+        yield fleet
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_training_through_a_gateway_whose_replica_lacks_the_route(
+    fault: Fault,
+    fleet: Fleet,
+    losses: list[float],
+    rows: list[Row],
+    spans: InMemorySpanExporter,
+) -> None:
+    asked, unasked = try_out(fleet.trainer, fault, losses, spans)
+    assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
+    name = f"{fleet.kind.name} {fleet.kind.version()}"
+    rows.append(Row(name, fleet.not_found(), _FAULTS[fault], asked, unasked))

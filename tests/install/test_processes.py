@@ -1,0 +1,513 @@
+"""The guard in processes of its own: started by its command, by OpenTelemetry's, or as children."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import venv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from testkit.clients import transport_of
+from tests import ROOT
+from tests.end_to_end import sdk
+from tests.end_to_end.sdk import Gateway
+from tinker_guard import GuardSettings, install_guard, uninstall_guard
+from tinker_guard.auto import HOLDERS, PACKAGES
+from tinker_guard.cli import run as running
+from tinker_guard.gateway import FAULTS
+from tinker_guard.install import child_env as children
+from tinker_guard.install.sdks import SDKS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RUN = [sys.executable, "-m", "tinker_guard", "run"]
+# The other launcher, by what its script calls.
+OPENTELEMETRY = [
+    sys.executable,
+    "-c",
+    "from opentelemetry.instrumentation.auto_instrumentation import run; run()",
+]
+
+# Programs that know nothing of the guard.
+TRAIN = f"""
+import json, sys
+from tests.end_to_end import sdk
+from tinker_guard.gateway import FAULTS
+from tinker_guard.gateway.train import train_five_steps
+
+class There:
+    base_url, api_key, fault = sys.argv[1], {Gateway.api_key!r}, FAULTS["none"]
+
+with sdk.connected(There) as client:
+    print(json.dumps(train_five_steps(client, sdk.types)), flush=True)
+"""
+IS_GUARDED = """
+from testkit.clients import transport_of
+from tests.end_to_end import sdk
+guard = transport_of(sdk.client(api_key="tml-key", base_url="http://127.0.0.1:9"))
+settings = getattr(guard, "settings", None)
+print(type(guard).__name__, settings.retry_timeout if settings else "", flush=True)
+"""
+
+
+def run(
+    command: list[str], cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in an environment that has this checkout and is otherwise bare."""
+    hidden = ("TINKER_", "OTEL_", "PYTHONPATH")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    clean |= {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", **(environment or {})}
+    return subprocess.run(
+        command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def output_of(program: str, *arguments: str, cwd: Path, launcher: list[str] | None = None) -> str:
+    """What a program prints that ends well."""
+    (cwd / "program.py").write_text(textwrap.dedent(program))
+    ended = run([*(launcher or []), sys.executable, "program.py", *arguments], cwd)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+# -- without a line of code ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "launcher", [RUN, OPENTELEMETRY, [*RUN, *OPENTELEMETRY]], ids=["run", "opentelemetry", "both"]
+)
+def test_a_program_that_knows_nothing_of_the_guard_survives_a_race(
+    launcher: list[str], tmp_path: Path
+) -> None:
+    with Gateway(FAULTS["none"]) as gateway:
+        expected = json.loads(output_of(TRAIN, gateway.base_url, cwd=tmp_path))
+    with Gateway(FAULTS["dispatch"]) as gateway:
+        (tmp_path / "program.py").write_text(TRAIN)
+        died = run([sys.executable, "program.py", gateway.base_url], tmp_path)
+    with Gateway(FAULTS["dispatch"]) as gateway:
+        losses = json.loads(output_of(TRAIN, gateway.base_url, cwd=tmp_path, launcher=launcher))
+        applied = [done.seq_id for done in gateway.applied]
+    assert losses == expected
+    assert applied == list(range(1, 11))
+    assert died.returncode != 0
+    assert "404" in died.stderr
+
+
+IMPORTED_LITTLE = """
+import sys
+print(*sorted(name for name in sys.modules if name.partition(".")[0] in
+              ("httpx", "pydantic", "opentelemetry", "wrapt", "typer", "tinker", "tinker_guard")))
+"""
+
+
+def test_a_program_without_an_sdk_pays_for_a_few_small_modules(tmp_path: Path) -> None:
+    loaded = output_of(IMPORTED_LITTLE, cwd=tmp_path, launcher=RUN)
+    assert loaded.split() == [
+        "tinker_guard",
+        "tinker_guard.auto",
+        "tinker_guard.install",
+        "tinker_guard.install.import_hooks",
+        "tinker_guard.install.unattended",
+    ]
+
+
+def test_opentelemetrys_launcher_loads_nothing_of_the_guard_that_is_not_needed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "program.py").write_text(IMPORTED_LITTLE)
+    loaded = []
+    for disabled in ("tinker_guard", "none"):
+        environment = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled}
+        ended = run([*OPENTELEMETRY, sys.executable, "program.py"], tmp_path, environment)
+        loaded.append(set(ended.stdout.split()))
+    without, with_guard = loaded
+    assert with_guard - without == {
+        "tinker_guard",
+        "tinker_guard.install",
+        "tinker_guard.install.import_hooks",
+        "tinker_guard.install.unattended",
+        "tinker_guard.install.instrumentor",
+    }
+
+
+def test_all_sdks_are_waited_for() -> None:
+    assert set(PACKAGES) == {sdk.package for sdk in SDKS}
+    assert set(HOLDERS) == {sdk.holder_module for sdk in SDKS}
+
+
+def test_the_programs_own_call_takes_precedence(tmp_path: Path) -> None:
+    program = """
+        from tinker_guard import GuardSettings, install_guard, uninstall_guard
+        install_guard(GuardSettings(retry_timeout=7))
+    """
+    own_call = textwrap.dedent(program) + IS_GUARDED
+    late_call = "from tests.end_to_end import sdk\n" + own_call
+    taken_out = f"{own_call}\nuninstall_guard(){IS_GUARDED}"
+    assert output_of(own_call, cwd=tmp_path, launcher=RUN) == "GuardTransport 7.0"
+    assert output_of(late_call, cwd=tmp_path, launcher=RUN) == "GuardTransport 7.0"
+    assert "GuardTransport" not in output_of(taken_out, cwd=tmp_path, launcher=RUN).split("\n")[1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TINKER_GUARD_ENABLED": "0"}, ""),
+        ({"TINKER_GUARD_RETRY_TIMEOUT": "soon"}, "unguarded. tinker_guard cannot use these"),
+    ],
+)
+def test_a_program_runs_unguarded_rather_than_not(
+    environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(IS_GUARDED)
+    ended = run([*RUN, "program.py"], tmp_path, environment)
+    assert ended.returncode == 0
+    assert "GuardTransport" not in ended.stdout
+    assert said in ended.stderr
+    assert bool(said) is bool(ended.stderr)
+
+
+def test_a_broken_dependency_leaves_the_program_alone(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        f"import sys; sys.modules['tenacity'] = None\nimport tinker{IS_GUARDED}"
+    )
+    ended = run([*RUN, "program.py"], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "GuardTransport" not in ended.stdout
+    assert ended.stderr.startswith("tinker_guard: this process runs unguarded. ModuleNotFoundError")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"TINKER_GUARD_RETRY_TIMEOUT": "soon"}, "TINKER_GUARD_RETRY_TIMEOUT: input should be"),
+        ({"TINKER_GUARD_ENABLED": "0"}, "strict needs enabled"),
+        ({"TINKER_GUARD_RETRY_TIMOUT": "5"}, "did you mean TINKER_GUARD_RETRY_TIMEOUT?"),
+    ],
+)
+def test_run_strict_stops_what_would_run_unguarded(
+    environment: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text("print('begun')\nimport tinker\nprint('trained')")
+    ended = run([*RUN, "--strict", "--", "program.py"], tmp_path, environment)
+    assert ended.returncode == 1
+    assert ended.stdout == "begun\n"
+    assert said in ended.stderr
+
+
+def test_run_strict_leaves_a_program_without_an_sdk_alone(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("print('end')")
+    environment = {"TINKER_GUARD_RETRY_TIMEOUT": "soon"}
+    ended = run([*RUN, "--strict", "program.py"], tmp_path, environment)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
+
+
+def test_a_broken_dependency_stops_a_strict_program(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['tenacity'] = None\nimport tinker"
+    (tmp_path / "program.py").write_text(program)
+    ended = run([*RUN, "--strict", "program.py"], tmp_path)
+    assert ended.returncode == 1
+    assert "ModuleNotFoundError" in ended.stderr
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["program.py", "--flag", "--", "x"],
+        ["--", "program.py", "--flag", "--", "x"],
+        ["-m", "program", "--flag", "--", "x"],
+        [sys.executable, "program.py", "--flag", "--", "x"],
+    ],
+)
+def test_arguments_and_the_exit_code_are_the_programs_own(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text("import sys; print(sys.argv[1:]); sys.exit(7)")
+    ended = run([*RUN, *arguments], tmp_path)
+    assert ended.stdout.strip() == "['--flag', '--', 'x']"
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
+def test_a_signal_ends_the_program_itself(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    assert run([*RUN, "program.py"], tmp_path).returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_the_program_ignores_no_signal_that_it_would_not_ignore_alone(tmp_path: Path) -> None:
+    command = ["sh", "-c", "grep SigIgn /proc/self/status"]
+    assert run([*RUN, *command], tmp_path).stdout == run(command, tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "which command?"),
+        (["--"], 2, "which command?"),
+        (["no-such-command"], 127, "there is no command 'no-such-command'"),
+        (["./program.txt"], 126, "cannot start './program.txt': Permission denied"),
+    ],
+)
+def test_a_command_that_cannot_be_started(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.txt").write_text("")
+    ended = run([*RUN, *arguments], tmp_path)
+    assert ended.returncode == code
+    assert said in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_shown(
+    option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.run([option]) == 0
+    assert capsys.readouterr().out == running.USAGE
+
+
+# -- sitecustomize -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["'bootstrap' not in __file__", "__import__('sys').modules[__name__].__dict__ is globals()"],
+)
+def test_the_users_own_sitecustomize_runs_too(question: str, tmp_path: Path) -> None:
+    place = tmp_path / "own"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(f"print('own', {question})")
+    (tmp_path / "program.py").write_text("print('end')")
+    ended = run([*RUN, "program.py"], tmp_path, {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"})
+    # Once in the command's own process, which becomes the program, and once in that.
+    assert (ended.stdout, ended.stderr) == ("own True\nown True\nend\n", "")
+
+
+def test_a_fault_in_the_users_own_sitecustomize_is_told_as_without_the_guard(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import no_such_module")
+    (tmp_path / "program.py").write_text("print('end')")
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with_guard = run([*RUN, "program.py"], tmp_path, environment)
+    without = run([sys.executable, "program.py"], tmp_path, environment)
+    assert with_guard.stdout == without.stdout == "end\n"
+    assert "no_such_module" in with_guard.stderr
+    assert with_guard.stderr.splitlines()[-1] == without.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("has_tinker", [True, False])
+def test_a_python_without_the_guard_says_so_if_it_has_an_sdk(
+    has_tinker: bool, tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    if has_tinker:
+        (tmp_path / "tinker.py").touch()
+    environment: dict[str, str] = {"PYTHONPATH": str(tmp_path)}
+    children.inject(environment)
+    python = tmp_path / "venv" / "bin" / "python"
+    ended = run([str(python), "-c", "print('end')"], tmp_path, environment)
+    assert ended.stdout == "end\n"
+    expected = (
+        f"{python} has tinker, but not tinker_guard: it runs unguarded." if has_tinker else ""
+    )
+    assert expected in ended.stderr
+    assert bool(expected) is bool(ended.stderr)
+
+
+def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    (tmp_path / "tinker.py").write_text("print('imported')")
+    python = str(tmp_path / "venv" / "bin" / "python")
+    for name, value in (
+        ("TINKER_GUARD_STRICT", "true"),
+        (children.SETTINGS, GuardSettings(strict=True).dump_without_key()),
+    ):
+        environment = {"PYTHONPATH": str(tmp_path), name: value}
+        children.inject(environment)
+        ended = run([python, "-c", "print('end')"], tmp_path, environment)
+        assert (ended.stdout, ended.stderr) == ("end\n", "")
+        ended = run([python, "-c", "import tinker"], tmp_path, environment)
+        assert ended.returncode == 1
+        assert "imported" not in ended.stdout
+        assert "Install tinker-guard there too. (TINKER_GUARD_STRICT is set.)" in ended.stderr
+
+
+# -- children ------------------------------------------------------------------------------------
+
+SPAWN = """
+import multiprocessing, subprocess, sys
+
+def child():
+    exec(IS_GUARDED)
+
+IS_GUARDED = sys.argv[1]
+
+if __name__ == "__main__":
+    from tinker_guard import GuardSettings, install_guard
+    install_guard(GuardSettings(retry_timeout=7, verdict_ttl=2))
+    for method in ("spawn", "forkserver", "fork"):
+        process = multiprocessing.get_context(method).Process(target=child)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    subprocess.run([sys.executable, "-c", IS_GUARDED], check=True)
+"""
+
+
+def test_every_kind_of_child_process_is_guarded_with_the_parents_settings(tmp_path: Path) -> None:
+    printed = output_of(SPAWN, IS_GUARDED, cwd=tmp_path)
+    assert printed.splitlines() == ["GuardTransport 7.0"] * 4
+
+
+def test_a_fork_while_another_thread_installs_leaves_no_lock_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_guard()
+    client = sdk.client(api_key="tml-key", base_url="http://127.0.0.1:9")
+    held, done = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        held.set()
+        done.wait(10)
+
+    # Guards get other settings while the lock is held.
+    monkeypatch.setattr(transport_of(client), "configure", hold)
+    other = GuardSettings(retry_timeout=7)
+    holder = threading.Thread(target=install_guard, args=[other], kwargs={"replace": True})
+    holder.start()
+    assert held.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        uninstall_guard()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    holder.join(10)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("before", [None, "/one", f"/one{os.pathsep}/two"])
+def test_the_environment_is_left_as_it_was(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if before is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", before)
+    untouched = dict(os.environ)
+    install_guard(GuardSettings(retry_timeout=7))
+    assert os.environ["PYTHONPATH"].endswith(before or "bootstrap")
+    install_guard(GuardSettings(retry_timeout=8), replace=True)
+    assert json.loads(os.environ[children.SETTINGS])["retry_timeout"] == 8
+    install_guard(GuardSettings(child_processes=False), replace=True)
+    assert os.environ == untouched
+    install_guard(GuardSettings(retry_timeout=7), replace=True)
+    uninstall_guard()
+    assert os.environ == untouched
+
+
+PARENT_OF_ONE = """
+import subprocess, sys
+from tinker_guard import GuardSettings, install_guard, uninstall_guard
+{decision}
+subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        "install_guard(GuardSettings(child_processes=False))",
+        "install_guard(GuardSettings(enabled=False))",
+        "uninstall_guard()",
+    ],
+)
+def test_the_programs_own_word_counts_for_its_children_too(decision: str, tmp_path: Path) -> None:
+    program = PARENT_OF_ONE.format(decision=decision)
+    printed = output_of(program, IS_GUARDED, cwd=tmp_path, launcher=RUN)
+    assert "GuardTransport" not in printed
+
+
+def test_settings_from_variables_are_left_to_the_variables() -> None:
+    install_guard()
+    assert children.SETTINGS not in os.environ
+    assert "bootstrap" in os.environ["PYTHONPATH"]
+
+
+def test_a_key_given_in_code_stays_in_the_process() -> None:
+    settings: Any = {"control_plane_url": "https://api.test", "control_plane_api_key": "geheim"}
+    install_guard(GuardSettings(**settings))
+    assert "https://api.test" in os.environ[children.SETTINGS]
+    assert not any("geheim" in value for value in os.environ.values())
+
+
+KEY_IS_LOST = """
+from testkit.clients import transport_of
+from tests.end_to_end import sdk
+settings = transport_of(sdk.client(api_key="tml-key", base_url="http://127.0.0.1:9")).settings
+print(settings.control_plane_url, settings.is_control_plane_key_lost, flush=True)
+"""
+GRANDCHILD = f"""
+{KEY_IS_LOST}
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {KEY_IS_LOST!r}], check=True)
+"""
+PARENT_WITH_KEY = """
+import os, subprocess, sys
+from tinker_guard import GuardSettings, install_guard
+{install}
+subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
+"""
+IN_CODE = 'install_guard(GuardSettings(control_plane_url="https://api.test", {key}))'
+IN_VARIABLES = """
+os.environ["TINKER_GUARD_CONTROL_PLANE_URL"] = "https://api.test"
+{key}
+install_guard()
+os.environ.pop("TINKER_GUARD_CONTROL_PLANE_API_KEY", None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("install", "is_lost"),
+    [
+        (IN_CODE.format(key='control_plane_api_key="geheim"'), True),
+        (IN_CODE.format(key=""), False),
+        # A key that is kept from child processes, as a program does that filters their environment.
+        (
+            IN_VARIABLES.format(key='os.environ["TINKER_GUARD_CONTROL_PLANE_API_KEY"] = "geheim"'),
+            True,
+        ),
+        (IN_VARIABLES.format(key=""), False),
+    ],
+    ids=["key-in-code", "no-key-in-code", "key-in-variable", "no-key-in-variable"],
+)
+def test_child_processes_know_that_they_lack_a_key(
+    install: str, is_lost: bool, tmp_path: Path
+) -> None:
+    printed = output_of(PARENT_WITH_KEY.format(install=install), GRANDCHILD, cwd=tmp_path)
+    assert printed.splitlines() == [f"https://api.test {is_lost}"] * 2
+
+
+def test_a_child_process_with_a_key_of_its_own_lacks_none(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        PARENT_WITH_KEY.format(
+            install='install_guard(GuardSettings(control_plane_url="https://api.test", '
+            'control_plane_api_key="geheim"))\n'
+            'os.environ["TINKER_GUARD_CONTROL_PLANE_API_KEY"] = "fw-of-the-child"'
+        )
+    )
+    ended = run([sys.executable, "program.py", GRANDCHILD], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["https://api.test False"] * 2

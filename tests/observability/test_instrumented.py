@@ -1,0 +1,205 @@
+"""Whoever else traces HTTP, and when: one CLIENT span and one `traceparent` for each exchange."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from testkit.clients import put_transport, transport_of
+from testkit.fakes import GATEWAY_BODY, FakeControlPlane
+from tinker_guard import GuardSettings, GuardTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from tests.conftest import Measured
+
+HTTPXClientInstrumentor = pytest.importorskip(
+    "opentelemetry.instrumentation.httpx", reason="is in the group `test`"
+).HTTPXClientInstrumentor
+
+ROUTE = "/training/v1/rlorTrainerJobs/acc/job-1"
+
+
+def pyqwest_transport() -> httpx.AsyncBaseTransport:
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
+    return transport
+
+
+class Gateway(ThreadingHTTPServer):
+    """Answers the first POST with the gateway's 404, and keeps in which trace requests are made."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.told: list[list[str]] = []
+        self.has_refused = False
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{ROUTE}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        gateway = self.server
+        assert isinstance(gateway, Gateway)
+        gateway.told.append(self.headers.get_all("traceparent") or [])
+        is_refused = self.command == "POST" and not gateway.has_refused
+        gateway.has_refused = gateway.has_refused or is_refused
+        body = GATEWAY_BODY if is_refused else b"{}"
+        self.send_response(404 if is_refused else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with Gateway() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def guarded_client(
+    make: Callable[[], httpx.AsyncBaseTransport], instrumented: str
+) -> Iterator[httpx.AsyncClient]:
+    """A client with a guard, and an instrumentation that came before or after it."""
+    what, _, when = instrumented.partition(" ")
+
+    def instrument(client: httpx.AsyncClient, now: str) -> None:
+        if (what, when) == ("class", now):
+            HTTPXClientInstrumentor().instrument()
+        elif (what, when) == ("client", now):
+            HTTPXClientInstrumentor.instrument_client(client)
+
+    client = httpx.AsyncClient(transport=make())
+    try:
+        instrument(client, "before")
+        guard = GuardTransport(
+            transport_of(client),
+            settings=GuardSettings(warmup_successes=0),
+            control_plane=FakeControlPlane(),
+            new_transport=make,
+        )
+        put_transport(client, guard)
+        instrument(client, "after")
+        yield client
+    finally:
+        if what == "class":
+            HTTPXClientInstrumentor().uninstrument()
+
+
+INSTRUMENTED = ["not", "class before", "class after", "client before", "client after"]
+
+
+@pytest.mark.parametrize("operation", ["forward_backward", "retrieve_future"])
+@pytest.mark.parametrize("instrumented", INSTRUMENTED)
+@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
+def test_one_client_span_and_one_context_for_each_exchange(
+    make: Callable[[], httpx.AsyncBaseTransport],
+    instrumented: str,
+    operation: str,
+    gateway: Gateway,
+    spans: InMemorySpanExporter,
+    measured: Measured,
+) -> None:
+    async def run() -> None:
+        with guarded_client(make, instrumented) as client:
+            async with client:
+                request = client.build_request(
+                    "POST", f"{gateway.base_url}/api/v1/{operation}", content=b"{}"
+                )
+                assert (await client.send(request)).status_code == 200
+
+    with trace.get_tracer("user").start_as_current_span("step") as step:
+        asyncio.run(run())
+    # The request, a probe, and the request again.
+    assert [len(told) for told in gateway.told] == [1, 1, 1]
+    trace_id = f"{step.get_span_context().trace_id:032x}"
+    assert {told.split("-")[1] for (told,) in gateway.told} == {trace_id}
+
+    clients = [s for s in spans.get_finished_spans() if s.kind is SpanKind.CLIENT]
+    # pyqwest cannot be told that somebody above it has made the span of its exchange.
+    is_told_twice = make is pyqwest_transport and instrumented == "client after"
+    assert len(clients) == 3 + is_told_twice
+    ids = {f"{span.context.span_id:016x}" for span in clients if span.context is not None}
+    # A poll was not to be traced when it was first sent, and told so.
+    is_quiet = operation == "retrieve_future" and instrumented != "client after"
+    for (told,) in gateway.told[1 if is_quiet else 0 :]:
+        assert told.split("-")[2] in ids
+        assert told.endswith(("1", "3"))
+    if is_quiet:
+        assert gateway.told[0][0].endswith(("0", "2"))
+
+    # Whoever makes the span measures; old instrumentations measure nothing.
+    durations = {
+        scope: how_often
+        for scope, name, how_often in measured.counts()
+        if name in ("http.client.duration", "http.client.request.duration")
+    }
+    is_mine = make is httpx.AsyncHTTPTransport
+    assert durations.get("tinker_guard", 0) == is_mine * (3 - (instrumented == "client after"))
+    assert sum(durations.values()) <= 3 + is_told_twice
+
+
+@pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
+def test_switched_off_the_guard_leaves_tracing_to_others(
+    make: Callable[[], httpx.AsyncBaseTransport], gateway: Gateway, spans: InMemorySpanExporter
+) -> None:
+    async def run() -> None:
+        transport = GuardTransport(
+            make(),
+            settings=GuardSettings(warmup_successes=0, trace="off"),
+            control_plane=FakeControlPlane(),
+        )
+        async with httpx.AsyncClient(transport=transport) as client:
+            url = f"{gateway.base_url}/api/v1/forward_backward"
+            assert (await client.post(url, content=b"{}")).status_code == 200
+
+    HTTPXClientInstrumentor().instrument()
+    try:
+        asyncio.run(run())
+    finally:
+        HTTPXClientInstrumentor().uninstrument()
+    scopes = {
+        s.instrumentation_scope.name for s in spans.get_finished_spans() if s.instrumentation_scope
+    }
+    assert scopes == {
+        "pyqwest" if make is pyqwest_transport else "opentelemetry.instrumentation.httpx"
+    }
+    # Old instrumentations leave out transports that no client holds, the probe's among them.
+    assert [len(told) for told in gateway.told[::2]] == [1, 1]

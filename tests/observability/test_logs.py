@@ -1,0 +1,253 @@
+"""What a person reads at the default level while something waits, and afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from testkit.fakes import (
+    Exchange,
+    FakeControlPlane,
+    FakeGateway,
+    gateway_404,
+    known_from,
+    loop_time,
+    ok,
+    post,
+    trainer_404,
+)
+from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard.install.last_words import repeat_after_tracebacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.anyio
+
+STARTS = (
+    "{race}POST /api/v1/forward_backward waits up to {budget} for the route of job acc/job-1: the "
+    "gateway answers 404, {said}."
+)
+RUNS = "but the control plane says JOB_STATE_RUNNING"
+WARMUP = "120 s (TINKER_GUARD_WARMUP_TIMEOUT)"
+RETRY = "30 s (TINKER_GUARD_RETRY_TIMEOUT)"
+
+
+def guard(
+    gateway: FakeGateway, control_plane: FakeControlPlane | None = None, **settings: Any
+) -> GuardTransport:
+    return GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(**settings),
+        control_plane=control_plane or FakeControlPlane(),
+        new_transport=gateway.new_transport,
+    )
+
+
+async def send(transport: GuardTransport) -> int:
+    response = await transport.handle_async_request(post())
+    await response.aread()
+    return response.status_code
+
+
+def starts(budget: str, said: str = RUNS, *, is_race: bool = True) -> str:
+    return STARTS.format(race="routing race: " if is_race else "", budget=budget, said=said)
+
+
+async def test_a_healthy_start_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    await send(guard(FakeGateway()))
+    assert caplog.messages == []
+
+
+async def test_a_long_wait_is_told_of_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    transport = guard(FakeGateway(known_from(35.0)))
+    assert await asyncio.gather(*(send(transport) for _ in range(20))) == [200] * 20
+    first, *still, last = caplog.messages
+    assert first == starts(WARMUP)
+    assert len(still) == 3
+    for number, line in enumerate(still, 1):
+        assert line.startswith("job acc/job-1: still waiting for its route after ")
+        passed, left = (int(word) for word in line.split() if word.isdigit())
+        assert 10 * number <= passed <= 10 * number + 3 * number
+        assert 119 <= passed + left <= 121
+        assert line.endswith(f"s left; the gateway answers 404, {RUNS}.")
+    assert last.startswith("job acc/job-1: its route answers after 3")
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+async def test_a_wait_that_the_gateway_asks_for_is_told_of_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok() if exchange.at >= 45 else gateway_404()
+        response.headers["retry-after"] = "45"
+        return response
+
+    assert await send(guard(FakeGateway(answer))) == 200
+    assert loop_time() == 45.0
+    assert [line.partition(" s left")[0].rpartition(" ")[2] for line in caplog.messages[1:-1]] == [
+        *("110", "100", "90", "80")
+    ]
+
+
+async def test_a_job_on_its_way_is_waited_for_aloud(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    plane = FakeControlPlane("JOB_STATE_CREATING", states=[(4.0, "JOB_STATE_RUNNING")])
+    assert await send(guard(FakeGateway(known_from(5.0)), plane)) == 200
+    first, news, last = caplog.records
+    creating = "and the control plane says JOB_STATE_CREATING"
+    assert first.getMessage() == starts(WARMUP, creating, is_race=False)
+    assert news.getMessage().endswith("the control plane says JOB_STATE_RUNNING.")
+    assert last.getMessage().startswith("job acc/job-1: its route answers after 5.")
+    levels = [record.levelno for record in (first, news, last)]
+    assert levels == [logging.WARNING, logging.INFO, logging.WARNING]
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+async def test_where_one_replica_of_two_stays_stale_a_race_is_told_of_once(
+    warmup: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = FakeGateway(lambda e: gateway_404() if len(gateway.exchanges) % 2 else ok())
+    transport = guard(gateway, warmup_successes=warmup)
+    while loop_time() < 25:
+        assert await send(transport) == 200
+        await asyncio.sleep(0.1)
+    assert len(gateway.sent) > 250
+    assert len(caplog.messages) <= 4
+    assert caplog.messages[0] == starts(WARMUP if warmup else RETRY)
+    assert caplog.messages[1].startswith("job acc/job-1: its route answers after 0.")
+    for line in caplog.messages[2:]:
+        assert "more requests met a 404 of the gateway and recovered; some replica" in line
+
+
+async def test_a_race_after_a_quiet_minute_is_another_one(caplog: pytest.LogCaptureFixture) -> None:
+    lost = [(0.0, 1.0), (100.0, 101.0)]
+    gateway = FakeGateway(lambda e: gateway_404() if any(a <= e.at < b for a, b in lost) else ok())
+    transport = guard(gateway, warmup_successes=0)
+    await send(transport)
+    await asyncio.sleep(100.0 - loop_time())
+    await send(transport)
+    assert len(caplog.messages) == 4
+    assert caplog.messages[0] == caplog.messages[2] == starts(RETRY)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "control_plane", "named"),
+    [
+        (3, "JOB_STATE_RUNNING", "a longer TINKER_GUARD_WARMUP_TIMEOUT waits longer."),
+        (3, "JOB_STATE_CREATING", "a longer TINKER_GUARD_WARMUP_TIMEOUT waits longer."),
+        (0, "JOB_STATE_RUNNING", "a longer TINKER_GUARD_RETRY_TIMEOUT waits longer."),
+        (0, "JOB_STATE_CREATING", "a longer TINKER_GUARD_RETRY_TIMEOUT waits longer."),
+    ],
+)
+async def test_the_advice_names_the_setting_that_would_have_helped(
+    warmup: int, control_plane: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane(control_plane)
+    transport = guard(gateway, plane, warmup_successes=warmup, warmup_timeout=15, retry_timeout=5)
+    assert await send(transport) == 404
+    assert caplog.messages[-1].endswith(named)
+
+
+async def test_a_control_plane_that_is_late_names_its_setting(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plane = FakeControlPlane(takes=60.0)
+    transport = guard(FakeGateway(lambda _: gateway_404()), plane, warmup_successes=0)
+    assert await send(transport) == 404
+    assert caplog.messages[0] == starts(
+        RETRY, "and the control plane gives no usable answer", is_race=False
+    )
+    assert "TINKER_GUARD_CONTROL_PLANE_TIMEOUT" in caplog.messages[-1]
+
+
+async def test_a_trainers_404_after_a_race_ends_the_wait(caplog: pytest.LogCaptureFixture) -> None:
+    gateway = FakeGateway(lambda e: trainer_404() if e.at >= 2 else gateway_404())
+    assert await send(guard(gateway, warmup_successes=0)) == 404
+    first, last = caplog.messages
+    assert first == starts(RETRY)
+    assert last.startswith("job acc/job-1: its route answers after 2.")
+
+
+async def test_a_wait_that_a_request_itself_ends_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """Probes met unknown 404s only, and the request got through."""
+    gateway = FakeGateway(lambda e: httpx.Response(404) if e.is_probe else ok())
+    assert await send(guard(gateway)) == 200
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1].endswith("(resends of this request: 0).")
+
+
+async def test_without_logging_set_up_lines_name_their_author(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    await send(guard(FakeGateway(known_from(1.0))))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"tinker_guard: {starts(WARMUP)}"
+    assert len(lines) == 2
+
+
+# -- the end of a traceback ----------------------------------------------------------------------
+
+
+class NotFoundError(Exception):
+    status_code = 404
+
+
+def _wrapped() -> Exception:
+    error = ValueError("poll failed")
+    error.__cause__ = NotFoundError("Trainer job not found or not running")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "is_told"),
+    [
+        (lambda: NotFoundError("Trainer job not found or not running"), True),
+        (_wrapped, True),
+        (lambda: ValueError("Error code: 404 - not found"), True),
+        (lambda: ZeroDivisionError("division by zero"), False),
+    ],
+)
+async def test_a_traceback_of_a_404_ends_with_the_line_that_says_why(
+    make: Callable[[], Exception],
+    is_told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = sys.__excepthook__
+    monkeypatch.setattr(sys, "excepthook", before)
+    undo = repeat_after_tracebacks()
+    await send(guard(FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_FAILED")))
+    error = make()
+    sys.excepthook(type(error), error, None)
+    last = capsys.readouterr().err.splitlines()[-1]
+    line = f"tinker_guard: {caplog.messages[-1]}"
+    assert (last == line) is is_told
+    assert line.endswith(
+        "(genuine_not_found, job_not_running): the control plane says that it is JOB_STATE_FAILED."
+    )
+    shown = sys.excepthook
+    undo()
+    assert sys.excepthook is before
+    shown(type(error), error, None)
+    assert line not in capsys.readouterr().err
+
+
+def test_a_hook_that_came_later_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    undo = repeat_after_tracebacks()
+
+    def own(*_: object) -> None:
+        pass
+
+    sys.excepthook = own
+    undo()
+    assert sys.excepthook is own

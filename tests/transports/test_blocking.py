@@ -1,0 +1,126 @@
+"""Sync transports under coroutines, and their responses in the hands of sync clients."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from testkit.fakes import FakeGateway, TrackedStream, post
+from testkit.threads import SyncFakeTransport
+from tinker_guard.transports import runtime
+from tinker_guard.transports.blocking import (
+    BlockingTransport,
+    blocking_factory,
+    environment_transport,
+    response_of_client,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class _Stream(httpx.SyncByteStream):
+    is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from (b"ab", b"cd")
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class _Transport(httpx.BaseTransport):
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self.stream = stream
+        self.is_closed = False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=self.stream)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def _answer(stream: httpx.SyncByteStream) -> httpx.Response:
+    return await BlockingTransport(_Transport(stream)).handle_async_request(post())
+
+
+def test_an_answer_is_read_and_closed_by_a_coroutine() -> None:
+    stream = _Stream()
+
+    async def read() -> bytes:
+        return await (await _answer(stream)).aread()
+
+    assert runtime.run_blocking(read()) == b"abcd"
+    assert stream.is_closed
+
+
+def test_the_same_answer_is_read_and_closed_by_a_client() -> None:
+    stream = _Stream()
+    response = response_of_client(runtime.run_blocking(_answer(stream)))
+    assert response.read() == b"abcd"
+    assert stream.is_closed
+
+
+def test_a_stream_of_coroutines_is_read_and_closed_by_a_client() -> None:
+    stream = TrackedStream([b"ab", b"cd"])
+    response = response_of_client(httpx.Response(200, stream=stream))
+    assert [*response.iter_raw()] == [b"ab", b"cd"]
+    assert stream.is_closed
+
+
+def test_what_a_stream_raises_reaches_the_client() -> None:
+    stream = TrackedStream([b"ab"], error=httpx.ReadError("cut"))
+    chunks = response_of_client(httpx.Response(200, stream=stream)).iter_raw()
+    assert next(chunks) == b"ab"
+    with pytest.raises(httpx.ReadError, match="cut"):
+        next(chunks)
+
+
+def test_a_factory_is_one_of_sync_transports() -> None:
+    gateway = FakeGateway()
+    build = blocking_factory(lambda: SyncFakeTransport(gateway.new_transport()))
+    assert build is not None
+    built = build()
+    assert isinstance(built, BlockingTransport)
+    runtime.run_blocking(built.aclose())
+    assert gateway.transports[0].is_closed
+    assert blocking_factory(None) is None
+
+
+def test_a_lookup_goes_as_a_client_goes_and_follows_no_redirect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[dict[str, object]] = []
+    clients: list[httpx.Client] = []
+
+    class Client(httpx.Client):
+        def __init__(self, **more: object) -> None:
+            super().__init__(transport=_Transport(_Stream()))
+            sent.append(more)
+            clients.append(self)
+
+        def send(self, request: httpx.Request, **more: object) -> httpx.Response:
+            sent.append(more)
+            return super().send(request, stream=True)
+
+    async def look_up() -> None:
+        transport = environment_transport(context)
+        assert transport is not None
+        await (await transport.handle_async_request(post())).aclose()
+        assert not clients[0].is_closed
+        await transport.aclose()
+
+    context = ssl.create_default_context()
+    monkeypatch.setattr(httpx, "Client", Client)
+    runtime.run_blocking(look_up())
+    assert sent == [{"verify": context}, {"stream": True, "follow_redirects": False}]
+    assert clients[0].is_closed
+
+
+@pytest.mark.anyio
+async def test_on_an_event_loop_an_async_client_does_that_by_itself() -> None:
+    assert environment_transport(False) is None

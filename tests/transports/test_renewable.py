@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import logging
+import weakref
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from testkit.fakes import FakeGateway, FakeTransport, ok, post, settle, tracked
+from tinker_guard.transports.borrowed import BorrowedTransport
+from tinker_guard.transports.draining import DrainingTransport
+from tinker_guard.transports.renewable import RenewableTransport, emits_client_span
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_stale_transport_is_replaced_once() -> None:
+    gateway = FakeGateway()
+    first = gateway.new_transport()
+    line = RenewableTransport(first, gateway.new_transport)
+    await line.replace(first)
+    second = line.transport
+    await line.replace(first)
+    assert line.transport is second is not first
+    await line.transport.handle_async_request(post())
+    assert gateway.exchanges[-1].connection == 1
+
+
+async def test_without_a_factory_nothing_is_replaced() -> None:
+    transport = FakeGateway().new_transport()
+    line = RenewableTransport(transport)
+    await line.replace(transport)
+    assert line.transport is transport
+
+
+@pytest.mark.meets_fault
+async def test_a_factory_that_fails_leaves_the_transport(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> FakeTransport:
+        raise OSError("no more descriptors")
+
+    transport = FakeGateway().new_transport()
+    line = RenewableTransport(transport, fail)
+    with caplog.at_level(logging.WARNING):
+        await line.replace(transport)
+        await line.replace(transport)
+    assert line.transport is transport
+    assert [record.name for record in caplog.records] == ["tinker_guard"]
+
+
+@pytest.mark.meets_fault
+async def test_a_factory_of_something_else_is_told_what_to_make(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transport = FakeGateway().new_transport()
+    line = RenewableTransport(transport, lambda: None)  # type: ignore[arg-type, return-value]
+    await line.replace(transport)
+    assert line.transport is transport
+    assert "new_transport must return an httpx.AsyncBaseTransport" in caplog.text
+
+
+async def test_a_replaced_one_is_closed_with_its_last_body() -> None:
+    gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    stale = gateway.transports[1]
+    one, two = [await line.transport.handle_async_request(post()) for _ in range(2)]
+    await line.replace(line.transport)
+    assert gateway.transports[2].connection == 2
+    assert await one.aread() == b"body"
+    assert not stale.is_closed
+    assert await two.aread() == b"body"
+    assert stale.is_closed
+
+
+async def test_a_body_that_is_closed_twice_counts_once() -> None:
+    gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    one, two = [await line.transport.handle_async_request(post()) for _ in range(2)]
+    await line.replace(line.transport)
+    for response, is_closed in ((one, False), (one, False), (two, True)):
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        await response.stream.aclose()
+        assert gateway.transports[1].is_closed is is_closed
+
+
+async def test_those_that_are_closed_are_forgotten() -> None:
+    gateway = FakeGateway()
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    replaced: list[weakref.ref[httpx.AsyncBaseTransport]] = []
+    for _ in range(100):
+        await line.replace(line.transport)
+        replaced.append(weakref.ref(line.transport))
+    gc.collect()
+    # The one in use, and the last one that was closed.
+    assert sum(reference() is not None for reference in replaced) <= 2
+    assert [transport.is_closed for transport in gateway.transports] == [False, *[True] * 99, False]
+
+
+@pytest.mark.parametrize("status_code", [200, 404, 503])
+async def test_an_answer_that_something_below_has_read_is_in_flight_no_more(
+    status_code: int,
+) -> None:
+    class Reading(FakeTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            response = await super().handle_async_request(request)
+            await response.aread()
+            return response
+
+    def build() -> Reading:
+        transport = Reading(gateway, len(gateway.transports))
+        gateway.transports.append(transport)
+        return transport
+
+    gateway = FakeGateway(lambda _: tracked(status_code, b"body", "text/plain"))
+    line = RenewableTransport(build(), build)
+    await line.replace(line.transport)
+    response = await line.transport.handle_async_request(post())
+    assert response.content == b"body"
+    await line.replace(line.transport)
+    assert [transport.is_closed for transport in gateway.transports] == [False, True, False]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_request_that_lost_its_event_loop_is_in_flight_no_more(others: int) -> None:
+    async def hang(_: object) -> httpx.Response:
+        await is_answered.wait()
+        return ok()
+
+    is_answered = asyncio.Event()
+    gateway = FakeGateway(hang)
+    draining = DrainingTransport(gateway.new_transport())
+    lost = draining.handle_async_request(post())
+    lost.send(None)
+    tasks = [asyncio.create_task(draining.handle_async_request(post())) for _ in range(others)]
+    await settle()
+    # As the garbage collector does.
+    lost.close()
+    await draining.drain()
+    assert gateway.transports[0].is_closed is (others == 0)
+    is_answered.set()
+    for response in await asyncio.gather(*tasks):
+        assert not gateway.transports[0].is_closed
+        await response.aclose()
+    assert gateway.transports[0].is_closed
+
+
+async def test_a_replaced_one_is_closed_after_a_cancellation_too() -> None:
+    async def hang(_: object) -> httpx.Response:
+        await asyncio.Event().wait()
+        return ok()
+
+    gateway = FakeGateway(hang)
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    requests = [
+        asyncio.ensure_future(line.transport.handle_async_request(post())) for _ in range(2)
+    ]
+    await settle()
+    await line.replace(line.transport)
+    for request, is_closed in zip(requests, (False, True), strict=True):
+        request.cancel()
+        await settle()
+        assert gateway.transports[1].is_closed is is_closed
+        assert request.cancelled()
+
+
+async def test_a_replaced_one_is_closed_after_an_error_too() -> None:
+    async def fail(_: object) -> httpx.Response:
+        await line.replace(line.transport)
+        raise httpx.ReadError("cut")
+
+    gateway = FakeGateway(fail)
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    with pytest.raises(httpx.ReadError):
+        await line.transport.handle_async_request(post())
+    assert gateway.transports[1].is_closed
+    assert not gateway.transports[2].is_closed
+
+
+async def test_one_that_does_not_close_keeps_no_other_open() -> None:
+    @dataclass
+    class Stubborn(httpx.AsyncBaseTransport):
+        """Not hashable, and raises when it is closed."""
+
+        name: str
+
+        async def aclose(self) -> None:
+            raise OSError(self.name)
+
+    gateway = FakeGateway()
+    stubborn = Stubborn("first")
+    line = RenewableTransport(stubborn, gateway.new_transport)
+    await line.replace(stubborn)
+    with pytest.raises(OSError, match="first"):
+        await line.aclose()
+    assert gateway.transports[0].is_closed
+    await line.replace(line.transport)
+    assert len(gateway.transports) == 1
+
+
+async def test_released_it_goes_back_to_the_first_for_good(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gateway = FakeGateway(lambda _: ok())
+    first = gateway.new_transport()
+    line = RenewableTransport(first, gateway.new_transport)
+    await line.replace(first)
+    in_flight = await line.transport.handle_async_request(post())
+    assert line.release() is first is line.transport
+    await line.replace(first)
+    assert line.transport is first
+    await in_flight.aread()
+    assert [transport.is_closed for transport in gateway.transports] == [False, True]
+    assert caplog.messages == []
+
+
+async def test_released_an_idle_one_is_closed_with_the_line() -> None:
+    gateway = FakeGateway()
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    line.release()
+    await line.aclose()
+    assert [transport.is_closed for transport in gateway.transports] == [True, True]
+
+
+async def test_closing_the_line_closes_them_all() -> None:
+    gateway = FakeGateway(lambda _: ok())
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    for _ in range(3):
+        await line.transport.handle_async_request(post())
+        await line.replace(line.transport)
+    await line.aclose()
+    assert [transport.is_closed for transport in gateway.transports] == [True] * 4
+
+
+async def test_a_borrowed_transport_closes_its_owner() -> None:
+    transport = FakeGateway().new_transport()
+    client = httpx.AsyncClient(transport=transport)
+    borrowed = BorrowedTransport(transport, client)
+    assert (await borrowed.handle_async_request(post())).status_code == 200
+    await borrowed.aclose()
+    assert client.is_closed
+    assert transport.is_closed
+
+
+async def test_pyqwest_traces_its_own_exchanges() -> None:
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    transport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
+    client = httpx.AsyncClient(transport=FakeGateway().new_transport())
+    assert emits_client_span(transport)
+    assert emits_client_span(BorrowedTransport(transport, client))
+    assert not emits_client_span(FakeGateway().new_transport())
+
+
+async def test_a_question_closes_nothing_that_it_was_lent() -> None:
+    class Own(httpx.AsyncHTTPTransport):
+        is_closed = False
+
+        async def aclose(self) -> None:
+            self.is_closed = True
+
+    own = Own()
+    line = RenewableTransport(own)
+    async with line.lookup_transport() as lent:
+        async with httpx.AsyncClient(transport=lent):
+            pass
+        assert lent is not None
+    assert not own.is_closed
+    await line.aclose()
+    assert own.is_closed
+
+
+async def test_a_question_has_a_new_connection_where_that_can_be_had() -> None:
+    built: list[httpx.AsyncHTTPTransport] = []
+
+    def build() -> httpx.AsyncHTTPTransport:
+        built.append(httpx.AsyncHTTPTransport())
+        return built[-1]
+
+    line = RenewableTransport(build(), build)
+    async with line.lookup_transport() as lent:
+        assert lent is not None
+        assert len(built) == 2
+    await line.aclose()
+
+
+async def test_a_question_is_not_asked_over_a_transport_that_may_follow_redirects() -> None:
+    gateway = FakeGateway()
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    async with line.lookup_transport() as lent:
+        assert lent is None
+    await line.aclose()
+
+
+async def test_a_request_on_a_replaced_one_that_is_closed_is_told_so() -> None:
+    gateway = FakeGateway()
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    replaced = line.transport
+    await line.replace(replaced)
+    request = post()
+    with pytest.raises(httpx.TransportError, match="the client was closed") as caught:
+        await replaced.handle_async_request(request)
+    assert caught.value.request is request
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_a_lookup_for_a_transport_that_was_closed_goes_nowhere(is_replaced: bool) -> None:
+    built: list[httpx.AsyncHTTPTransport] = []
+
+    def build() -> httpx.AsyncHTTPTransport:
+        built.append(httpx.AsyncHTTPTransport())
+        return built[-1]
+
+    line = RenewableTransport(build(), build)
+    if is_replaced:
+        await line.replace(line.transport)
+    await line.aclose()
+    # Neither past the requests' proxy nor over connections that nobody closes any more.
+    async with line.lookup_transport() as lent:
+        assert lent is not None
+        with pytest.raises(httpx.TransportError, match="the client was closed"):
+            await lent.handle_async_request(httpx.Request("GET", "http://gateway.test"))
+    assert len(built) == 1 + is_replaced
+
+
+async def test_a_copy_can_be_replaced_as_the_first_one_can() -> None:
+    """It has a lock of its own: locks cannot be copied."""
+    twin = copy.deepcopy(RenewableTransport(_Nothing(), _Nothing))
+    first = twin.transport
+    await twin.replace(first)
+    assert twin.transport is not first
+
+
+class _Nothing(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise NotImplementedError

@@ -1,0 +1,236 @@
+"""Waiting on an event loop, and by blocking a thread where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from testkit.threads import VirtualTime
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+class _Time(VirtualTime):
+    """Remembers each sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        super().sleep(seconds)
+
+    @property
+    def threads(self) -> runtime.Threads:
+        return runtime.Threads(self.clock, self.sleep)
+
+
+async def _return() -> str:
+    return "done"
+
+
+async def _raise() -> str:
+    raise ZeroDivisionError
+
+
+async def _suspend() -> str:
+    await asyncio.sleep(0)
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("end", "error"), [(_return, None), (_raise, ZeroDivisionError), (_suspend, RuntimeError)]
+)
+def test_a_thread_is_afterwards_as_it_was_before(
+    end: Callable[[], Coroutine[object, object, str]], error: type[Exception] | None
+) -> None:
+    time, is_left = _Time(), False
+    threads = time.threads
+
+    async def use() -> str:
+        nonlocal is_left
+        assert runtime.is_blocking()
+        assert runtime.owner() is threads
+        assert runtime.clock()() == 0.0
+        try:
+            async with runtime.timeout(5.0):
+                assert runtime.time_left()[1] == 5.0
+                return await end()
+        finally:
+            is_left = True
+
+    coroutine = use()
+    if error is None:
+        assert runtime.run_blocking(coroutine, threads) == "done"
+    else:
+        with pytest.raises(error):
+            runtime.run_blocking(coroutine, threads)
+    assert is_left
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    assert not runtime.is_blocking()
+    assert runtime.time_left() == (None, math.inf)
+
+
+def test_a_thread_that_waits_by_itself_has_the_real_time() -> None:
+    async def use() -> None:
+        assert runtime.owner() is runtime.THREADS
+        began = runtime.clock()()
+        await runtime.sleep(0.01)
+        assert runtime.clock()() >= began + 0.01
+
+    runtime.run_blocking(use())
+    assert not runtime.THREADS.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "seconds", "slept", "ended_by"),
+    [
+        pytest.param([], 3.0, 3.0, None, id="none"),
+        pytest.param([5.0], 3.0, 3.0, None, id="later"),
+        pytest.param([5.0, 4.0], 3.0, 3.0, None, id="both later"),
+        # As on an event loop, where the timeout was set before the sleep.
+        pytest.param([3.0], 3.0, 3.0, 0, id="at the same time"),
+        pytest.param([2.0], 3.0, 2.0, 0, id="sooner"),
+        pytest.param([2.0, 5.0], 3.0, 2.0, 0, id="the outer one first"),
+        pytest.param([5.0, 2.0], 3.0, 2.0, 1, id="the inner one first"),
+        pytest.param([-1.0], 3.0, 0.0, 0, id="over before"),
+        pytest.param([], -1.0, 0.0, None, id="a wait that is over"),
+    ],
+)
+def test_a_wait_ends_with_the_first_of_the_timeouts_around_it(
+    timeouts: list[float], seconds: float, slept: float, ended_by: int | None
+) -> None:
+    time, ended = _Time(), list[int]()
+
+    async def wait(number: int = 0) -> None:
+        if number == len(timeouts):
+            await runtime.sleep(seconds)
+            return
+        try:
+            async with runtime.timeout_at(100.0 + timeouts[number]):
+                await wait(number + 1)
+        except TimeoutError:
+            ended.append(number)
+
+    time.now = 100.0
+    runtime.run_blocking(wait(), time.threads)
+    assert time.slept == [slept]
+    assert ended == ([] if ended_by is None else [ended_by])
+
+
+def test_a_timeout_ends_what_is_driven_within_it() -> None:
+    time = _Time()
+
+    async def wait() -> None:
+        async with runtime.timeout(2.0):
+            await runtime.isolated(lambda: runtime.sleep(60.0))
+
+    with pytest.raises(TimeoutError):
+        runtime.run_blocking(wait(), time.threads)
+    assert time.slept == [2.0]
+
+
+def test_a_timeout_that_is_left_leaves_the_one_around_it() -> None:
+    time = _Time()
+
+    async def wait() -> None:
+        async with runtime.timeout(5.0):
+            async with runtime.timeout(10.0):
+                await runtime.sleep(1.0)
+            await runtime.sleep(60.0)
+
+    with pytest.raises(TimeoutError):
+        runtime.run_blocking(wait(), time.threads)
+    assert time.slept == [1.0, 4.0]
+
+
+def test_what_needs_an_event_loop_fails_by_itself() -> None:
+    async def use() -> str:
+        with pytest.raises(RuntimeError, match="needs an event loop"):
+            await runtime.isolated(_suspend)
+        return await runtime.isolated(_return)
+
+    assert runtime.run_blocking(use()) == "done"
+
+
+@pytest.mark.parametrize(("seconds", "waited"), [(-1.0, 0.0), (0.0, 0.0), (2.0, 2.0)])
+def test_a_thread_waits_for_a_condition_no_longer_than_its_timeout(
+    seconds: float, waited: float
+) -> None:
+    timeouts: list[float | None] = []
+
+    class Unchanged(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            timeouts.append(timeout)
+            return False
+
+    async def wait() -> None:
+        async with runtime.timeout(seconds):
+            runtime.wait(Unchanged())
+
+    with pytest.raises(TimeoutError):
+        runtime.run_blocking(wait(), _Time().threads)
+    assert timeouts == [waited]
+
+
+@pytest.mark.parametrize("has_timeout", [False, True])
+def test_a_condition_that_changes_ends_the_wait(has_timeout: bool) -> None:
+    changed, waits = threading.Condition(), threading.Event()
+
+    class Watched(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert (timeout is not None) is has_timeout
+            waits.set()
+            return changed.wait(timeout)
+
+    def change() -> None:
+        waits.wait(10)
+        with changed:
+            changed.notify_all()
+
+    async def wait() -> str:
+        async with runtime.timeout(10 if has_timeout else math.inf):
+            with changed:
+                runtime.wait(Watched())
+        return "changed"
+
+    async def wait_for_ever() -> str:
+        with changed:
+            runtime.wait(Watched())
+        return "changed"
+
+    other = threading.Thread(target=change)
+    other.start()
+    assert runtime.run_blocking(wait() if has_timeout else wait_for_ever()) == "changed"
+    other.join()
+
+
+def test_a_thread_is_never_cancelled_and_always_has_something_to_wait_with() -> None:
+    async def ask() -> tuple[bool, bool]:
+        return runtime.is_cancelled(), runtime.is_running()
+
+    assert runtime.run_blocking(ask()) == (False, True)
+    assert asyncio.run(ask()) == (False, True)
+    assert not runtime.is_running()
+
+
+def test_a_task_that_is_cancelled_knows_it() -> None:
+    async def ask() -> bool:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return runtime.is_cancelled()
+        return False
+
+    assert asyncio.run(ask())

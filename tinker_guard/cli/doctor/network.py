@@ -1,0 +1,152 @@
+"""Checks of the network: proxies, and why a connection cannot be made."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import urllib.request
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import httpx
+
+from tinker_guard.cli.doctor.base_url import is_local, parse, parse_any
+from tinker_guard.cli.doctor.finding import Finding, Section, Status, listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def check_proxy(url: str | None) -> Iterator[Finding]:
+    """Say which proxies the environment names, and whether the base URL is behind one."""
+    say = partial(Finding, Section.GATEWAY, "proxy")
+    proxies = {
+        scheme: value
+        for scheme, value in urllib.request.getproxies().items()
+        if scheme in ("http", "https", "all")
+    }
+    if not proxies:
+        yield say(Status.OK, "none")
+        return
+    unusable = [scheme for scheme, value in proxies.items() if _proxy(value) is None]
+    if unusable:
+        yield say(
+            Status.PROBLEM,
+            f"{listed([f'{scheme.upper()}_PROXY' for scheme in unusable])} cannot be read as a URL",
+            "It should look like http://HOST:PORT",
+        )
+        return
+    if any(value.startswith("socks") for value in proxies.values()) and not find_spec("socksio"):
+        yield say(
+            Status.PROBLEM,
+            "a SOCKS proxy is set, for which httpx lacks a package",
+            "Run: pip install 'httpx[socks]'",
+        )
+        return
+    named = listed([f"{scheme} through {_place_of(value)}" for scheme, value in proxies.items()])
+    parsed = None if url is None else parse(url)
+    if parsed is None:
+        yield say(Status.OK, named)
+    elif proxy_for(parsed) is None:
+        yield say(Status.OK, f"{named}; not for the base URL")
+    elif is_local(parsed.host):
+        yield say(
+            Status.WARNING,
+            f"{named}; for the base URL too, although it is of this machine or network",
+            f"Add {parsed.host} to NO_PROXY.",
+        )
+    else:
+        yield say(Status.OK, f"{named}; for the base URL too")
+
+
+def proxy_for(url: httpx.URL) -> httpx.URL | None:
+    """The proxy that the environment names for a URL; None if it is reached directly."""
+    proxies = urllib.request.getproxies()
+    value = proxies.get(url.scheme) or proxies.get("all")
+    if value is None or urllib.request.proxy_bypass(_host_and_port(url)):
+        return None
+    return _proxy(value)
+
+
+def _proxy(value: str) -> httpx.URL | None:
+    return parse_any(value if "://" in value else f"http://{value}")
+
+
+def _place_of(proxy: str) -> str:
+    url = _proxy(proxy)
+    assert url is not None
+    return _host_and_port(url)
+
+
+class Obstacle(NamedTuple):
+    """Why a host cannot be reached, and what to do about it."""
+
+    reason: str
+    to_do: str
+
+
+_CONNECT_TIMEOUT: Final = 3.0
+
+
+def find_obstacle(url: httpx.URL) -> Obstacle | None:
+    """The reason why no connection to a URL's host can be made; None if one can.
+
+    Args:
+        url: The URL. Behind a proxy, the connection to the proxy is tried instead.
+    """
+    proxy = proxy_for(url)
+    if proxy is None:
+        return _try(url)
+    obstacle = _try(proxy)
+    if obstacle is None:
+        return None
+    return Obstacle(
+        f"{obstacle.reason}, and it is the proxy for {url.host}",
+        f"Check {url.scheme.upper()}_PROXY, or add {url.host} to NO_PROXY.",
+    )
+
+
+def _try(url: httpx.URL) -> Obstacle | None:
+    place = _host_and_port(url)
+    try:
+        with socket.create_connection((url.host, _port(url)), _CONNECT_TIMEOUT) as connection:
+            if url.scheme == "https":
+                context = httpx.create_ssl_context()
+                context.load_default_certs()
+                context.wrap_socket(connection, server_hostname=url.host).close()
+    # All of these are subclasses of OSError.
+    except socket.gaierror:
+        return Obstacle(f"the name {url.host} is not known (DNS)", "Check how it is spelt.")
+    except ssl.SSLCertVerificationError as error:
+        return Obstacle(
+            f"{place} shows a certificate that is not trusted here ({error.verify_message})",
+            "If it is your company's own, name its authority in SSL_CERT_FILE.",
+        )
+    except ssl.SSLError:
+        return Obstacle(f"{place} does not speak TLS", "Check the port, or use http://.")
+    except TimeoutError:
+        return Obstacle(
+            f"{place} did not take a connection within {_CONNECT_TIMEOUT:g} s",
+            "Check host and port, the network, and whether a proxy is needed (HTTPS_PROXY).",
+        )
+    except ConnectionRefusedError:
+        return Obstacle(f"nobody listens at {place}", "Check host and port, and start the server.")
+    except OSError as error:
+        return Obstacle(
+            f"{place} cannot be reached ({error.strerror or type(error).__name__})",
+            "Check host and port, and the network.",
+        )
+    return None
+
+
+def _port(url: httpx.URL) -> int:
+    if url.port is not None:
+        return url.port
+    if url.scheme.startswith("socks"):
+        return 1080
+    return 443 if url.scheme == "https" else 80
+
+
+def _host_and_port(url: httpx.URL) -> str:
+    return f"{url.host}:{_port(url)}"

@@ -1,0 +1,94 @@
+"""The command `tinker-guard report`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from tinker_guard.cli.app import USAGE_ERROR, say
+from tinker_guard.cli.report.machine import as_document
+from tinker_guard.cli.report.page import page_of
+from tinker_guard.cli.report.reading import Notes, read
+from tinker_guard.cli.report.screen import summary_of
+from tinker_guard.cli.report.tally import Tally
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+_PLAIN_WIDTH: Final = 120
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Sum up exported spans: races met, time lost and saved, genuine 404s; gives the exit code."""
+    files: list[Path] = arguments.files
+    for path in files:
+        if str(path) != "-" and not path.is_file():
+            say(f"tinker-guard report: {path} does not exist, or is no file.")
+            return USAGE_ERROR
+    notes, tally = Notes(), Tally()
+    with progress(files) as on_bytes:
+        for record in read(files, notes, on_bytes):
+            tally.add(record)
+    if not (notes.guard_spans or notes.other_spans):
+        for broken in notes.first_broken:
+            say(f"{broken.place} of {broken.file}: {broken.reason}")
+        say(f"tinker-guard report: no span could be read from {', '.join(notes.files)}.")
+        return 1
+    made = tally.report()
+    if arguments.json:
+        sys.stdout.write(f"{json.dumps(as_document(made, notes), indent=2)}\n")
+    else:
+        _console().print(summary_of(made, notes))
+    if arguments.html is not None:
+        try:
+            arguments.html.write_text(page_of(made, notes), encoding="utf-8")
+        except OSError as error:
+            say(f"tinker-guard report: could not write {arguments.html}: {error.strerror}")
+            return USAGE_ERROR
+    return 0
+
+
+def _console() -> Console:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe that lacks a character gets a `?`, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if is_sized else _PLAIN_WIDTH)
+
+
+@contextmanager
+def progress(files: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    is_known = all(str(file) != "-" and file.is_file() for file in files)
+    total = sum(file.stat().st_size for file in files) if is_known else None
+    with Progress(
+        TextColumn("reading spans"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda size: progress.advance(task, size)

@@ -1,0 +1,407 @@
+"""What a stream of spans adds up to, in bounded memory and whatever their order.
+
+Almost every fact stands on a span itself. Two do not: when a request's answered resend began, and
+whether a warmup had to ask the control plane. Those are joined by the parent's id among the
+`MAX_FAMILIES` parents met last; a request whose resend is not found there, or not in the file,
+counts with its whole duration, and how many do is told.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tinker_guard.cli.report.records import OTHER, Probe, Question, Request, Resend, Warmup
+from tinker_guard.cli.report.runs import FURTHER_JOBS, JobName, Room, Run, RunsOfJob
+from tinker_guard.cli.report.timeline import Intervals, Timeline
+
+if TYPE_CHECKING:
+    from tinker_guard.cli.report.records import Record
+
+MAX_FAMILIES: Final = 50_000
+"""How many parents are remembered while their children may still come."""
+MAX_EVENTS: Final = 50_000
+"""How many of their children are."""
+MAX_EVENTS_EACH: Final = 200
+"""How many of one parent's are."""
+MAX_JOBS: Final = 1_000
+"""How many jobs are told apart; what belongs to further ones is added up under one name."""
+MAX_RUNS: Final = 1_000
+"""How many runs are told apart, likewise."""
+SLOWEST: Final = 10
+"""How many of the slowest recoveries are kept."""
+
+DEFINITIONS: Final = {
+    "false 404": "a 404 of a job that runs: one before each resend, one that a request gives up "
+    "on, and one for each request that a warmup held back from it.",
+    "race met": "a request that was sent again, or whose 404 was a race when it gave up, or "
+    "that waited for a race at the gate.",
+    "time lost to races": "from the start of each request that met a race to the start of the "
+    "resend that was answered. Requests that got no answer, or whose resend is not in the file, "
+    "count with their whole time; a warmup inside of a request does not count. Requests that "
+    "waited side by side each count, but once only in the time by the clock.",
+    "crash avoided": "a recovered request would have ended an unguarded run. Requests of one job "
+    "that met a race within 1 s of each other count as one crash; so does a warmup that met 404s "
+    "and then opened. None is counted where another request got no answer in the same race.",
+    "time saved": "an estimate: for each run, the time from its first request to the last crash "
+    "avoided. That is what a run without a guard would have lost in all, had it started from the "
+    "beginning after each crash, at once. With checkpoints it is less, with a queue for machines "
+    "more.",
+    "run": "what one process did with one job. Processes are told apart by `service.instance.id` "
+    "and `process.pid` of what they export; where both are missing, a run is what a job did "
+    "without a pause of ten minutes.",
+    "how a run ended": "by its last spans. It died of a 404 if that was handed back and no "
+    "request but signs of life was sent afterwards; it finished if its session was closed after "
+    "its last request. Else no end was seen: it runs, or was killed, or its last spans are not in "
+    "the file.",
+}
+"""What the less obvious figures mean, for people to read."""
+
+
+# -- sums ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Sums:
+    """Figures of one job, or of all. Times are nanoseconds."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Requests by how they ended."""
+    resends: int = 0
+    races_met: int = 0
+    races_recovered: int = 0
+    lost: int = 0
+    lost_by_the_clock: int = 0
+    counted_whole: int = 0
+    """Requests that met a race and got an answer, but whose answered resend was not found."""
+    runs: int = 0
+    runs_met: int = 0
+    """Runs that met a race."""
+    false_404s: int = 0
+    waited: int = 0
+    """The time that each run spent waiting for races, by the clock."""
+    runs_saved: int = 0
+    """Runs with a crash avoided."""
+    crashes_avoided: int = 0
+    saved: int = 0
+    warmups: int = 0
+    warmups_met_404: int = 0
+    warmups_refused: int = 0
+    warmup_wait: int = 0
+    warmup_wait_after_404: int = 0
+    """Of it, what was spent in warmups that met 404s."""
+    warmup_slowest: int = 0
+    not_found: Counter[str] = field(default_factory=Counter)
+    """Genuine ones, by reason."""
+    unverified: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    questions: Counter[str] = field(default_factory=Counter)
+    """By the reason that the answer gave, or `no_answer`."""
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return self.outcomes.total()
+
+    def add(self, other: Sums) -> None:
+        """Add another one's figures."""
+        for name in self.__slots__:
+            if name == "warmup_slowest":
+                self.warmup_slowest = max(self.warmup_slowest, other.warmup_slowest)
+            else:
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Job:
+    """All about one job."""
+
+    def __init__(self, name: JobName, room: Room) -> None:
+        self.name: JobName = name
+        self.sums: Sums = Sums()
+        self.timeline: Timeline = Timeline()
+        self.runs: RunsOfJob = RunsOfJob(name, room)
+        self.lost: Intervals = Intervals()
+        """When requests waited for a race, whatever came of it."""
+
+    def conclude(self) -> list[Run]:
+        """Work out what is known only when everything has been seen; gives the runs."""
+        sums = self.sums
+        sums.lost_by_the_clock = self.lost.length
+        # Off trainer routes there is no trainer, and so no run.
+        runs = [] if self.name.job is None else self.runs.all()
+        sums.runs = len(runs)
+        for run in runs:
+            run.conclude()
+            sums.false_404s += run.false_404s
+            sums.waited += run.waited.length
+            sums.crashes_avoided += run.crashes_avoided
+            sums.runs_saved += run.crashes_avoided > 0
+            sums.runs_met += run.false_404s > 0
+            sums.saved += run.saved
+        return runs
+
+
+class Event(NamedTuple):
+    """Something that the guard did for a request; sorts by when."""
+
+    start: int
+    end: int
+    kind: str
+    """`gate`, `probe`, `question` or `resend`."""
+    result: str
+    """Of a gate `opened` or `refused`; of a probe `reached`, `not_found` or `failed`; of a question
+    the verdict's reason; of a resend the status code or the exception. Empty if it is not known."""
+
+
+class Recovery(NamedTuple):
+    """One request that met a race and got its answer."""
+
+    lost: int
+    """What was lost to the race, the wait at the gate included if the race was met there."""
+    request: Request
+    is_whole: bool
+    """Whether its whole duration counts, because the resend that was answered was not found."""
+    events: tuple[Event, ...]
+    """What the guard did meanwhile, in order."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What there is to tell."""
+
+    all_jobs: Sums
+    timeline: Timeline
+    jobs: list[Job]
+    """Those with most to tell first."""
+    runs: list[Run]
+    """As they began."""
+    slowest: list[Recovery]
+
+
+# -- the tally -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Family:
+    """A span that others are joined to by its id, and what is known of them."""
+
+    request: Request | None = None
+    warmup: Warmup | None = None
+    resend: Resend | None = None
+    """The last resend below it, by number."""
+    waited: int = 0
+    """How long the warmup below it took."""
+    has_asked: bool = False
+    """Whether a question stands below it."""
+    events: list[Event] = field(default_factory=list)
+
+
+class Tally:
+    """Adds up records as they come."""
+
+    def __init__(self, max_families: int = MAX_FAMILIES) -> None:
+        self._jobs: dict[tuple[str | None, str | None], Job] = {}
+        self._room = Room(MAX_RUNS)
+        self._families: OrderedDict[int, _Family] = OrderedDict()
+        self._max_families = max_families
+        self._events = 0
+        self._slowest: list[Recovery] = []
+
+    @property
+    def families(self) -> int:
+        """How many parents wait for children that may still come."""
+        return len(self._families)
+
+    def add(self, record: Record) -> None:
+        """Add one record."""
+        if isinstance(record, Request):
+            self._add_request(record)
+        elif isinstance(record, Probe):
+            self._note(record.parent_id, Event(record.start, record.end, "probe", record.result))
+        elif isinstance(record, Resend):
+            family = self._note(
+                record.parent_id, Event(record.start, record.end, "resend", record.result)
+            )
+            if family and (family.resend is None or record.number > family.resend.number):
+                family.resend = record
+        elif isinstance(record, Question):
+            reason = record.reason or "no_answer"
+            self._job(record.account, record.job).sums.questions[reason] += 1
+            family = self._note(
+                record.parent_id, Event(record.start, record.end, "question", reason)
+            )
+            if family is not None:
+                family.has_asked = True
+        else:
+            self._add_warmup(record)
+
+    def report(self) -> Report:
+        """Conclude. Nothing can be added afterwards."""
+        # Warmups first: what was done for them belongs to the request above them.
+        for family in self._families.values():
+            if family.warmup is not None:
+                self._settle_warmup(family.warmup, family)
+        while self._families:
+            family = self._families.popitem(last=False)[1]
+            if family.request is not None:
+                self._settle_race(family.request, family)
+        total, timeline = Sums(), Timeline()
+        jobs = list(self._jobs.values())
+        runs: list[Run] = []
+        for job in jobs:
+            runs += job.conclude()
+            total.add(job.sums)
+            timeline.merge(job.timeline)
+        jobs.sort(key=_by_interest)
+        runs.sort(key=lambda run: (run.start, str(run.job), str(run.process)))
+        return Report(total, timeline, jobs, runs, self._slowest[::-1])
+
+    def _job(self, account: str | None, job: str | None) -> Job:
+        found = self._jobs.get((account, job))
+        if found is None:
+            name = JobName(account, job) if len(self._jobs) < MAX_JOBS else FURTHER_JOBS
+            found = self._jobs.get(name) or self._jobs.setdefault(name, Job(name, self._room))
+        return found
+
+    def _add_request(self, request: Request) -> None:
+        job = self._job(request.account, request.job)
+        run = job.runs.at(request.process, request.start, request.end)
+        run.add(request)
+        sums = job.sums
+        outcome = request.outcome
+        sums.outcomes[outcome] += 1
+        if outcome == "ok" and not request.resends:
+            job.timeline.add(_REQUEST, request.start)
+            return
+        kinds = ["requests"]
+        reason = request.reason or OTHER
+        if outcome == "not_found":
+            sums.not_found[reason] += 1
+            kinds.append("trainer_404" if reason == "trainer_answered" else "job_gone")
+        elif outcome == "unverified":
+            sums.unverified[reason] += 1
+            kinds.append("unverified")
+        elif outcome in ("recovered", "exhausted", "error"):
+            kinds.append(outcome)
+        job.timeline.add(kinds, request.start)
+        if request.resends or request.is_race:
+            sums.resends += request.resends
+            sums.races_met += 1
+            sums.races_recovered += outcome == "recovered"
+            run.races_met += 1
+            run.races_recovered += outcome == "recovered"
+            # One before each resend, and one that is handed back; or the warmup met it instead.
+            run.false_404s += max(1, request.resends + (outcome == "exhausted"))
+            self._family(request.span_id).request = request
+
+    def _add_warmup(self, warmup: Warmup) -> None:
+        job = self._job(warmup.account, warmup.job)
+        job.runs.at(warmup.process, warmup.start, warmup.end)
+        sums = job.sums
+        seconds = warmup.end - warmup.start
+        sums.warmups += 1
+        sums.warmups_refused += warmup.is_refused
+        sums.warmup_wait += seconds
+        sums.warmup_slowest = max(sums.warmup_slowest, seconds)
+        job.timeline.add(_WARMUP, warmup.start)
+        self._family(warmup.span_id).warmup = warmup
+        result = "refused" if warmup.is_refused else "opened"
+        family = self._note(warmup.parent_id, Event(warmup.start, warmup.end, "gate", result))
+        if family is not None:
+            family.waited += seconds
+
+    def _note(self, parent_id: int | None, event: Event) -> _Family | None:
+        """Join something to its parent, if it has one."""
+        if parent_id is None:
+            return None
+        family = self._family(parent_id)
+        if len(family.events) < MAX_EVENTS_EACH:
+            family.events.append(event)
+            self._events += 1
+            while self._events > MAX_EVENTS and len(self._families) > 1:
+                self._settle_oldest()
+        return family
+
+    def _family(self, span_id: int) -> _Family:
+        family = self._families.get(span_id)
+        if family is not None:
+            self._families.move_to_end(span_id)
+            return family
+        if len(self._families) >= self._max_families:
+            self._settle_oldest()
+        return self._families.setdefault(span_id, _Family())
+
+    def _settle_oldest(self) -> None:
+        """Count what needed the children, now that no more are waited for."""
+        family = self._families.popitem(last=False)[1]
+        if family.warmup is not None:
+            self._settle_warmup(family.warmup, family)
+        if family.request is not None:
+            self._settle_race(family.request, family)
+        self._events -= len(family.events)
+
+    def _settle_warmup(self, warmup: Warmup, family: _Family) -> None:
+        above = None if warmup.parent_id is None else self._families.get(warmup.parent_id)
+        if above is not None:
+            room = MAX_EVENTS_EACH - len(above.events)
+            above.events += family.events[:room]
+            self._events += len(family.events[:room])
+        # A refused one may have got its answer from another's question.
+        if not (family.has_asked or warmup.is_refused):
+            return
+        job = self._job(warmup.account, warmup.job)
+        job.sums.warmups_met_404 += 1
+        job.sums.warmup_wait_after_404 += warmup.end - warmup.start
+        run = job.runs.at(warmup.process, warmup.start, warmup.end)
+        if not warmup.is_refused:
+            run.survived.add(warmup.start, warmup.end)
+            run.waited.add(warmup.start, warmup.end)
+
+    def _settle_race(self, request: Request, family: _Family) -> None:
+        job = self._job(request.account, request.job)
+        run = job.runs.at(request.process, request.start, request.end)
+        at_gate = request.gate_wait or family.waited
+        if not request.resends and request.outcome == "recovered":
+            # The race was met at the gate: its time is the warmup's, which is counted.
+            run.waited.add(request.start, request.start + at_gate)
+            self._keep_slowest(Recovery(at_gate, request, False, tuple(sorted(family.events))))
+            return
+        end = request.end
+        is_answered = request.outcome in ("recovered", "not_found", "unverified")
+        resend = family.resend
+        has_resend = resend is not None and resend.number == request.resends
+        if is_answered and resend is not None and has_resend:
+            end = min(max(request.start, resend.start), request.end)
+        elif is_answered:
+            job.sums.counted_whole += 1
+        lost = max(0, end - request.start - at_gate)
+        job.sums.lost += lost
+        job.lost.add(end - lost, end)
+        run.waited.add(end - lost, end)
+        if request.outcome == "recovered":
+            run.survived.add(end - lost, end)
+            events = tuple(sorted(family.events))
+            self._keep_slowest(Recovery(lost, request, not has_resend, events))
+        elif request.outcome == "exhausted":
+            run.died.add(end - lost, end)
+
+    def _keep_slowest(self, recovery: Recovery) -> None:
+        insort(self._slowest, recovery, key=_slowness)
+        del self._slowest[:-SLOWEST]
+
+
+_REQUEST: Final = ("requests",)
+_WARMUP: Final = ("warmups",)
+
+
+def _slowness(recovery: Recovery) -> tuple[int, int, int]:
+    request = recovery.request
+    return recovery.lost, request.span_id, request.start
+
+
+def _by_interest(job: Job) -> tuple[int, int, str]:
+    sums = job.sums
+    gone = sums.not_found.total() - sums.not_found["trainer_answered"]
+    return -(sums.races_met + sums.warmups_met_404 + gone), -sums.requests, str(job.name)

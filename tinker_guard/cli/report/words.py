@@ -1,0 +1,68 @@
+"""Times, durations and counts, for people and for machines."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from tinker_guard.cli.report.timeline import SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def duration(nanoseconds: int) -> str:
+    """A duration in the two largest units that it needs."""
+    seconds = nanoseconds / SECOND
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds < 59.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    for unit, size, part, part_size in _UNITS:
+        if whole >= size:
+            count, rest = divmod(whole, size)
+            return f"{count:,} {unit} {rest // part_size} {part}"
+    return f"{whole} s"
+
+
+def rough(nanoseconds: int) -> str:
+    """A duration as it is said in a sentence: whole seconds from ten on."""
+    seconds = nanoseconds / SECOND
+    return f"{seconds:.0f} s" if 9.995 <= seconds < 59.5 else duration(nanoseconds)
+
+
+_UNITS: Final = (
+    ("d", 86400, "h", 3600),
+    ("h", 3600, "min", 60),
+    ("min", 60, "s", 1),
+)
+
+
+def bar_width(nanoseconds: int) -> str:
+    """How long a bar of a timeline is, in one unit."""
+    seconds = nanoseconds / SECOND
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,g} {unit}"
+    return f"{seconds:g} s"
+
+
+def moment(nanoseconds: int, *, fraction: bool = False) -> str:
+    """A time of day and date in UTC."""
+    seconds, rest = divmod(nanoseconds, SECOND)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{text}.{rest // 1_000_000:03d}" if fraction else text
+
+
+def counts(of: Mapping[str, int]) -> str:
+    """Such as `job_missing 3, trainer_answered 1`, the most frequent first; `none` if empty."""
+    ranked = sorted(of.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count:,}" for name, count in ranked if count) or "none"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A count with its noun."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

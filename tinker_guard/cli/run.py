@@ -1,0 +1,85 @@
+"""`tinker-guard run`: starts a program with the guard in it, without a change to the program.
+
+It needs no extra and imports next to nothing, so that a program loads only what it uses.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from tinker_guard.install.child_env import STRICT, inject
+
+USAGE = """\
+Usage: tinker-guard run [--strict] [--] COMMAND [ARGUMENT]...
+
+Starts a program with the guard in it and in every Python process that it starts. Nothing else
+changes: same process, same signals, same exit code.
+
+    tinker-guard run python train.py --steps 100
+    tinker-guard run train.py
+    tinker-guard run -m my_package.train
+    tinker-guard run torchrun --nproc-per-node 4 train.py
+
+With --strict, what would run unguarded stops with an error instead: an SDK that the guard does not
+know its way into, a Python without tinker_guard, a setting that cannot work.
+
+An SDK (tinker, fireworks-ai) is guarded when the program imports it, by the TINKER_GUARD_*
+variables. A program that imports none is left alone. With OpenTelemetry's launcher:
+
+    tinker-guard run opentelemetry-instrument python train.py
+"""
+
+_USAGE_ERROR = 2
+# The exit codes of a shell.
+_CANNOT_EXECUTE = 126
+_NOT_FOUND = 127
+
+
+def run(arguments: list[str]) -> int:
+    """Become a command, with the guard in its environment.
+
+    Args:
+        arguments: The words after `tinker-guard run`.
+
+    Returns:
+        The exit code, if the command could not be started; on Windows, always.
+    """
+    if arguments[:1] in (["--help"], ["-h"]):
+        sys.stdout.write(USAGE)
+        return 0
+    is_strict = arguments[:1] == ["--strict"]
+    rest = arguments[is_strict:]
+    command = rest[1:] if rest[:1] == ["--"] else rest
+    if not command:
+        sys.stderr.write(f"{USAGE}\ntinker-guard run: which command?\n")
+        return _USAGE_ERROR
+    if command[0] in ("-m", "-c") or command[0].endswith(".py"):
+        command = [sys.executable, *command]
+    if is_strict:
+        os.environ[STRICT] = "true"
+    inject(os.environ)
+    try:
+        return _become(command)
+    except FileNotFoundError:
+        sys.stderr.write(f"tinker-guard run: there is no command {command[0]!r}.\n")
+        return _NOT_FOUND
+    except OSError as error:
+        sys.stderr.write(f"tinker-guard run: cannot start {command[0]!r}: {error.strerror}.\n")
+        return _CANNOT_EXECUTE
+
+
+def _become(command: list[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name != "nt":
+        for name in ("SIGPIPE", "SIGXFSZ"):
+            # Python ignores these signals, and the new program would inherit that.
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+        os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell
+    # On Windows, `exec` would not wait for the new process.
+    import subprocess
+
+    return subprocess.call(command)  # noqa: S603

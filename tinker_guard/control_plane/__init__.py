@@ -1,0 +1,1 @@
+"""Who is asked whether a job runs, and how all requests share one answer."""

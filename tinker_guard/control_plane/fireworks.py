@@ -1,0 +1,97 @@
+"""Fireworks: `GET /v1/accounts/{account}/rlorTrainerJobs/{job}`, and the state in its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
+from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+    from tinker_guard.policy.reach import Reach
+
+
+@dataclass(frozen=True)
+class FireworksControlPlane(HasKey):
+    """The Fireworks control plane: `GET {api}/v1/accounts/{account}/rlorTrainerJobs/{job}`.
+
+    Equal ones share their answers: every transport has one of its own.
+
+    Args:
+        url: Base URL of the control plane; None asks the route's own origin.
+        api_key: Sent as `X-Api-Key`; None sends the credentials of the guarded request.
+        timeout: Seconds for each phase of the exchange.
+        transport: What carries the lookup; None obeys the environment (`HTTPS_PROXY`,
+            `SSL_CERT_FILE` and their like).
+        is_key_lost: Whether it was given a key that a pickle has left out. It asks nobody then.
+        reach: What makes a request to the route's own origin arrive there, such as `Host`.
+    """
+
+    url: str | None = None
+    api_key: SecretStr | None = None
+    timeout: float = 5.0
+    transport: httpx.AsyncBaseTransport | None = None
+    is_key_lost: bool = field(default=False, repr=False)
+    reach: Reach | None = field(default=None, repr=False, compare=False)
+
+    def is_at(self, _: str) -> bool:
+        """Whether the question goes to the route's own origin."""
+        return self.url is None
+
+    def url_for(self, account: str, job: str, *, origin: str) -> httpx.URL:
+        """What is fetched to learn a job's state."""
+        return httpx.URL((self.url or origin) + _TEMPLATE.format(account=account, job=job))
+
+    async def job_state(
+        self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
+    ) -> str | None:
+        """Say what state a job is in; see `ControlPlane.job_state`.
+
+        Raises:
+            ControlPlaneError: The answer was none that can be used.
+        """
+        url = self.url_for(account, job, origin=origin)
+        extensions: Mapping[str, Any] = {}
+        if self.api_key is not None:
+            headers = [(b"x-api-key", self.api_key.get_secret_value().encode())]
+        elif self.reach is not None and self.url is None:
+            headers = list(self.reach.headers)
+            extensions = self.reach.extensions
+        else:
+            headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
+        document = await document_at(
+            url,
+            headers,
+            extensions=extensions,
+            timeout=self.timeout,
+            transport=self.transport,
+            template=_TEMPLATE,
+        )
+        return state_in(url, document)
+
+
+_TEMPLATE: Final = "/v1/accounts/{account}/rlorTrainerJobs/{job}"
+
+
+def state_in(url: httpx.URL, document: object) -> str | None:
+    """Read the state out of a document.
+
+    Raises:
+        ControlPlaneError: It holds none.
+    """
+    if document is MISSING:
+        return None
+    if isinstance(document, dict) and is_state_name(state := document.get("state")):
+        return str(state)
+    raise ControlPlaneError(
+        f"{place_of(url)} answered, but with no job's state in it. Set "
+        "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere.",
+        200,
+    )

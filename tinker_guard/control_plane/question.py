@@ -1,0 +1,207 @@
+"""One question over HTTP: a GET that never follows a redirect, and what its answer holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from tinker_guard import telemetry
+from tinker_guard.control_plane.protocol import ControlPlaneError
+from tinker_guard.policy.codings import CodingError, decoded
+from tinker_guard.policy.not_found import BODY_LIMIT, is_control_planes_404
+from tinker_guard.policy.pacing import retry_after
+from tinker_guard.transports import runtime
+from tinker_guard.transports.blocking import environment_transport
+from tinker_guard.transports.body_prefix import read_prefix
+from tinker_guard.transports.cleanup import discard, unless_abandoned
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+
+    from pydantic import SecretStr
+
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Missing:
+    """A control plane says that there is no such job."""
+
+
+MISSING: Final = Missing()
+
+
+class HasKey:
+    """A control plane with a key of its own, which no pickle holds. A frozen dataclass."""
+
+    api_key: SecretStr | None
+    is_key_lost: bool
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: all but the key, and whether there was one."""
+        is_key_lost = self.is_key_lost or self.api_key is not None
+        return self.__dict__ | {"api_key": None, "is_key_lost": is_key_lost}
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+
+async def document_at(
+    url: httpx.URL,
+    headers: Headers,
+    *,
+    extensions: Mapping[str, Any],
+    timeout: float,  # noqa: ASYNC109 - of each phase of the exchange
+    transport: httpx.AsyncBaseTransport | None,
+    template: str = "",
+) -> object:
+    """What a control plane answers, as JSON; `MISSING` if it says that there is no such job.
+
+    Args:
+        url: What is asked for.
+        headers: The credentials.
+        extensions: Of the request.
+        timeout: Seconds for each phase of the exchange.
+        transport: What carries it; None obeys the environment.
+        template: The path as it may be recorded, ids replaced; nothing of any other one is.
+
+    Raises:
+        ControlPlaneError: There is no answer that can be used.
+        TimeoutError: A phase took too long.
+    """
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError)),
+        stop=stop_after_attempt(2),
+        wait=wait_fixed(0.05),
+        sleep=runtime.sleep,
+        reraise=True,
+    )
+    try:
+        answer: Answer = await retrying(
+            _fetch, url, headers, extensions, timeout, transport, template
+        )
+    except httpx.TimeoutException:
+        raise TimeoutError from None
+    except httpx.HTTPError as error:
+        raise ControlPlaneError(
+            f"{place_of(url)} could not be reached ({type(error).__name__}). Is it the right "
+            "host? Set TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
+        ) from None
+    return document_in(url, answer)
+
+
+async def _fetch(
+    url: httpx.URL,
+    headers: Headers,
+    extensions: Mapping[str, Any],
+    timeout: float,  # noqa: ASYNC109 - of each phase of the exchange
+    transport: httpx.AsyncBaseTransport | None,
+    template: str,
+) -> Answer:
+    # A client of its own for each lookup: nothing is left open between races, and a lookup
+    # never goes over a connection that is stuck to a stale replica.
+    # Plain http needs no certificate authorities, which take long to load.
+    verify = ssl_context() if url.scheme == "https" and transport is None else False
+    async with httpx.AsyncClient(
+        verify=verify,
+        timeout=timeout,
+        # A redirect would take the key to a place that nobody configured.
+        follow_redirects=False,
+        transport=transport or environment_transport(verify),
+    ) as client:
+        # No coding but those that need no further package.
+        headers = [*headers, (b"accept-encoding", b"gzip, deflate")]
+        request = client.build_request("GET", url, headers=headers, extensions={**extensions})
+        with telemetry.lookup_exchange(request, template) as exchange:
+            response = await client.send(exchange.request, stream=True)
+            exchange.response = response
+        async with unless_abandoned(lambda: discard(response)):
+            body = await read_prefix(response)
+            if body.error is not None:
+                raise body.error
+            return Answer(response.status_code, response.headers, body.content, body.is_decoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A control plane's answer over HTTP."""
+
+    status_code: int
+    headers: httpx.Headers
+    body: bytes
+    is_decoded: bool
+    """Whether the transport has read it, and so undone its Content-Encoding."""
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds for which it asks not to be asked again."""
+        return retry_after(self.headers, now=time.time())
+
+    def document(self) -> object:
+        """The body as JSON; None if it is none."""
+        coding = "" if self.is_decoded else self.headers.get("content-encoding", "")
+        try:
+            return json.loads(decoded(coding, self.body, BODY_LIMIT))
+        except (CodingError, ValueError, RecursionError):
+            return None
+
+
+def document_in(url: httpx.URL, answer: Answer) -> object:
+    """The document that an answer is; `MISSING` if it says that there is no such job.
+
+    Raises:
+        ControlPlaneError: It is none.
+    """
+    place = place_of(url)
+    status_code = answer.status_code
+    if status_code == 200:
+        return answer.document()
+    if status_code == 404:
+        if is_control_planes_404(answer.headers, answer.body, is_decoded=answer.is_decoded):
+            return MISSING
+        problem = (
+            f"{place} answered with a 404 that is not a control plane's. Set "
+            "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
+        )
+    elif status_code in (401, 403):
+        problem = (
+            f"{place} refused the key ({status_code}). Set TINKER_GUARD_CONTROL_PLANE_API_KEY to "
+            "one that may read the job."
+        )
+    elif 300 <= status_code < 400:
+        problem = (
+            f"{place} answered with a redirect ({status_code}), which is not followed because the "
+            "key would go with it. Set TINKER_GUARD_CONTROL_PLANE_URL to the place it points to."
+        )
+    elif status_code == 429:
+        problem = f"{place} is limiting the rate of questions (429)."
+    elif status_code >= 500:
+        problem = f"{place} is out of order ({status_code})."
+    else:
+        problem = f"{place} answered with the status {status_code}."
+    raise ControlPlaneError(problem, status_code, answer.retry_after)
+
+
+def place_of(url: httpx.URL) -> str:
+    """What of a control plane's URL may be shown."""
+    return f"the control plane at {url.scheme}://{url.netloc.decode('ascii')}"
+
+
+@lru_cache(maxsize=1)
+def ssl_context() -> ssl.SSLContext:
+    """What the guard's own clients trust: what the SDK's trust."""
+    # Loading the certificate authorities takes tens of milliseconds; once is enough.
+    context = httpx.create_ssl_context()
+    # The SDK's own transport trusts the system's authorities too, a company's among them.
+    context.load_default_certs()
+    return context

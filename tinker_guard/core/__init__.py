@@ -1,0 +1,1 @@
+"""The way of a guarded request: gate, probes, verdict, resends."""

@@ -1,0 +1,127 @@
+"""What one probe found and how probing ended, as values: a type checker sees a forgotten one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import httpx
+
+from tinker_guard.policy.not_found import BODY_LIMIT
+
+if TYPE_CHECKING:
+    from tinker_guard.policy.judgement import JobAnswer, Judgement
+    from tinker_guard.policy.not_found import Source
+    from tinker_guard.policy.reach import Cookies
+    from tinker_guard.transports.body_prefix import BodyPrefix
+    from tinker_guard.transports.failure import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The trainer itself answered the probe."""
+
+    met_at: float
+    """Time of the event loop's clock."""
+    cookies: Cookies = ()
+    """What the answer set: a balancer's cookies pin a request to the replica that was reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """The probe met a 404 that the trainer did not write."""
+
+    source: Source
+    met_at: float
+    """Time of the event loop's clock."""
+    headers: httpx.Headers
+    body: bytes
+    asked_to_wait: float
+    """Seconds that its Retry-After asks for."""
+
+    @classmethod
+    def of(
+        cls,
+        response: httpx.Response,
+        body: BodyPrefix,
+        source: Source,
+        met_at: float,
+        asked_to_wait: float,
+    ) -> Self:
+        """Keep what may be handed to requests that wait for the probe."""
+        headers, content = response.headers.copy(), body.content
+        # Nothing of the body's framing is kept; and cookies are the prober's own.
+        for name in ("transfer-encoding", "content-length", "set-cookie"):
+            headers.pop(name, None)
+        is_coded = headers.get("content-encoding") is not None
+        if is_coded and (body.is_decoded or not body.is_complete):
+            headers.pop("content-encoding")
+            # A part of a coded body could not be decoded.
+            content = content if body.is_decoded else b""
+        return cls(source, met_at, headers, content[:BODY_LIMIT], asked_to_wait)
+
+    def response(self) -> httpx.Response:
+        """The same 404, for a request that waited for the probe."""
+        stream = httpx.ByteStream(self.body)
+        return httpx.Response(404, headers=self.headers, stream=stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The probe proves nothing: it failed, or something on the way answered it."""
+
+    failure: Failure | None = None
+    """Why the transport raised an error."""
+    status_code: int | None = None
+    """What was answered."""
+
+
+ProbeResult: TypeAlias = Reached | NotFound | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    race: Judgement | None = field(default=None, kw_only=True)
+    """The verdict on the 404s that were met on the way, if they were a race."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routable(_End):
+    """The trainer was reached: the request is sent on the connection that was proved."""
+
+    reached_at: float = float("-inf")
+    """When, by the event loop's clock."""
+    cookies: Cookies = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inconclusive(_End):
+    """Neither probes nor control plane say anything: the request itself shows what there is."""
+
+    failed: Failed | None = None
+    """The last probe, if that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous(_End):
+    """The job runs, but the trainer itself may answer the probe's path with such a 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(_End):
+    """The job is gone or stopped, whatever the 404s were before."""
+
+    judgement: Judgement
+    not_found: NotFound
+    answer: JobAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut(_End):
+    """The time is over, and the last probe met a 404."""
+
+    judgement: Judgement
+    not_found: NotFound
+
+
+ProbingEnd: TypeAlias = Routable | Inconclusive | Ambiguous | Refused | TimedOut

@@ -1,0 +1,254 @@
+"""One request on a route that is not warm, or after a 404, with all that its way needs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from tinker_guard import faults
+from tinker_guard.observability import logs
+from tinker_guard.observability.operation_names import operation_of
+from tinker_guard.policy.judgement import (
+    CONTROL_PLANE_ERROR,
+    JOB_MISSING,
+    JOB_NOT_RUNNING,
+    NO_CONTROL_PLANE,
+    REMEMBERED_FOR,
+    TRAINER_ANSWERED,
+    AskAgain,
+    JobAnswer,
+    Verdict,
+    judge,
+    judge_by_reach,
+)
+from tinker_guard.policy.reach import with_cookies
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+    from tinker_guard.control_plane.shared import SharedControlPlane
+    from tinker_guard.core.routes import Flights, RouteState
+    from tinker_guard.policy.judgement import Judgement, KeepWaiting
+    from tinker_guard.policy.reach import Cookies
+    from tinker_guard.settings import GuardSettings
+    from tinker_guard.telemetry import RequestReport
+    from tinker_guard.transports.renewable import RenewableTransport
+
+
+NEVER_REACHED: Final = JobAnswer(
+    failure=NO_CONTROL_PLANE,
+    detail="no control plane is set for this route, and nothing has ever reached its trainer. Is "
+    "base_url right? TINKER_GUARD_UNREACHED_TIMEOUT waits longer.",
+)
+LOST: Final = JobAnswer(
+    failure=NO_CONTROL_PLANE,
+    detail="no control plane is set for this route, and its trainer, which was reached before, is "
+    "not any more. TINKER_GUARD_CONTROL_PLANE names one to ask.",
+)
+SPARED: Final = JobAnswer(
+    failure=NO_CONTROL_PLANE,
+    detail="another request has waited for the same in vain, less than a minute ago.",
+)
+"""What stands in the place of an answer where there is no control plane."""
+
+
+class GuardedRequest:
+    """What belongs to one request that is seen through a warmup or a recovery.
+
+    Its route is not dropped from the table until this is discarded from `state.guarded`.
+
+    Args:
+        request: The request, as the caller gave it.
+        state: Its route.
+        line: The transport that it is sent over.
+        settings: How to behave.
+        control_plane: Where to ask whether the job runs.
+        report: What happens is noted there.
+        came_cold: Whether it came to a cold route.
+    """
+
+    def __init__(
+        self,
+        request: httpx.Request,
+        state: RouteState,
+        line: RenewableTransport,
+        settings: GuardSettings,
+        control_plane: SharedControlPlane,
+        report: RequestReport,
+        *,
+        came_cold: bool = False,
+    ) -> None:
+        self.request = request
+        self.state = state
+        self.line = line
+        self.settings = settings
+        self.report = report
+        self.clock: Callable[[], float] = runtime.clock()
+        self.arrived_at: float = self.clock()
+        self.flights: Flights = state.flights(control_plane.key_for(request))
+        self.sent_on: httpx.AsyncBaseTransport = line.transport
+        """The transport that the request was sent over last."""
+        self.probed_on: httpx.AsyncBaseTransport = line.transport
+        """The transport that its last probe was sent over."""
+        self.resends: int = 0
+        """How often the request was sent again."""
+        self.answer: JobAnswer | None = None
+        """What the control plane said last."""
+        self.transport_error: BaseException | None = None
+        """What the transport raised as the request was sent."""
+        self.came_cold = came_cold
+        self.is_ambiguous = False
+        """Whether the request was sent once because probes met only unknown 404s."""
+        self.probes = 0
+        """How many probes it has sent."""
+        self.wait: logs.Wait = logs.Wait(
+            operation_of(request.method, request.url.raw_path, state.route).span_name
+        ).within("warmup_timeout", settings.warmup_timeout)
+        """What the log says of its waits."""
+        self.has_control_plane: bool = control_plane.asks_about(state.route)
+        """Whether somebody can be asked about the route."""
+        self._control_plane = control_plane
+        state.guarded.add(self)
+
+    @property
+    def exhausted_with(self) -> Judgement | None:
+        """The verdict with which the budget of a request with the same key ended on this route.
+
+        None once the route has answered again.
+        """
+        judgement, answers, _ = self.flights.exhausted or (None, 0, 0.0)
+        return judgement if answers == self.state.answers else None
+
+    @property
+    def is_spared(self) -> bool:
+        """Whether the request does not wait, because another one did so lately and in vain.
+
+        Where a control plane is asked, each request hears its word for itself.
+        """
+        if self.has_control_plane or self.exhausted_with is None or self.flights.exhausted is None:
+            return False
+        return self.clock() < self.flights.exhausted[2] + REMEMBERED_FOR
+
+    async def send(self, cookies: Cookies = (), *, pause: float | None = None) -> httpx.Response:
+        """Send the request.
+
+        Args:
+            cookies: Those that pin it to the replica which a probe has reached.
+            pause: Seconds since the 404 after which it is sent again; None for the first time.
+        """
+        self.sent_on = self.line.transport
+        try:
+            request = with_cookies(self.request, cookies)
+        except Exception:
+            faults.log_fault("pinning a request")
+            request = self.request
+        try:
+            if pause is None:
+                return await self.report.send(self.sent_on, request)
+            self.resends += 1
+            return await self.report.resend(self.sent_on, request, pause=pause)
+        except BaseException as error:
+            self.transport_error = error
+            raise
+
+    async def look_up(self, not_found_at: float, deadline: float) -> Judgement | KeepWaiting:
+        """Ask the control plane about a 404 until its answer is good for a verdict.
+
+        Where there is none, what has been reached is the evidence.
+
+        Args:
+            not_found_at: When the 404 came.
+            deadline: Until when to wait for an answer.
+
+        Raises:
+            TimeoutError: There is none by then.
+        """
+        if not self.has_control_plane:
+            now = self.clock()
+            has_reached = self.state.has_shown_trainer
+            self.answer = (LOST if has_reached else NEVER_REACHED).timed(now, now)
+            return judge_by_reach(has_reached=has_reached)
+        was_missing = False
+        # As it was when the 404 came: it may have come up, or been found to have stopped, since.
+        up_since = self.state.warm_since
+        if up_since is not None and up_since > not_found_at:
+            up_since = None
+        async with runtime.timeout_at(deadline):
+            while True:
+                self.answer = await self._control_plane.ask(
+                    self.state, self.request, self.line, not_found_at=not_found_at
+                )
+                now = self.clock()
+                warm_for = None if up_since is None else self.answer.asked_at - up_since
+                judged = judge(self.answer, was_missing=was_missing, warm_for=warm_for)
+                if not isinstance(judged, AskAgain):
+                    return judged
+                was_missing, pause = self.answer.is_missing, judged.seconds
+                if not was_missing:
+                    # Somebody else may have heard it some time ago.
+                    pause -= now - self.answer.answered_at
+                if now + pause >= deadline:
+                    # One negative answer is not the truth, and there is no time for a second one.
+                    return CONTROL_PLANE_ERROR
+                await runtime.sleep(pause)
+                # The second word on a missing job comes some time after the first. On another one,
+                # what somebody else asked after this answer was asked for is as good.
+                asked_since = math.nextafter(self.answer.asked_at, math.inf)
+                not_found_at = self.clock() if was_missing else asked_since
+
+    def log_waiting(
+        self, race: Judgement | None, deadline: float, *, obstacle: str | None = None
+    ) -> None:
+        """Log that the request waits, if that is to be told now.
+
+        Args:
+            race: The verdict, if its 404s are known to come from a race.
+            deadline: Until when it may wait.
+            obstacle: What is in the way, if that is no 404.
+        """
+        left = deadline - self.clock()
+        said = obstacle or logs.say_why(self.answer, race, has_control_plane=self.has_control_plane)
+        logs.log_waiting(self.state, self.wait, said, left=left, is_race=race is not None)
+
+    def hand_back(
+        self, response: httpx.Response, judgement: Judgement, *, is_replayable: bool = True
+    ) -> httpx.Response:
+        """Hand a 404 back to the caller: judged, logged, and noted for the route.
+
+        Args:
+            response: The 404.
+            judgement: The verdict on it.
+            is_replayable: Whether the request could have been sent again.
+        """
+        if not self.has_control_plane and judgement.is_race and is_replayable:
+            # It was taken for a race for the whole budget. What was reached before may be gone.
+            judgement = NO_CONTROL_PLANE
+        if self.answer is None and self.is_spared:
+            self.answer = SPARED
+        self.report.judged(judgement)
+        if not is_replayable and judgement.verdict is not Verdict.GENUINE_NOT_FOUND:
+            self.report.cannot_be_resent()
+        if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
+            self.state.stopped()
+        elif judgement is not TRAINER_ANSWERED and is_replayable:
+            self.state.is_warm, self.state.is_exhausted = False, True
+            if not self.is_spared:
+                self.flights.exhausted = judgement, self.state.answers, self.clock()
+        logs.log_handed_back(
+            self.state,
+            judgement,
+            self.answer,
+            self.clock() - self.arrived_at,
+            self.wait,
+            is_replayable=is_replayable,
+        )
+        return response
+
+    def hand_back_unjudged(self) -> None:
+        """Note that a 404 is handed back because of a fault of the guard's own. Never raises."""
+        self.report.judged(CONTROL_PLANE_ERROR)
+        seconds = self.clock() - self.arrived_at
+        logs.log_handed_back(self.state, CONTROL_PLANE_ERROR, None, seconds, self.wait)

@@ -1,0 +1,238 @@
+"""Probes: cheap requests that find out whether a route is known, before real ones are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final, assert_never
+
+import httpx
+
+from tinker_guard import faults, telemetry
+from tinker_guard.core.attempts import attempts
+from tinker_guard.core.findings import (
+    Ambiguous,
+    Failed,
+    Inconclusive,
+    NotFound,
+    Reached,
+    Refused,
+    Routable,
+    TimedOut,
+)
+from tinker_guard.policy.job import may_settle
+from tinker_guard.policy.judgement import JOB_NOT_RUNNING, Judgement, Verdict
+from tinker_guard.policy.not_found import Source, author_of, is_from_trainer
+from tinker_guard.policy.pacing import retry_after
+from tinker_guard.policy.reach import Reach, cookies_set_by
+from tinker_guard.transports import runtime
+from tinker_guard.transports.body_prefix import read_prefix
+from tinker_guard.transports.cleanup import discard, unless_abandoned
+from tinker_guard.transports.failure import failure_of
+
+if TYPE_CHECKING:
+    from tinker_guard.core.findings import ProbeResult, ProbingEnd
+    from tinker_guard.core.guarded_request import GuardedRequest
+    from tinker_guard.policy.judgement import JobAnswer
+    from tinker_guard.transports.body_prefix import BodyPrefix
+
+
+async def probe(guarded: GuardedRequest) -> ProbeResult:
+    """Send one probe over the transport that the request will be sent over."""
+    settings, state = guarded.settings, guarded.state
+    had_shown_trainer = state.is_router_the_trainers(guarded.clock())
+    reach = Reach.of(guarded.request)
+    request = httpx.Request(
+        "GET",
+        state.route.url + settings.warmup_probe_path,
+        # A cache's copy would prove nothing.
+        headers=[*reach.headers, (b"cache-control", b"no-cache, no-store")],
+        extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict(), **reach.extensions},
+    )
+    result: ProbeResult = Failed()
+    guarded.probes += 1
+    try:
+        with telemetry.probe_span(request, state, settings) as report:
+            async with runtime.timeout(settings.probe_timeout):
+                guarded.probed_on = guarded.line.transport
+                response = await report.send(guarded.probed_on)
+                met_at = guarded.clock()
+                async with unless_abandoned(lambda: discard(response)):
+                    body = await read_prefix(response)
+                    result = _result_of(response, body, met_at, had_shown_trainer)
+                    if response.status_code == 404:
+                        is_trainers = isinstance(result, Reached)
+                        report.met_404(response.headers, body, is_trainers=is_trainers)
+            report.result = _WORDS[type(result)]
+    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+        # Refused, broken or too slow.
+        result = Failed(failure_of(error))
+    except asyncio.CancelledError:
+        if runtime.is_cancelled():
+            raise
+    except Exception:
+        faults.log_fault("a probe")
+    if isinstance(result, Reached):
+        state.has_shown_trainer = True
+    return result
+
+
+_WORDS: Final = {Reached: "reached", NotFound: "not_found", Failed: "failed"}
+
+
+def _result_of(
+    response: httpx.Response, body: BodyPrefix, met_at: float, had_shown_trainer: bool
+) -> ProbeResult:
+    headers, content, is_decoded = response.headers, body.content, body.is_decoded
+    if response.status_code == 404:
+        source = author_of(
+            headers, content, had_shown_trainer=had_shown_trainer, is_decoded=is_decoded
+        )
+        if source is not Source.TRAINER:
+            asked_to_wait = retry_after(headers, now=time.time())
+            return NotFound.of(response, body, source, met_at, asked_to_wait)
+    elif not (
+        body.is_complete
+        and is_from_trainer(response.status_code, headers, content, is_decoded=is_decoded)
+    ):
+        return Failed(status_code=response.status_code)
+    return Reached(met_at, cookies_set_by(response))
+
+
+_AMBIGUOUS_ROUNDS: Final = 3
+"""After how many unknown 404s of a running job the request itself is sent; twice as many after that
+has met a 404 too."""
+
+
+async def probe_until_routable(
+    guarded: GuardedRequest,
+    *,
+    successes: int,
+    deadline: float,
+    needs_proof: bool = False,
+    may_send: bool = True,
+    settle: float = 0.0,
+) -> ProbingEnd:
+    """Probe a route until the request should be sent, or more waiting cannot help.
+
+    After each 404 the control plane is asked, and the next probe goes over a new connection.
+
+    Args:
+        guarded: The request that waits.
+        successes: How many probes in a row must reach the trainer.
+        deadline: When the last probe begins, by the event loop's clock.
+        needs_proof: Whether to go on where probes and control plane say nothing, since the request
+            may be sent only if the trainer was reached, or the job is said to run.
+        may_send: Whether there is a request that shows what there is, where unknown 404s of a
+            running job do not. Without one, probing goes on to the deadline.
+        settle: Seconds for which a stopped state that a resume leaves behind is not believed.
+    """
+    rounds = _Rounds(guarded, deadline, settle)
+    end: ProbingEnd = Inconclusive()
+    async for attempt in attempts(
+        guarded.settings,
+        deadline,
+        attempts_before=1,
+        on_wait=lambda: guarded.log_waiting(rounds.race, deadline),
+    ):
+        found = await _probe_in_a_row(guarded, successes, deadline)
+        match found:
+            case Reached():
+                guarded.state.ambiguous_ends = 0
+                return Routable(found.met_at, found.cookies, race=rounds.race)
+            case NotFound():
+                end = await rounds.judge(found)
+            case Failed():
+                end = Inconclusive(found, race=rounds.race)
+            case _:
+                assert_never(found)
+        if isinstance(end, Refused) or (isinstance(end, Ambiguous) and may_send):
+            return end
+        if isinstance(end, Inconclusive) and (rounds.race or not needs_proof):
+            return end
+        asked_to_wait = found.asked_to_wait if isinstance(found, NotFound) else 0.0
+        attempt.retry_state.set_result(asked_to_wait)
+    return end
+
+
+class _Rounds:
+    """What the rounds of one probing have met so far."""
+
+    def __init__(self, guarded: GuardedRequest, deadline: float, settle: float) -> None:
+        self.race: Judgement | None = None
+        """The verdict on the 404s, once the control plane has said that the job runs."""
+        self._guarded = guarded
+        self._deadline = deadline
+        self._settle = settle
+        self._has_asked = False
+        self._ambiguous_rounds = 0
+        self._stopped_at: float | None = None
+        self._last_end: Ambiguous | TimedOut | None = None
+
+    async def judge(self, found: NotFound) -> ProbingEnd:
+        """Ask the control plane about a probe's 404.
+
+        Returns:
+            `TimedOut` where waiting may help; `Inconclusive` where there is no usable answer.
+        """
+        guarded, until = self._guarded, self._deadline
+        if not self._has_asked:
+            # As after a request's own 404: the first lookup always gets its full time.
+            self._has_asked = True
+            until = max(until, found.met_at + guarded.settings.control_plane_timeout)
+        try:
+            judged = await guarded.look_up(found.met_at, until)
+        except TimeoutError:
+            # A verdict that was given in time, with the 404 that it was given on.
+            return self._last_end or Inconclusive()
+        answer = guarded.answer
+        assert answer is not None
+        if not isinstance(judged, Judgement):
+            judged = JOB_NOT_RUNNING
+        elif judged.is_race:
+            self.race = judged
+            self._ambiguous_rounds += found.source is Source.UNKNOWN
+            if self._ambiguous_rounds >= _AMBIGUOUS_ROUNDS * (1 + guarded.is_ambiguous):
+                guarded.is_ambiguous = True
+                self._last_end = Ambiguous(race=judged)
+                return self._last_end
+        elif judged.verdict is Verdict.UNVERIFIED:
+            return Inconclusive(race=self.race)
+        elif not self._may_settle(answer):
+            return Refused(judged, found, answer)
+        self._last_end = TimedOut(judged, found, race=self.race)
+        return self._last_end
+
+    def _may_settle(self, answer: JobAnswer) -> bool:
+        """Whether the job may have been resumed a moment ago, and still show its old state."""
+        now = self._guarded.clock()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        return may_settle(answer.state) and now - self._stopped_at < self._settle
+
+
+async def _probe_in_a_row(guarded: GuardedRequest, successes: int, deadline: float) -> ProbeResult:
+    """Send probes over one connection; `Reached` if the request may be sent on it.
+
+    A connection that meets a 404 is left for a new one, unless it has reached the trainer before:
+    then the gateway picks a replica for each request, and no connection could be proved. What a
+    connection has proved that another request has replaced since says nothing about the new one.
+    """
+    reached: Reached | None = None
+    reached_on: httpx.AsyncBaseTransport | None = None
+    for _ in range(successes):
+        if reached is not None and guarded.clock() >= deadline:
+            # No further probe begins: what is proved by now has to do.
+            break
+        transport = guarded.line.transport
+        found = await probe(guarded)
+        if isinstance(found, Reached):
+            reached, reached_on = found, transport
+            continue
+        if isinstance(found, NotFound):
+            if reached_on is not transport:
+                await guarded.line.replace(transport)
+                return found
+            guarded.state.picks_replica_per_request(guarded.clock())
+        return reached or found
+    assert reached is not None
+    return reached

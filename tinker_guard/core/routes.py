@@ -1,0 +1,296 @@
+"""Trainer routes: how one is read out of a URL, and what a process knows about each.
+
+What is known process-wide (is the route warm?) is plain data; what requests wait for together
+belongs to one event loop, and to requests with the same credentials and control plane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from tinker_guard.core.single_flight import SingleFlight, new_flight
+from tinker_guard.observability.logs import RouteLog
+from tinker_guard.policy.route import RoutePatterns, patterns_of
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    import httpx
+
+    from tinker_guard.core.findings import ProbingEnd
+    from tinker_guard.policy.judgement import JobAnswer, Judgement
+    from tinker_guard.policy.route import Route, RoutePattern
+
+
+_Owner: TypeAlias = asyncio.AbstractEventLoop | runtime.Threads
+_Key: TypeAlias = tuple[str, str, str, int | None, str]
+_Place: TypeAlias = tuple[RoutePatterns, str, str, int | None, str]
+
+
+_KEYS: Final = 8
+"""Different credentials or control planes whose flights are kept for one route and event loop."""
+
+
+class Flights:
+    """What the requests of one event loop with the same credentials find out together."""
+
+    __slots__ = ("exhausted", "lookup", "probing", "warmup")
+
+    def __init__(self) -> None:
+        self.exhausted: tuple[Judgement, int, float] | None = None
+        """The verdict with which a request's whole budget ended, `RouteState.answers` then, and
+        when that was."""
+        self.warmup: SingleFlight[ProbingEnd] = new_flight()
+        """Whether a cold route's gate may open."""
+        self.probing: SingleFlight[ProbingEnd] = new_flight()
+        """When a route that was lost answers again."""
+        self.lookup: SingleFlight[JobAnswer] = new_flight()
+        """What the control plane says."""
+
+    @property
+    def are_under_way(self) -> bool:
+        """Whether a request leads or waits in one of them."""
+        return self.warmup.is_under_way or self.probing.is_under_way or self.lookup.is_under_way
+
+
+_DOUBTED_FOR: Final = 10.0
+"""Seconds for which another application may go on answering in the trainer's place."""
+
+
+class RouteState:
+    """What this process knows about one route.
+
+    A route is *cold* until its trainer has answered, then *warm*. It is *exhausted* from the end of
+    a request's whole budget until it answers again.
+    """
+
+    __slots__ = (
+        "_balanced_until",
+        "_flights",
+        "_lock",
+        "_router_doubted_until",
+        "ambiguous_ends",
+        "answers",
+        "guarded",
+        "has_shown_trainer",
+        "is_exhausted",
+        "is_warm",
+        "last_used",
+        "log",
+        "route",
+        "warm_since",
+    )
+
+    def __init__(self, route: Route) -> None:
+        self.route: Route = route
+        self.is_warm: bool = False
+        """Whether requests are sent at once, and looked at only if they are answered with 404."""
+        self.warm_since: float | None = None
+        """Loop time at which the route came up; None if it never has, or the job stopped since."""
+        self.has_shown_trainer: bool = False
+        """Whether an answer on this route has ever been recognised as the trainer's."""
+        self.is_exhausted: bool = False
+        """Whether a request's whole budget has ended since the route answered last."""
+        self.answers: int = 0
+        """How often the route has come up."""
+        self.ambiguous_ends: int = 0
+        """How often in a row a request got through after probes had met only unknown 404s."""
+        self.log: RouteLog = RouteLog()
+        """What was logged of this route."""
+        self._balanced_until = self._router_doubted_until = float("-inf")
+        self.last_used: int = 0
+        """Position in the order of use of all routes."""
+        self.guarded: set[object] = set()
+        """The guarded requests under way: a route with one is not dropped."""
+        self._flights: WeakKeyDictionary[_Owner, dict[Hashable, Flights]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the first requests of this route have to wait for a warmup."""
+        return not (self.is_warm or self.is_exhausted)
+
+    @property
+    def is_probe_path_unsupported(self) -> bool:
+        """Whether probes say nothing about this route: its trainer does not know their path."""
+        return self.ambiguous_ends >= _AMBIGUOUS_LIMIT
+
+    def answered(self, now: float) -> None:
+        """Note that the trainer has answered."""
+        if not self.is_warm:
+            if self.warm_since is None:
+                self.warm_since = now
+            self.answers += 1
+            self.has_shown_trainer = self.is_warm = True
+            self.is_exhausted = False
+
+    def stopped(self) -> None:
+        """Note that the job is gone or stopped: one that is resumed is warmed anew."""
+        self.is_warm = self.is_exhausted = self.has_shown_trainer = False
+        self.warm_since = None
+
+    def meets_another_router(self, now: float) -> None:
+        """Note that another application has answered what the trainer's router knows."""
+        self._router_doubted_until = now + _DOUBTED_FOR
+
+    def is_router_the_trainers(self, now: float) -> bool:
+        """Whether what any router says of an unknown path is the trainer's word here."""
+        return self.has_shown_trainer and now >= self._router_doubted_until
+
+    def picks_replica_per_request(self, now: float) -> None:
+        """Note that of two requests on one connection, one was routed and one was not."""
+        self._balanced_until = now + _BALANCED_FOR
+
+    def is_balanced_per_request(self, now: float) -> bool:
+        """Whether the gateway was lately seen to pick a replica for each request."""
+        return now < self._balanced_until
+
+    def flights(self, key: Hashable) -> Flights:
+        """What is found out together on the running event loop, or by all threads of sync clients.
+
+        Args:
+            key: The credentials and the control plane, as `SharedControlPlane.key_for` gives it.
+        """
+        # A loop's flights are used by its own thread alone.
+        with self._lock if runtime.is_blocking() else nullcontext():
+            by_key = self._flights_of(runtime.owner())
+            # Taken out and put in again: the order of the dictionary is that of use.
+            flights = by_key.pop(key, None) or Flights()
+            by_key[key] = flights
+            if len(by_key) > _KEYS:
+                idle = [other for other, known in by_key.items() if not known.are_under_way]
+                for other in idle[: len(by_key) - _KEYS]:
+                    if other != key:
+                        del by_key[other]
+            return flights
+
+    def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
+        by_key = self._flights.get(owner)
+        if by_key is None:
+            # A future that is waited for refers to its loop, which the weak keys cannot undo.
+            # Another thread may add its own meanwhile, hence a list of them first.
+            for reference in self._flights.keyrefs():
+                known = reference()
+                if known is not None and known.is_closed():
+                    self._flights.pop(known, None)
+            by_key = self._flights[owner] = {}
+        return by_key
+
+
+_AMBIGUOUS_LIMIT: Final = 3
+
+
+_BALANCED_FOR: Final = 30.0
+"""Seconds for which it is remembered that a gateway picks a replica for each request."""
+
+
+_RECENT: Final = 256
+"""URLs that are remembered: those of a run's operations, and some with ids in them."""
+
+
+_DEFAULT: Final = patterns_of()
+
+
+class RouteTable:
+    """The routes that a process has met; beyond `limit`, the least recently used are dropped.
+
+    One that a guarded request is under way on is never dropped. Safe among threads.
+    """
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._limit = limit
+        self._states: dict[_Key, RouteState] = {}
+        # A short cut, by the patterns and all of a URL but its query. Emptied by putting another
+        # one in its place, so that a thread which looks something up needs no lock.
+        self._recent: dict[_Place, RouteState] = {}
+        self._next_use = itertools.count().__next__
+        self._last: RouteState | None = None
+        """The route that was used last, which need not be noted again."""
+        self._lock = threading.Lock()
+
+    def find(self, url: httpx.URL, patterns: RoutePatterns = _DEFAULT) -> RouteState | None:
+        """The state of the trainer route that `url` lies on; None if it lies on none.
+
+        Args:
+            url: The URL.
+            patterns: What routes look like. Those of equal patterns share their state.
+        """
+        # httpx's public properties make bytes of each part, which is most of a look-up's cost.
+        scheme, _, host, port, path, _, _ = url._uri_reference
+        place = (patterns, scheme, host, port, path)
+        # Taken before the look-up: where a route is dropped meanwhile, this one is replaced, and
+        # what is put in below is never looked at.
+        recent = self._recent
+        state = recent.get(place)
+        if state is not None:
+            if state is not self._last:
+                self._note_use(state)
+            return state
+        state = self._find(*place)
+        if state is not None:
+            if len(recent) >= _RECENT:
+                recent = self._recent = {}
+            recent[place] = state
+        return state
+
+    def _find(
+        self, patterns: RoutePatterns, scheme: str, host: str, port: int | None, path: str
+    ) -> RouteState | None:
+        found = patterns.find(scheme, host, port, path)
+        if found is None:
+            return None
+        pattern, base = found
+        key = (pattern.text, scheme, host, port, base)
+        state = self._states.get(key) or self._add(key, pattern)
+        self._note_use(state)
+        return state
+
+    def _note_use(self, state: RouteState) -> None:
+        # Threads may do this at the same time: the order is off by one use then, until the next.
+        state.last_used = self._next_use()
+        self._last = state
+
+    def clear(self) -> None:
+        """Forget every route."""
+        self._states, self._recent, self._last = {}, {}, None
+        # After a fork, a thread that held the lock does not exist in the child.
+        self._lock = threading.Lock()
+
+    def _add(self, key: _Key, pattern: RoutePattern) -> RouteState:
+        with self._lock:
+            # Another thread may have met the same route meanwhile.
+            state = self._states.get(key)
+            if state is None:
+                self._make_room()
+                state = RouteState(pattern.route(*key[1:]))
+                # Before another thread can see it: it would be the first one to be dropped.
+                state.last_used = self._next_use()
+                self._states[key] = state
+        return state
+
+    def _make_room(self) -> None:
+        excess = len(self._states) + 1 - self._limit
+        if excess <= 0:
+            return
+        idle = [key for key, state in self._states.items() if not state.guarded]
+        idle.sort(key=lambda key: self._states[key].last_used)
+        for key in idle[:excess]:
+            del self._states[key]
+        self._recent = {}
+
+
+ROUTES: Final = RouteTable()
+"""The routes of this process; one warmup serves every transport."""
+
+
+# A child has other connections and no tasks of its parent: what a parent's task led at the fork
+# would never end there.
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    os.register_at_fork(after_in_child=ROUTES.clear)

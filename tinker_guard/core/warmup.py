@@ -1,0 +1,66 @@
+"""The gate in front of a cold route: its first requests wait until a probe reaches the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tinker_guard import telemetry
+from tinker_guard.core.findings import Inconclusive, Routable, TimedOut
+from tinker_guard.core.probing import probe_until_routable
+from tinker_guard.observability import logs
+
+if TYPE_CHECKING:
+    from tinker_guard.core.findings import ProbingEnd
+    from tinker_guard.core.guarded_request import GuardedRequest
+
+
+async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
+    """Wait until the request may be sent, or has to be refused.
+
+    One request leads and probes the connection that it will be sent on; the others with the same
+    key wait for what it finds. A leader that is cancelled hands over to the next.
+    """
+    state, settings, report = guarded.state, guarded.settings, guarded.report
+    has_gate = settings.warmup_successes > 0 and not state.is_probe_path_unsupported
+    if not (state.is_cold and has_gate):
+        return Inconclusive()
+
+    async def compute() -> ProbingEnd:
+        # Another event loop may have opened the gate while this request waited for its turn.
+        return Routable() if state.is_warm else await _warm_up(guarded)
+
+    report.promote()
+    try:
+        while True:
+            end = await guarded.flights.warmup.run(compute)
+            is_over = guarded.clock() >= guarded.arrived_at + settings.warmup_timeout
+            # The leader's time may be over before that of a request which came later.
+            if is_over or not isinstance(end, TimedOut):
+                break
+    finally:
+        report.waited(guarded.clock() - guarded.arrived_at)
+    if isinstance(end, Routable):
+        state.answered(guarded.clock())
+    if end.race is not None:
+        report.met_race_at_gate()
+        # A 404 that is handed back is judged there.
+        note = report.raced if isinstance(end, TimedOut) else report.judged
+        note(end.race)
+    return end
+
+
+async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:
+    state, settings = guarded.state, guarded.settings
+    started_at = guarded.clock()
+    with telemetry.warmup_span(state, settings) as span:
+        end = await probe_until_routable(
+            guarded,
+            successes=settings.warmup_successes,
+            # Counted from when this request came: it may have waited for other leaders before.
+            deadline=guarded.arrived_at + settings.warmup_timeout,
+        )
+        seconds = guarded.clock() - started_at
+        telemetry.note_warmup(span, state, settings, end, guarded.probes, seconds)
+        if isinstance(end, Routable):
+            logs.log_warm(state, seconds, guarded.probes)
+    return end

@@ -1,0 +1,225 @@
+"""Exports spans and metrics from programs that have not set up OpenTelemetry themselves.
+
+The setting `export`, its variable `TINKER_GUARD_EXPORT` and `start_export()` lead here. They need
+the extra `otlp`; without it, or if anything else fails, one log line says so, and the program goes
+on.
+
+A thread of OpenTelemetry's SDK sends spans in batches, so that no request waits for it. When a
+backend is down, spans are dropped. At the end of the process, sending the rest takes `EXIT_TIMEOUT`
+seconds at the most.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from opentelemetry import metrics, trace
+
+from tinker_guard.export.console import console_exporters
+from tinker_guard.export.exporters import Exporters, LogFirstFailure
+from tinker_guard.export.jsonl import jsonl_exporters
+from tinker_guard.export.otlp import otlp_exporters
+from tinker_guard.faults import log_fault, logger
+from tinker_guard.observability.providers import refresh
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+
+EXIT_TIMEOUT: Final = 3.0
+"""Seconds by which sending the rest may delay the end of the process."""
+
+
+_EXTRA: Final = "pip install 'tinker-guard[otlp]'"
+
+
+_lock = threading.Lock()
+
+
+_exported_to: str | None = None
+
+
+def start_export(destination: str) -> bool:
+    """Export spans and metrics, if the program has not set up OpenTelemetry itself.
+
+    The first destination of a process counts; another one is refused. Never raises: errors are
+    logged.
+
+    Args:
+        destination: `console` writes to stderr a tree for each request that met a 404, a wait or
+            an error, and the guard's metrics at the end. `otlp` sends spans and metrics over
+            OTLP/HTTP to where the `OTEL_EXPORTER_OTLP_*` variables say, by default
+            `http://localhost:4318`. `jsonl:PATH` appends spans to a file in the OTLP JSON file
+            format, and metrics to another one beside it, `.metrics` before its suffix.
+
+    Returns:
+        Whether this process exports to that destination now.
+    """
+    global _exported_to
+    with _lock:
+        if _exported_to is not None:
+            if _exported_to != destination:
+                logger.warning(
+                    "export=%s comes too late: this process exports to %s already.",
+                    destination,
+                    _exported_to,
+                )
+            return _exported_to == destination
+        try:
+            if _start(destination):
+                _exported_to = destination
+        except ImportError as error:
+            logger.warning(
+                "TINKER_GUARD_EXPORT=%s needs %s, which is not installed; nothing is exported. "
+                "Run: %s",
+                destination,
+                error.name,
+                _EXTRA,
+            )
+        except OSError as error:
+            logger.warning(
+                "TINKER_GUARD_EXPORT=%s: the file cannot be written (%s); nothing is exported.",
+                destination,
+                error.strerror,
+            )
+        except Exception:
+            log_fault("setting up the export")
+        return _exported_to is not None
+
+
+def _start(destination: str) -> bool:
+    seen = refresh()
+    if seen.spans and seen.metrics:
+        logger.info(
+            "TINKER_GUARD_EXPORT=%s is not needed: this program has set up OpenTelemetry, which "
+            "gets the guard's spans and metrics.",
+            destination,
+        )
+        return False
+    exporters = _exporters(destination)
+    resource = _resource()
+    started: list[TracerProvider | MeterProvider] = []
+    if not seen.spans and _is_wanted("TRACES"):
+        started.append(_trace_to(exporters, resource))
+    if not seen.metrics and _is_wanted("METRICS"):
+        started.append(_measure_to(exporters, resource))
+    refresh()
+    _AtExit(started)
+    return True
+
+
+def _is_wanted(kind: str) -> bool:
+    """Whether OpenTelemetry's own variable leaves this signal on: some backends take traces."""
+    return os.environ.get(f"OTEL_{kind}_EXPORTER", "").strip().lower() != "none"
+
+
+def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    delay = exporters.span_delay
+    # By itself, the SDK would wait half a minute at exit for a backend that is down.
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(
+        BatchSpanProcessor(
+            exporters.spans, schedule_delay_millis=None if delay is None else delay * 1000
+        )
+    )
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def _measure_to(exporters: Exporters, resource: Resource) -> MeterProvider:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    interval = exporters.metric_interval
+    reader = PeriodicExportingMetricReader(
+        exporters.metrics, export_interval_millis=None if interval is None else interval * 1000
+    )
+    provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)
+    return provider
+
+
+def _resource() -> Resource:
+    from opentelemetry.sdk.resources import (
+        PROCESS_PID,
+        SERVICE_INSTANCE_ID,
+        SERVICE_NAME,
+        Resource,
+    )
+
+    resource = Resource.create()
+    own: dict[str, str | int] = {}
+    if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        own[SERVICE_NAME] = "tinker-guard"
+    # Processes that share a file, or a backend, are told apart by these.
+    if not resource.attributes.get(SERVICE_INSTANCE_ID):
+        own[SERVICE_INSTANCE_ID] = str(UUID(bytes=os.urandom(16), version=4))
+    if PROCESS_PID not in resource.attributes:
+        own[PROCESS_PID] = os.getpid()
+    return resource.merge(Resource(own))
+
+
+class _AtExit:
+    """Sends the rest when the process ends, within a bounded time.
+
+    A thread that was started at the beginning does this: at exit, no thread can be started.
+    """
+
+    def __init__(self, providers: Sequence[TracerProvider | MeterProvider]) -> None:
+        self._providers = providers
+        self._wait()
+        atexit.register(self._flush)
+        if hasattr(os, "register_at_fork"):
+            # A forked child has none of its parent's threads.
+            os.register_at_fork(after_in_child=self._wait)
+
+    def _wait(self) -> None:
+        self._is_wanted, self._is_done = threading.Event(), threading.Event()
+        threading.Thread(target=self._shut_down, name="tinker-guard-export", daemon=True).start()
+
+    def _flush(self) -> None:
+        self._is_wanted.set()
+        if not self._is_done.wait(EXIT_TIMEOUT) and not LogFirstFailure.has_logged:
+            logger.warning(
+                "the backend did not take the last spans and metrics within %g s; the end of this "
+                "run is missing there.",
+                EXIT_TIMEOUT,
+            )
+
+    def _shut_down(self) -> None:
+        self._is_wanted.wait()
+        for provider in self._providers:
+            try:
+                provider.shutdown()
+            except Exception:
+                log_fault("the end of the export")
+        self._is_done.set()
+
+
+def _exporters(destination: str) -> Exporters:
+    """Build the exporters of a destination; the settings have checked it.
+
+    Raises:
+        ImportError: The extra is not installed.
+        OSError: The file cannot be written.
+    """
+    if destination == "console":
+        return console_exporters()
+    if destination == "otlp":
+        return otlp_exporters()
+    kind, _, path = destination.partition(":")
+    if kind != "jsonl" or not path:
+        raise ValueError("must be console, otlp or jsonl:PATH")
+    return jsonl_exporters(Path(path))

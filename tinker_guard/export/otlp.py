@@ -1,0 +1,17 @@
+"""Export over OTLP/HTTP."""
+
+from __future__ import annotations
+
+from tinker_guard.export.exporters import Exporters, log_failures_once
+
+
+def otlp_exporters() -> Exporters:
+    """Exporters to where the `OTEL_EXPORTER_OTLP_*` variables say."""
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    log_failures_once(
+        "spans and metrics do not reach the backend; training goes on, and what is not taken is "
+        "lost. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says (default: http://localhost:4318)?"
+    )
+    return Exporters(OTLPSpanExporter(), OTLPMetricExporter())

@@ -1,0 +1,71 @@
+"""What happens to a fault of the guard's own: it is logged once, and the request goes on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from functools import wraps
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger: Final = logging.getLogger("tinker_guard")
+"""All that the guard logs."""
+
+
+def _name_itself(record: logging.LogRecord) -> bool:
+    """Put the guard's name before a line that is shown without its logger's name.
+
+    That is so where a program has not set up logging. A filter that lets everything pass.
+    """
+    if not logger.hasHandlers():
+        record.msg = f"tinker_guard: {record.msg}"
+    return True
+
+
+logger.addFilter(_name_itself)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+already_logged: set[str] = set()
+
+
+def log_fault(where: str) -> None:
+    """Log a fault of the guard's own, once per place; the request goes on without it."""
+    _log_once(
+        where,
+        "a fault of its own in %s; requests go on without it. Please report it.",
+    )
+
+
+def log_unclosed(what: str) -> None:
+    """Log once for each kind of thing that one did not close. The request goes on."""
+    _log_once(f"closing {what}", "%s failed or took too long; it is left to itself.")
+
+
+def _log_once(where: str, message: str) -> None:
+    if where not in already_logged:
+        already_logged.add(where)
+        if (error := sys.exception()) is not None:
+            # What went wrong before it is somebody else's, whose text may hold a header or a URL.
+            error.__suppress_context__ = True
+        # A handler of the program's own may raise, whatever it is given.
+        with suppress(Exception):
+            logger.warning(message, where, exc_info=True)
+
+
+def fail_open(function: Callable[_P, _T]) -> Callable[_P, _T | None]:
+    """Make a function of telemetry one that never raises: a fault is logged, and None returned."""
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            log_fault(f"telemetry ({function.__name__})")
+            return None
+
+    return call

@@ -1,0 +1,348 @@
+"""The world behind a route, without I/O: calls and times in, replies out.
+
+Replicas that may lack the route, the control plane beside them, and the trainer behind them.
+`in_process` lets an event loop drive it, below httpx or below a server.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from http.cookies import SimpleCookie
+from itertools import count
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from .faults import FAULTS, Fault
+from .trainer import Trainer
+from .wire import Call, Reply, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Hashable
+
+__all__ = ["Exchange", "World"]
+
+Author: TypeAlias = Literal["gateway", "trainer", "control_plane"]
+
+STOPPED_STATES = frozenset(
+    f"JOB_STATE_{state}"
+    for state in (
+        "FAILED",
+        "CANCELLED",
+        "CANCELLING",
+        "COMPLETED",
+        "EARLY_STOPPED",
+        "DELETING",
+        "DELETED",
+        "ARCHIVED",
+        "PAUSED",
+    )
+)
+"""States in which no replica routes a job."""
+
+NOT_FOUND = {
+    "gateway": Reply.json(
+        {
+            "error": {
+                "message": "Trainer job not found or not running",
+                "param": "jobId",
+                "code": "NOT_FOUND",
+            }
+        },
+        404,
+    ),
+    "plain": Reply(404, b"404 page not found\n", "text/plain; charset=utf-8"),
+    "html": Reply(
+        404, b"<html><body><h1>404 Not Found</h1></body></html>\n", "text/html; charset=utf-8"
+    ),
+    "empty": Reply(404, b"", "text/plain; charset=utf-8"),
+}
+
+AFFINITY_COOKIE = "gateway-replica"
+"""Name of the cookie that pins a client to a replica; its value is the replica's index."""
+
+_ROUTE: Final = re.compile(r"/training/v1/rlorTrainerJobs/([^/]+)/([^/]+)(/.*)")
+_JOB: Final = re.compile(r"/v1/accounts/([^/]+)/rlorTrainerJobs/([^/]+)")
+_LOGIN: Final = Reply(200, b"<html><body>Please sign in.</body></html>", "text/html; charset=utf-8")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its answer. Holds no header, key or body.
+
+    Args:
+        method: HTTP method.
+        path: Path below the route, or the whole path of a control-plane question.
+        status: Status of the answer; 0 if the connection was dropped.
+        replica: Index of the replica that answered; None for the control plane.
+        connection: Number of the TCP connection, from 0 in order of first use.
+        seq_id: The request's place in its model's sequence, or None.
+        idempotency_key: The request's `X-Idempotency-Key`, or None.
+        body_sha256: Digest of the request's body as sent.
+        body_size: Its length in bytes.
+        at: Arrival, in seconds after the world's first call.
+        answered_by: Who answered.
+    """
+
+    method: str
+    path: str
+    status: int
+    replica: int | None
+    connection: int
+    seq_id: int | None
+    idempotency_key: str | None
+    body_sha256: str
+    body_size: int
+    at: float
+    answered_by: Author
+
+
+@dataclass
+class _Connection:
+    """A TCP connection, and the replica that its last request for the trainer went to."""
+
+    number: int
+    replica: int | None = None
+
+
+@dataclass
+class _Outage:
+    replicas: tuple[int, ...] | None
+    until: float
+
+    def hits(self, replica: int) -> bool:
+        return self.replicas is None or replica in self.replicas
+
+
+@dataclass
+class World:
+    """Gateway replicas and a control plane in front of one trainer.
+
+    Args:
+        fault: What goes wrong. Default nothing.
+        account: Account of the one job. Default `demo`.
+        job: Name of the one job; None takes every job for this one. Default `job-1`.
+        api_key: Key that the control plane asks for. The trainer route takes any.
+        hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
+        sample_seconds: How long samples take. Default 0.05 s.
+        keeps_log: Whether exchanges are kept. Default true.
+    """
+
+    fault: Fault = FAULTS["none"]
+    account: str = "demo"
+    job: str | None = "job-1"
+    api_key: str = "tml-local-gateway-key"
+    hold_seconds: float = 2.0
+    sample_seconds: float = 0.05
+    keeps_log: bool = True
+
+    trainer: Trainer = field(init=False)
+    connections: dict[Hashable, _Connection] = field(init=False, default_factory=dict)
+    arrivals: Counter[str] = field(init=False, default_factory=Counter)
+    """How often each operation came."""
+    questions: int = field(init=False, default=0)
+    """How often the control plane was asked."""
+
+    def __post_init__(self) -> None:
+        """Start with nothing counted."""
+        self.trainer = Trainer(
+            lacks=self.fault.trainer_lacks,
+            use_pyqwest=self.fault.transport == "pyqwest",
+            protobuf=self.fault.protobuf,
+            compress=self.fault.compress,
+            hold_seconds=self.hold_seconds,
+            session_poller=self.fault.session_poller,
+            sample_seconds=self.sample_seconds,
+        )
+        self._began_at: float | None = None
+        self._log: dict[int, Exchange] = {}
+        self._exchange_numbers = count()
+        self._connection_numbers = count()
+        self._replica_numbers = count()
+        self._random = random.Random(self.fault.seed)
+        self._outages: list[_Outage] = []
+        self._is_stopped = False
+        self.is_closing: bool = False
+
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """Every finished exchange, in the order in which the calls came."""
+        # A copy in one step, because a server's thread may add to it meanwhile.
+        return [exchange for _, exchange in sorted(self._log.copy().items())]
+
+    def close(self) -> None:
+        """Let nothing be waited for from now on."""
+        self.is_closing = self.trainer.is_closing = True
+
+    def lose_route(
+        self, at: float, seconds: float, replicas: tuple[int, ...] | None = None
+    ) -> _Outage:
+        """Let replicas lose the route from a time on.
+
+        Args:
+            at: The time, as in `answer`; not before that of the latest call.
+            seconds: For how long.
+            replicas: Which of them. Default all.
+        """
+        outage = _Outage(replicas, at + seconds)
+        # What is over is over, however long the world lasts.
+        self._outages = [one for one in self._outages if one.until > at] + [outage]
+        return outage
+
+    def answer(self, call: Call, at: float) -> Steps:
+        """Answer a call that came at this time, in seconds since whenever."""
+        if self._began_at is None:
+            self._began_at = at
+        number = next(self._exchange_numbers)
+        if (route := _ROUTE.fullmatch(call.path)) is not None:
+            replica, answered_by, reply = yield from self._answer_route(call, route, at)
+            path, seq_id = route[3], call.seq_id
+        elif (job := _JOB.fullmatch(call.path)) is not None:
+            self.questions += 1
+            reply = yield from self._answer_question(call, job, at)
+            path, replica, seq_id, answered_by = call.path, None, None, "control_plane"
+        else:
+            return self._answer_nothing(call)
+        if self.keeps_log:
+            self._log[number] = Exchange(
+                method=call.method,
+                path=path,
+                status=reply.status,
+                replica=replica,
+                connection=self._connection(call).number,
+                seq_id=seq_id,
+                idempotency_key=call.idempotency_key,
+                body_sha256=call.body_sha256,
+                body_size=len(call.body),
+                at=at - self._began_at,
+                answered_by=answered_by,
+            )
+        return reply
+
+    def _answer_nothing(self, call: Call) -> Reply:
+        if call.path == "/login":
+            return _LOGIN
+        self.trainer.unexpected.append(f"{call.method} {call.path}: no such path")
+        return Reply.json({"error": {"message": "No such path", "code": "NOT_FOUND"}}, 404)
+
+    # -- the route ---------------------------------------------------------------------------
+
+    def _answer_route(
+        self, call: Call, route: re.Match[str], at: float
+    ) -> Generator[float, float, tuple[int, Author, Reply]]:
+        operation = call.operation
+        connection = self._connection(call)
+        pinned = self._pinned_replica(call, connection)
+        replica = connection.replica = self._next_replica() if pinned is None else pinned
+        self.arrivals[operation] += 1
+        arrival = operation, self.arrivals[operation]
+        is_routed = self._is_routed(arrival, replica, at) and self._is_our_job(route)
+        answered_by: Author = "gateway"
+        reply = NOT_FOUND[self.fault.body]
+        if is_routed:
+            from_trainer = yield from self.trainer.answer(call, at)
+            if all(
+                (lost.operation, lost.occurrence) != arrival for lost in self.fault.lost_replies
+            ):
+                reply, answered_by = from_trainer, "trainer"
+        if self.fault.affinity == "cookie" and pinned is None:
+            cookie = ("set-cookie", f"{AFFINITY_COOKIE}={replica}; Path=/")
+            reply = replace(reply, headers=(*reply.headers, cookie))
+        return replica, answered_by, reply
+
+    def _is_routed(self, arrival: tuple[str, int], replica: int, at: float) -> bool:
+        """Let this arrival set off what it sets off, then look the route up."""
+        stop = self.fault.stop
+        if stop is not None and (stop.operation, stop.occurrence) == arrival:
+            self._is_stopped = True
+        started = [
+            self.lose_route(at, race.seconds, race.replicas)
+            for race in self.fault.races
+            if (race.operation, race.occurrence) == arrival
+        ]
+        # One that takes no time is met by the one call that started it.
+        if any(outage.hits(replica) for outage in started) or any(
+            at < outage.until and outage.hits(replica) for outage in self._outages
+        ):
+            return False
+        if self._job_state(at) in (None, *STOPPED_STATES):
+            return False
+        known_after = self.fault.route_known_after
+        known_at = known_after[replica] if replica < len(known_after) else 0.0
+        return known_at is not None and self._elapsed(at) >= known_at
+
+    # -- the control plane -------------------------------------------------------------------
+
+    def _answer_question(self, call: Call, job: re.Match[str], at: float) -> Steps:
+        mode = self.fault.control_plane
+        if mode == "slow":
+            until = at + self.fault.control_plane_delay
+            now = at
+            while now < until and not self.is_closing:
+                now = yield until
+        elif mode == "down":
+            return Reply.json({"error": {"message": "Internal error", "code": "INTERNAL"}}, 500)
+        elif mode == "dropped":
+            return Reply(0)
+        elif mode == "redirect":
+            return Reply(302, headers=(("location", "/login"),))
+        if mode == "unauthorized" or not self._is_authorized(call):
+            return Reply.json(
+                {"error": {"message": "Unauthorized", "code": "UNAUTHENTICATED"}}, 401
+            )
+        state = self._job_state(at)
+        if state is None or not self._is_our_job(job):
+            return Reply.json({"error": {"message": "Job not found", "code": "NOT_FOUND"}}, 404)
+        if mode == "not_json":
+            return Reply(200, b"JOB_STATE_RUNNING", "text/plain; charset=utf-8")
+        known = {
+            "name": f"accounts/{job[1]}/rlorTrainerJobs/{job[2]}",
+            "displayName": "tinker-guard demo",
+            "state": state,
+        }
+        if mode == "no_state":
+            del known["state"]
+        return Reply.json(known)
+
+    def _is_authorized(self, call: Call) -> bool:
+        bearer = call.headers.get("authorization", "").removeprefix("Bearer ")
+        given = call.headers.get("x-api-key") or bearer
+        return secrets.compare_digest(given.encode(), self.api_key.encode())
+
+    def _job_state(self, at: float) -> str | None:
+        if self._is_stopped and self.fault.stop is not None:
+            return self.fault.stop.state
+        state: str | None = "JOB_STATE_RUNNING"
+        for since, then in sorted(self.fault.job_states, key=lambda entry: entry[0]):
+            if self._elapsed(at) >= since:
+                state = then
+        return state
+
+    # -- common ------------------------------------------------------------------------------
+
+    def _is_our_job(self, named: re.Match[str]) -> bool:
+        return named[1] == self.account and self.job in (None, named[2])
+
+    def _elapsed(self, at: float) -> float:
+        return at - (at if self._began_at is None else self._began_at)
+
+    def _connection(self, call: Call) -> _Connection:
+        if call.connection not in self.connections:
+            self.connections[call.connection] = _Connection(next(self._connection_numbers))
+        return self.connections[call.connection]
+
+    def _pinned_replica(self, call: Call, connection: _Connection) -> int | None:
+        if self.fault.affinity == "connection":
+            return connection.replica
+        if self.fault.affinity == "cookie":
+            morsel = SimpleCookie(call.headers.get("cookie", "")).get(AFFINITY_COOKIE)
+            if morsel is not None and morsel.value in map(str, range(self.fault.replicas)):
+                return int(morsel.value)
+        return None
+
+    def _next_replica(self) -> int:
+        if self.fault.assignment == "random":
+            return self._random.randrange(self.fault.replicas)
+        return next(self._replica_numbers) % self.fault.replicas

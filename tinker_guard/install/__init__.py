@@ -1,0 +1,1 @@
+"""How the guard gets into SDKs, processes and programs, and out again."""

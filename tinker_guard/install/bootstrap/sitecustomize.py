@@ -1,0 +1,67 @@
+"""Runs at the start of every Python process that has this directory in its PYTHONPATH.
+
+`tinker_guard.install.child_env` puts it there. This file must not fail in any process: one may
+belong to another environment, without tinker_guard or with an old Python. Hence no annotations.
+"""
+
+import os
+import sys
+
+
+def _arm():
+    if sys.version_info < (3, 11):
+        return
+    try:
+        from tinker_guard.auto import install_when_needed
+    except Exception:
+        from importlib.util import find_spec
+
+        problem = (
+            "tinker_guard: " + sys.executable + " has tinker, but not tinker_guard: it runs "
+            "unguarded. Install tinker-guard there too."
+        )
+        if _is_strict():
+            sys.meta_path.insert(0, _Refuse(problem))
+        elif find_spec("tinker") is not None:
+            sys.stderr.write(problem + "\n")
+        return
+    install_when_needed()
+
+
+def _is_strict():
+    """The same as `tinker_guard.install.child_env.is_strict`."""
+    is_set = os.environ.get("TINKER_GUARD_STRICT", "").lower()
+    is_inherited = '"strict": true' in os.environ.get("TINKER_GUARD_INHERITED", "")
+    return is_set in ("1", "true", "t", "yes", "y", "on") or is_inherited
+
+
+class _Refuse:
+    """Makes the import of an SDK fail, because it would not be guarded."""
+
+    def __init__(self, problem):
+        self._problem = problem
+
+    def find_spec(self, name, path, target=None):
+        if name in ("tinker", "fireworks.training.sdk._core"):
+            raise ImportError(self._problem + " (TINKER_GUARD_STRICT is set.)", name=name)
+
+
+def _run_the_next():
+    # Python imports one sitecustomize only: without this, ours would hide the user's own.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place) != here]
+    ours = sys.modules.pop(__name__, None)
+    try:
+        __import__(__name__)
+    except ImportError as error:
+        if error.name != __name__:
+            raise
+    finally:
+        if ours is not None:
+            sys.modules.setdefault(__name__, ours)
+
+
+try:
+    _arm()
+finally:
+    _run_the_next()

@@ -1,0 +1,63 @@
+"""Passes the guard on to child processes through the environment that they inherit.
+
+When Python starts, it imports the first `sitecustomize` that it finds, in PYTHONPATH first; the
+directory `bootstrap/` holds one. This covers `subprocess`, multiprocessing's spawn and forkserver,
+and the SDK's sampling sidecar; not `python -E`, `-I` and `-S`, nor processes that a service starts,
+as Ray does.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+SETTINGS = "TINKER_GUARD_INHERITED"
+"""The variable with settings that a program gave in code, as JSON. It holds no key, but says
+whether there was one (`GuardSettings.dump_without_key`)."""
+
+_BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap")
+
+
+STRICT = "TINKER_GUARD_STRICT"
+"""The variable of the setting `strict`."""
+
+_TRUE = ("1", "true", "t", "yes", "y", "on")
+
+
+def is_strict(environment: MutableMapping[str, str]) -> bool:
+    """Whether `strict` is set in an environment, also where settings cannot be read.
+
+    `bootstrap/sitecustomize.py` has the same, for environments without this package.
+    """
+    inherited = environment.get(SETTINGS, "")
+    return environment.get(STRICT, "").lower() in _TRUE or '"strict": true' in inherited
+
+
+def inject(environment: MutableMapping[str, str], settings: str | None = None) -> None:
+    """Make Python processes that are started with this environment guard the SDKs they import.
+
+    Args:
+        environment: The environment to change.
+        settings: Their settings, as JSON; None leaves them to `TINKER_GUARD_*`.
+    """
+    before = environment.get("PYTHONPATH")
+    if _BOOTSTRAP not in (before or "").split(os.pathsep):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, before]))
+    if settings is not None:
+        environment[SETTINGS] = settings
+
+
+def remove(environment: MutableMapping[str, str]) -> None:
+    """Undo `inject`, also where a parent process did it."""
+    environment.pop(SETTINGS, None)
+    places = environment.get("PYTHONPATH", "").split(os.pathsep)
+    if _BOOTSTRAP not in places:
+        return
+    others = os.pathsep.join(place for place in places if place != _BOOTSTRAP)
+    if others:
+        environment["PYTHONPATH"] = others
+    else:
+        del environment["PYTHONPATH"]

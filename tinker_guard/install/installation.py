@@ -1,0 +1,655 @@
+"""The one installation of a process: which SDKs are hooked, how that is changed, and undone.
+
+There are two hooks in the SDK's async client class. The first is the constructor: it runs for every
+client that the internal client holder or a user builds. The second is the attribute `_client`, the
+`httpx.AsyncClient` that sends all requests of a client: clients that exist already are found there
+when they next send. The plain httpx clients of Fireworks' REST client class are all found in this
+second way, whether they existed before or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from tinker_guard import faults
+from tinker_guard.export.lifecycle import start_export
+from tinker_guard.install.child_env import SETTINGS, inject, is_strict, remove
+from tinker_guard.install.clients import (
+    ClientAttribute,
+    WeakRegistry,
+    borrower,
+    constructor_arguments,
+    is_built_like,
+    set_transport,
+    transports_of,
+)
+from tinker_guard.install.import_hooks import forget_all, watch
+from tinker_guard.install.last_words import repeat_after_tracebacks
+from tinker_guard.install.sdks import (
+    REST_CLIENTS,
+    SDKS,
+    RestClients,
+    Sdk,
+    UnsupportedSdkError,
+    unguarded_requests,
+)
+from tinker_guard.install.status import GuardStatus, Place, RestStatus
+from tinker_guard.settings import GuardSettings, InvalidSettingsError, misspelt_variables
+from tinker_guard.transport import GuardTransport, SyncGuardTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tinker_guard.control_plane.protocol import AnyControlPlane
+    from tinker_guard.install.clients import AnyClient
+
+# Protects `_installation` and all that belongs to it. While it is held, nothing is imported, no
+# import is waited for, and nothing but faults is logged: the end of an SDK's import takes this lock
+# while it holds the locks of the modules that import the SDK. Reentrant, because a signal handler
+# may uninstall while this is held.
+_lock = threading.RLock()
+_installation: _Installation | None = None
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # The thread that held it does not exist in the child.
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class AlreadyInstalledError(RuntimeError):
+    """The guard is installed with other settings, and `replace=True` was not given."""
+
+
+class UnguardedError(RuntimeError):
+    """With `strict`: a client of an SDK cannot be guarded, so that it is not to be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The arguments of one call of `install_guard()`."""
+
+    settings: GuardSettings
+    control_plane: AnyControlPlane | None
+    for_children: str | None
+    """What child processes get in the variable `child_env.SETTINGS`."""
+    replace: bool
+    is_automatic: bool
+    """Whether the program did not make the call itself; a call of its own overrides this one."""
+
+
+class _Installation:
+    """What `install_guard()` put in place, and how to take it away.
+
+    Its methods are called with `_lock` held. The hooks that it puts into the SDK take that lock
+    themselves.
+    """
+
+    def __init__(self, request: _Request) -> None:
+        self.settings = request.settings
+        self.control_plane = request.control_plane
+        self.is_automatic = request.is_automatic
+        self.places: Counter[Place] = Counter()
+        """How many clients were guarded, by the place that they send to."""
+        self.rest_clients: Counter[str] = Counter()
+        """How many REST clients were guarded, by the name of their SDK."""
+        self._is_active = True
+        self._hooked: set[type[Any]] = set()
+        self._undo = ExitStack()
+        self._undo.callback(repeat_after_tracebacks())
+        self._overridden_since: list[str] = []
+        # The httpx clients that have been examined, whether they are guarded now or not.
+        self._clients: WeakRegistry[AnyClient] = WeakRegistry()
+        self._guards: WeakRegistry[GuardTransport | SyncGuardTransport] = WeakRegistry()
+        # Ids of SDK clients whose constructor is running. The constructor may read `_client`, which
+        # is guarded afterwards, or never if the client was built for its transport alone.
+        self._under_construction: set[int] = set()
+
+    def hook_into(self, client_class: type[Any]) -> bool:
+        """Guard the clients of an SDK's client class; False if they are guarded already."""
+        if not self._is_active or client_class in self._hooked:
+            return False
+        self._hooked.add(client_class)
+        init = client_class.__init__
+        if not any("_client" in vars(base) for base in client_class.__mro__):
+            guard_existing = partial(self._guard_existing, init)
+            attribute = ClientAttribute("_client", self._clients, guard_existing)
+            self._override(client_class, "_client", attribute)
+        self._override(client_class, "__init__", self._guarded(init))
+        return True
+
+    def hook_into_rest(self, rest: RestClients) -> None:
+        """Guard the plain httpx clients of an SDK, if its release has them."""
+        client_class = rest.find_class()
+        if client_class is None or not self._is_active or client_class in self._hooked:
+            return
+        self._hooked.add(client_class)
+        for name, _ in rest.builders:
+            guard_rest_client = partial(self._guard_rest_client, rest, name)
+            attribute = ClientAttribute(name, self._clients, guard_rest_client)
+            self._override(client_class, name, attribute)
+
+    def has_hooked_into_rest(self, rest: RestClients) -> bool:
+        """Whether the REST clients of an SDK are guarded; imports nothing."""
+        return rest.find_class() in self._hooked
+
+    def has_hooked_into(self, sdk: Sdk) -> bool:
+        """Whether an SDK's client class is guarded; imports nothing."""
+        return any(
+            hooked is vars(sys.modules.get(sdk.holder_module, object)).get(sdk.client_name)
+            for hooked in self._hooked
+        )
+
+    def uninstall(self) -> list[str]:
+        """Leave the SDKs as they were; a guard that something else has wrapped does nothing.
+
+        Returns:
+            The names of client classes that something else has changed since.
+        """
+        self._is_active = False
+        self._undo.close()
+        for client in self._clients:
+            try:
+                for pattern, transport in transports_of(client):
+                    if transport in self._guards:
+                        assert isinstance(transport, GuardTransport | SyncGuardTransport)
+                        set_transport(client, pattern, transport.release())
+            except Exception:
+                faults.log_fault("taking the guard off a client")
+        for guard in self._guards:
+            guard.release()
+        return self._overridden_since
+
+    def is_like(self, request: _Request) -> bool:
+        """Whether a request asks for what is installed already."""
+        return self.settings == request.settings and self.control_plane is request.control_plane
+
+    def reconfigure(self, request: _Request) -> None:
+        """Change the settings; requests under way keep the old ones to their end."""
+        self.settings, self.control_plane = request.settings, request.control_plane
+        self.is_automatic = request.is_automatic
+        for guard in self._guards:
+            guard.configure(self.settings, self.control_plane)
+
+    def _override(self, owner: type[Any], name: str, replacement: Any) -> None:
+        was_its_own, original = name in vars(owner), vars(owner).get(name)
+
+        def restore() -> None:
+            if vars(owner).get(name) is not replacement:
+                self._overridden_since.append(owner.__qualname__)
+            elif was_its_own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+        setattr(owner, name, replacement)
+        self._undo.callback(restore)
+
+    def _guarded(self, init: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(init)
+        def guarded_init(client: Any, *args: Any, **kwargs: Any) -> None:
+            if not self._is_active:
+                init(client, *args, **kwargs)
+                return
+            self._construct(init, client, args, kwargs)
+
+            # Not the client itself: that would be a cycle, and the SDK relies on a client that
+            # goes out of use being finalized at once.
+            own_class = type(client)
+
+            def build() -> httpx.AsyncClient:
+                return self._build(init, own_class, args, kwargs)
+
+            # These arguments cannot rebuild a client that the program passed in.
+            self._guard(client, None if kwargs.get("http_client") is not None else build)
+
+        return guarded_init
+
+    def _guard_existing(self, init: Callable[..., None], sdk_client: Any) -> None:
+        if not self._is_active or id(sdk_client) in self._under_construction:
+            return
+        build = None
+        try:
+            arguments = constructor_arguments(sdk_client, init)
+        except Exception:
+            faults.log_fault("reading how a client was built")
+        else:
+            if arguments is not None:
+                build = partial(self._build, init, type(sdk_client), (), arguments)
+        self._guard(sdk_client, build)
+
+    def _guard_rest_client(self, rest: RestClients, name: str, holder: Any) -> None:
+        if not self._is_active:
+            return
+        build = None
+        try:
+            build_with = rest.find_builder(name)
+            # Building this one is cheap: it reads no certificates.
+            if is_built_like(vars(holder)[name], build_with(False)):
+                build = partial(build_with, holder._base_verify)
+        except Exception:
+            faults.log_fault("reading how a client was built")
+        if self._is_newly_guarded(holder, name, build, routes_only=True):
+            with _lock:
+                self.rest_clients[rest.distribution] += 1
+
+    def _guard(self, sdk_client: Any, build: Callable[[], httpx.AsyncClient] | None) -> None:
+        if self._is_newly_guarded(sdk_client, "_client", build):
+            self._note_place(sdk_client)
+
+    def _is_newly_guarded(
+        self,
+        holder: Any,
+        name: str,
+        build: Callable[[], AnyClient] | None,
+        *,
+        routes_only: bool = False,
+    ) -> bool:
+        """Guard the httpx client in an attribute; False if that is done already."""
+        try:
+            client: AnyClient = vars(holder)[name]
+            with _lock:
+                if not self._is_active or client in self._clients:
+                    return False
+                self._put_guards(client, build, routes_only=routes_only)
+        except Exception:
+            faults.log_fault("guarding a client")
+            if self.settings.strict:
+                raise UnguardedError(
+                    "tinker_guard cannot guard this client, and strict is set; the log says why."
+                ) from None
+            return False
+        return True
+
+    @faults.fail_open
+    def _note_place(self, sdk_client: Any) -> None:
+        base_url = getattr(sdk_client, "base_url", None)
+        if base_url is None:
+            return
+        place = Place.of(str(base_url), self.settings.routes)
+        with _lock:
+            self.places[place] += 1
+            is_new = self.places[place] == 1
+        if is_new:
+            faults.logger.info("%s.", place)
+
+    def _put_guards(
+        self, client: AnyClient, build: Callable[[], AnyClient] | None, *, routes_only: bool
+    ) -> None:
+        guard_class: Any = (
+            SyncGuardTransport if isinstance(client, httpx.Client) else GuardTransport
+        )
+        is_done = False
+        try:
+            transports = transports_of(client)
+            if any(isinstance(transport, guard_class) for _, transport in transports):
+                is_done = True
+                return
+            for pattern, transport in transports:
+                guard = guard_class(
+                    transport,
+                    settings=self.settings,
+                    control_plane=self.control_plane,
+                    new_transport=borrower(build, pattern) if build else None,
+                    routes_only=routes_only,
+                )
+                self._guards.add(guard)
+                set_transport(client, pattern, guard)
+            is_done = True
+        finally:
+            # Last, because other threads send over a client in here without the lock; and after a
+            # fault too, or each use of the client would meet it again: it shall, if strict.
+            if is_done or not self.settings.strict:
+                self._clients.add(client)
+
+    def _build(
+        self, init: Callable[..., None], client_class: type[Any], args: Any, kwargs: Any
+    ) -> httpx.AsyncClient:
+        """Build the httpx client that an SDK client constructed like this would have."""
+        sdk_client: Any = object.__new__(client_class)
+        self._construct(init, sdk_client, args, kwargs)
+        built: httpx.AsyncClient = vars(sdk_client)["_client"]
+        return built
+
+    def _construct(self, init: Callable[..., None], client: Any, args: Any, kwargs: Any) -> None:
+        self._under_construction.add(id(client))
+        try:
+            init(client, *args, **kwargs)
+        finally:
+            self._under_construction.discard(id(client))
+
+
+def install_unattended(
+    settings: GuardSettings | None,
+    control_plane: AnyControlPlane | None,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Install the guard without a caller that could handle errors: they are logged instead.
+
+    A guard that the program itself has installed stays. Without settings, this takes those that a
+    parent process was given in code. With `strict`, an error is raised instead of logged: it comes
+    out of the SDK's `import` statement.
+
+    Args:
+        settings: As for `install_guard()`.
+        control_plane: As for `install_guard()`.
+        is_wanted: Whether the guard is still to be installed; False once it was uninstalled.
+    """
+    try:
+        inherited = os.environ.get(SETTINGS) if settings is None else None
+        if inherited:
+            settings = GuardSettings.load_without_key(inherited)
+        install(
+            settings,
+            control_plane,
+            for_children=inherited,
+            replace=False,
+            is_automatic=True,
+            is_wanted=is_wanted,
+        )
+    except Exception as error:
+        if is_strict(os.environ) if settings is None else settings.strict:
+            raise
+        _log_unguarded(error)
+
+
+def _log_unguarded(error: Exception) -> None:
+    faults.logger.warning("this process runs unguarded. %s", error)
+
+
+def install(
+    given: GuardSettings | None,
+    control_plane: AnyControlPlane | None,
+    *,
+    for_children: str | None = None,
+    replace: bool,
+    is_automatic: bool,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> None:
+    """Install the guard, or change how it is installed; see `install_guard()`.
+
+    Args:
+        given: The settings, if they were given in code.
+        control_plane: As for `install_guard()`.
+        for_children: The settings of child processes, as JSON, if a parent process left them.
+        replace: As for `install_guard()`.
+        is_automatic: Whether the program did not ask for it itself.
+        is_wanted: Whether the guard is still to be installed.
+
+    Raises:
+        Exception: What `install_guard()` raises.
+    """
+    settings = given or GuardSettings()
+    _check_variables(settings)
+    if not for_children:
+        # Child processes read the variables themselves, but may have to go without a key.
+        if given is not None:
+            for_children = settings.dump_without_key()
+        elif settings.control_plane_api_key is not None:
+            for_children = settings.dump_without_key(are_from_variables=True)
+    request = _Request(settings, control_plane, for_children, replace, is_automatic)
+    is_done = False
+    while not is_done:  # again, if another thread installs it meanwhile
+        is_done = _change_installed(request) or _install_anew(request, is_wanted)
+
+
+def _check_variables(settings: GuardSettings) -> None:
+    """Log each variable that looks like a setting and is none, once; with `strict`, refuse it."""
+    problems = {
+        name: f"{name} is no setting" + (f"; did you mean {meant}?" if meant else ".")
+        for name, meant in misspelt_variables(SETTINGS)
+    }
+    if problems and settings.strict:
+        raise InvalidSettingsError("\n  ".join(["strict is set, but:", *problems.values()]))
+    for name, problem in problems.items():
+        if name not in faults.already_logged:
+            faults.already_logged.add(name)
+            faults.logger.warning("%s", problem)
+
+
+def _change_installed(request: _Request) -> bool:
+    """Serve a request that needs no new installation; True if it was served.
+
+    Raises:
+        AlreadyInstalledError: The guard is installed with other settings.
+    """
+    settings = request.settings
+    changed_since: list[str] = []
+    with _lock:
+        current = _installation
+        if current is not None:
+            if request.is_automatic or current.is_like(request):
+                current.is_automatic &= request.is_automatic
+                return True
+            if not request.replace and not current.is_automatic:
+                raise AlreadyInstalledError(
+                    "install_guard() was called before with other settings. Pass replace=True to "
+                    "change them, or call uninstall_guard() first."
+                )
+        if not settings.enabled:
+            changed_since = _remove()
+        elif current is not None:
+            current.reconfigure(request)
+            _prepare_children(request)
+        else:
+            return False
+    if not settings.enabled:
+        faults.logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
+        _log_changed_since(changed_since)
+    elif settings.export is not None:
+        start_export(settings.export)
+    return True
+
+
+def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
+    """Hook into all SDKs that are imported, or into none if one of them lacks the hook point.
+
+    Returns:
+        False if another thread has installed the guard meanwhile.
+    """
+    global _installation
+    installed = [sdk for sdk in SDKS if sdk.is_installed()]
+    if not installed:
+        raise UnsupportedSdkError(
+            "tinker_guard found nothing to guard: no SDK is installed. Install tinker or "
+            "fireworks-ai[training-sdk]."
+        )
+    for sdk in installed:
+        sdk.check_holder()
+    imported = [(sdk, sdk.find_hook_point()[0]) for sdk in installed if sdk.is_imported()]
+    with _lock:
+        if _installation is not None or not is_wanted():
+            return _installation is None
+        installation = _installation = _Installation(request)
+        try:
+            for _, client_class in imported:
+                installation.hook_into(client_class)
+            for sdk in SDKS:
+                watch(sdk.holder_module, partial(_hook_into_imported, sdk))
+            for rest in REST_CLIENTS:
+                watch(rest.module, partial(_hook_into_rest, rest))
+            _prepare_children(request)
+        except BaseException:
+            _remove()
+            raise
+    _tell_unguarded_base_url(request.settings)
+    for sdk, _ in imported:
+        _tell_hooked(sdk, request.settings)
+    try:
+        # No callback comes for an import that began before it was watched.
+        for sdk in SDKS:
+            if sdk.is_imported():
+                _hook_into(sdk)
+        for rest in REST_CLIENTS:
+            if rest.is_imported():
+                _hook_into_rest(rest)
+    except BaseException:
+        with _lock:
+            if _installation is installation:
+                _remove()
+        raise
+    if request.settings.export is not None:
+        start_export(request.settings.export)
+    return True
+
+
+def _hook_into_imported(sdk: Sdk) -> None:
+    """Hook into an SDK at the end of its import; an error comes out of the `import` statement."""
+    try:
+        _hook_into(sdk)
+    except Exception as error:
+        with _lock:
+            current = _installation
+        if current is not None and (current.settings.strict or not current.is_automatic):
+            raise
+        _log_unguarded(error)
+
+
+def _hook_into(sdk: Sdk) -> None:
+    if _installation is None:
+        return
+    client_class, _ = sdk.find_hook_point()
+    with _lock:
+        current = _installation
+        is_new = current is not None and current.hook_into(client_class)
+    if current is not None and is_new:
+        _tell_hooked(sdk, current.settings)
+
+
+def _hook_into_rest(rest: RestClients) -> None:
+    """Hook into the REST clients of an SDK, once they are imported; a release may have none."""
+    try:
+        with _lock:
+            if _installation is not None:
+                _installation.hook_into_rest(rest)
+    except Exception:
+        faults.log_fault("hooking into REST clients")
+
+
+def _tell_hooked(sdk: Sdk, settings: GuardSettings) -> None:
+    """Log that an SDK is guarded, and whether its release was tested."""
+    faults.logger.info(
+        "%s %s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
+        "404 on one that worked.",
+        sdk.distribution,
+        sdk.version,
+        settings.warmup_timeout,
+        settings.retry_timeout,
+    )
+    if not sdk.is_tested():
+        faults.logger.warning(
+            "tinker_guard is installed into %s %s, which it was not tested with. Tested versions: "
+            "%s.",
+            sdk.distribution,
+            sdk.version,
+            sdk.tested_versions,
+        )
+
+
+@faults.fail_open
+def _tell_unguarded_base_url(settings: GuardSettings) -> None:
+    """Say of `TINKER_BASE_URL`, where no pattern explains it, by which it would be guarded."""
+    base_url = os.environ.get("TINKER_BASE_URL")
+    try:
+        place = None if not base_url else Place.of(base_url, settings.routes)
+    except (httpx.InvalidURL, ValueError):
+        # The SDK says so itself, and so does `tinker-guard doctor`.
+        return
+    if place is not None and place.job is None:
+        faults.logger.info("TINKER_BASE_URL: %s.", place)
+
+
+def _prepare_children(request: _Request) -> None:
+    """Pass the guard on to child processes, or stop doing so."""
+    remove(os.environ)
+    if request.settings.child_processes:
+        inject(os.environ, request.for_children)
+
+
+def describe() -> GuardStatus:
+    """What is guarded in this process, and how."""
+    with _lock:
+        current = _installation
+        hooked = [sdk for sdk in SDKS if current is not None and current.has_hooked_into(sdk)]
+        hooked_rest = [
+            rest
+            for rest in REST_CLIENTS
+            if current is not None and current.has_hooked_into_rest(rest)
+        ]
+        places = {} if current is None else dict(current.places)
+        rest_counts = Counter[str]() if current is None else current.rest_clients.copy()
+    sdks = {}
+    for sdk in SDKS:
+        if sdk in hooked:
+            sdks[sdk.distribution] = "guarded"
+        elif current is not None and sdk.is_installed():
+            sdks[sdk.distribution] = "guarded when imported"
+        else:
+            sdks[sdk.distribution] = "not guarded" if sdk.is_installed() else "not installed"
+    rest_clients = {}
+    for rest in REST_CLIENTS:
+        if not rest.is_installed():
+            continue
+        if rest in hooked_rest:
+            said = "guarded"
+        elif not rest.may_be_there():
+            said = "none in this release"
+        else:
+            said = "not guarded" if current is None else "guarded when imported"
+        rest_clients[rest.distribution] = RestStatus(said, rest_counts[rest.distribution])
+    return GuardStatus(
+        settings=None if current is None else current.settings,
+        sdks=sdks,
+        clients=places,
+        rest_clients=rest_clients,
+        unguarded=unguarded_requests(),
+        has_own_control_plane=current is not None and current.control_plane is not None,
+    )
+
+
+def uninstall() -> None:
+    """Leave the SDKs as they were, whoever installed the guard."""
+    with _lock:
+        changed_since = _remove()
+    _log_changed_since(changed_since)
+
+
+def uninstall_unattended() -> None:
+    """Undo `install_unattended`; a guard that the program itself installed stays."""
+    changed_since: list[str] = []
+    with _lock:
+        if _installation is None or _installation.is_automatic:
+            changed_since = _remove()
+    _log_changed_since(changed_since)
+
+
+def _remove() -> list[str]:
+    """Uninstall, with `_lock` held; returns the classes that something else has changed since."""
+    global _installation
+    forget_all()
+    remove(os.environ)
+    installation, _installation = _installation, None
+    return [] if installation is None else installation.uninstall()
+
+
+def _log_changed_since(classes: list[str]) -> None:
+    for name in classes:
+        faults.logger.warning(
+            "something else has wrapped %s since; it keeps working, and the guard "
+            "below it goes idle.",
+            name,
+        )

@@ -1,0 +1,65 @@
+"""Repeats, after the traceback of a program that died of a 404, the line that says why.
+
+The guard logs that line when it hands the 404 back. Sixty lines of the SDK's traceback follow, so
+that the end of a log shows only "Trainer job not found or not running".
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+from tinker_guard.faults import fail_open
+from tinker_guard.observability.logs import last_handed_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+
+_LONGEST_CHAIN: Final = 50
+
+
+def repeat_after_tracebacks() -> Callable[[], None]:
+    """After the traceback of a 404, write the last line that was logged on one handed back.
+
+    Returns:
+        A function that undoes this. A hook that has been installed meanwhile stays, and
+        this one does nothing any more.
+    """
+    before = sys.excepthook
+    is_active = True
+
+    def show(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
+        before(kind, error, traceback)
+        if is_active:
+            _repeat(error)
+
+    def undo() -> None:
+        nonlocal is_active
+        is_active = False
+        if sys.excepthook is show:
+            sys.excepthook = before
+
+    sys.excepthook = show
+    return undo
+
+
+@fail_open
+def _repeat(error: BaseException) -> None:
+    if last_handed_back and any(_is_not_found(each) for each in _chain(error)):
+        sys.stderr.write(f"\ntinker_guard: {last_handed_back[0]}\n")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(_LONGEST_CHAIN):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_not_found(error: BaseException) -> bool:
+    # A poll wraps the error in an exception of another kind, which has no status.
+    return getattr(error, "status_code", None) == 404 or "404" in str(error)

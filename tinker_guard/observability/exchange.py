@@ -1,0 +1,282 @@
+"""Spans of what the guard does, and the one CLIENT span of each exchange over the network.
+
+An *action* of the guard (a resend, a probe, a lookup, a warmup) is an INTERNAL span with the label.
+Below it, each *exchange* has exactly one CLIENT span. It is created by
+
+* the inner transport, if it traces by itself as pyqwest's does. It also sends its context to the
+  gateway, so the guard removes the context of others from the request's headers;
+* an instrumentation above the guard that has put the current span into the request's headers, as
+  OpenTelemetry's httpx instrumentation of a single client does. Its span is the first exchange;
+* otherwise the guard. The first exchange's span is then the span of the whole request, unless
+  something has happened to the request: see `request`.
+
+During an exchange, other HTTP instrumentations are suppressed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.context import (
+    # `suppress_http_instrumentation()` sets it too, but takes fifteen times as long.
+    _SUPPRESS_HTTP_INSTRUMENTATION_KEY,
+)
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from tinker_guard.faults import fail_open
+from tinker_guard.observability import attributes as names
+from tinker_guard.observability import metrics
+from tinker_guard.observability.actions import Stopwatch, error_type_of, tracer
+from tinker_guard.observability.providers import enabled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextvars import Token
+    from types import TracebackType
+
+    import httpx
+    from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import TextMapPropagator
+    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.util.types import AttributeValue
+
+    from tinker_guard.observability.operation_names import Operation
+
+
+_PROTOCOLS: Final = {b"HTTP/1.0": "1.0", b"HTTP/1.1": "1.1", b"HTTP/2": "2"}
+
+
+def exchange_attributes(operation: Operation, request: httpx.Request) -> dict[str, AttributeValue]:
+    """Attributes of every HTTP span and metric, by the conventions, known before sending."""
+    url = request.url
+    return {
+        names.METHOD: operation.method,
+        names.SERVER_ADDRESS: url.host,
+        names.SERVER_PORT: url.port or (443 if url.scheme == "https" else 80),
+    }
+
+
+class Exchange:
+    """One request over the network and its response: a context manager around the sending.
+
+    Inside the block, `request` is the one to send: the given one or, where a header has to differ,
+    a shallow copy. The caller's own request stays as it is.
+
+    Args:
+        request: The request.
+        operation: Its operation.
+        is_traced_below: Whether the inner transport makes the CLIENT span.
+        is_traced_above: Whether an instrumentation above the guard has made it.
+        is_wanted: Whether the guard observes it at all; if not, nothing is changed or noted.
+        has_span: Whether the guard makes the span now, if the guard has to make it.
+        resend: 0 for the first time that the request is sent.
+        request_attributes: More attributes of a CLIENT span that stands for the whole request:
+            it is left open, without the attributes in `result`. None if it is the exchange's only.
+        unsampled: The span that is current meanwhile if the guard makes none; None leaves the
+            current one.
+    """
+
+    __slots__ = (
+        "_ended_ns",
+        "_has_span",
+        "_is_wanted",
+        "_operation",
+        "_request_attributes",
+        "_resend",
+        "_token",
+        "_unsampled",
+        "_watch",
+        "is_mine",
+        "is_traced_below",
+        "request",
+        "response",
+        "result",
+        "span",
+    )
+
+    def __init__(
+        self,
+        request: httpx.Request,
+        operation: Operation,
+        *,
+        is_traced_below: bool,
+        is_traced_above: bool = False,
+        is_wanted: bool = True,
+        has_span: bool = True,
+        resend: int = 0,
+        request_attributes: Mapping[str, AttributeValue] | None = None,
+        unsampled: Span | None = None,
+    ) -> None:
+        self.request: httpx.Request = request
+        self.response: httpx.Response | None = None
+        """The response; set by the code that sends."""
+        self._operation = operation
+        self.is_traced_below: bool = is_traced_below
+        self.is_mine: bool = not (is_traced_below or is_traced_above)
+        """Whether the guard makes the CLIENT span."""
+        self._is_wanted = is_wanted
+        self._has_span = has_span
+        self._resend = resend
+        self._request_attributes = request_attributes
+        self._unsampled = unsampled
+        self.span: Span | None = None
+        """The CLIENT span that the guard has made."""
+        self.result: dict[str, AttributeValue] = {}
+        """Attributes that are known since the exchange ended."""
+        self._token: Token[Context] | None = None
+        self._ended_ns: int | None = None
+
+    def __enter__(self) -> Exchange:
+        if self._is_wanted:
+            self._begin()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._is_wanted:
+            self._end(exc)
+
+    @fail_open
+    def _begin(self) -> None:
+        self._watch = Stopwatch()
+        inside = context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True)
+        if self.is_mine and self._has_span:
+            self.span = self._start_span(tracer(), self._request_attributes)
+        current = self.span or self._unsampled
+        if current is not None:
+            inside = trace.set_span_in_context(current, inside)
+        self._token = context.attach(inside)
+        if self.is_mine:
+            self.request = _with_context(self.request)
+        elif self.is_traced_below:
+            self.request = _without_context(self.request)
+
+    @fail_open
+    def _end(self, error: BaseException | None) -> None:
+        if self._token is not None:
+            context.detach(self._token)
+        self._ended_ns = self._watch.now_ns
+        self._describe(error)
+        if self.span is not None and self._request_attributes is None:
+            self._finish(self.span)
+        if self.is_mine and enabled().metrics:
+            attributes = exchange_attributes(self._operation, self.request)
+            metrics.measure(
+                metrics.EXCHANGE_DURATION, self._watch.seconds, attributes | self.result
+            )
+
+    def start_late(self, request_attributes: Mapping[str, AttributeValue]) -> Span:
+        """Start the CLIENT span of the whole request, for an exchange without one."""
+        return self._start_span(tracer(), request_attributes)
+
+    @fail_open
+    def record_late(self, late_tracer: Tracer | None = None) -> None:
+        """Make the CLIENT span of an exchange that is over and has none.
+
+        Args:
+            late_tracer: The tracer; None takes the guard's own.
+        """
+        if self._ended_ns is not None:
+            self._finish(self._start_span(late_tracer or tracer()))
+
+    def _start_span(
+        self, by: Tracer, request_attributes: Mapping[str, AttributeValue] | None = None
+    ) -> Span:
+        attributes = exchange_attributes(self._operation, self.request)
+        if request_attributes is not None:
+            attributes |= request_attributes
+        attributes[names.URL_FULL] = _url_without_secrets(self.request.url, self._operation.path)
+        if self._operation.method == "_OTHER":
+            attributes[names.METHOD_ORIGINAL] = self.request.method
+        if self._resend:
+            attributes[names.RESEND_COUNT] = self._resend
+        return by.start_span(
+            self._operation.span_name,
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=self._watch.began_ns,
+        )
+
+    def _finish(self, span: Span) -> None:
+        span.set_attributes(self.result)
+        if names.ERROR_TYPE in self.result:
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(self._ended_ns)
+
+    def _describe(self, error: BaseException | None) -> None:
+        result = self.result
+        if self.response is not None:
+            status_code = self.response.status_code
+            result[names.STATUS_CODE] = status_code
+            if status_code >= 400:
+                result[names.ERROR_TYPE] = str(status_code)
+            protocol = _PROTOCOLS.get(self.response.extensions.get("http_version", b""))
+            if protocol is not None:
+                result[names.PROTOCOL_VERSION] = protocol
+        elif error is not None and (error_type := error_type_of(error)) is not None:
+            result[names.ERROR_TYPE] = error_type
+
+
+def _with_context(request: httpx.Request) -> httpx.Request:
+    """A request with the current trace in its headers."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    if not carrier:
+        return request
+    headers = _copy(request.headers)
+    for name, value in carrier.items():
+        headers[name] = value
+    return _with_headers(request, headers)
+
+
+def _without_context(request: httpx.Request) -> httpx.Request:
+    """A request without a trace in its headers, for a transport that adds its own."""
+    told = propagated_headers(request)
+    if not told:
+        return request
+    headers = _copy(request.headers)
+    for name in told:
+        del headers[name]
+    return _with_headers(request, headers)
+
+
+def propagated_headers(request: httpx.Request) -> dict[str, str]:
+    """The headers of a request that propagate a trace."""
+    fields = _fields(propagate.get_global_textmap())
+    if fields.isdisjoint([name.lower() for name, _ in request.headers.raw]):
+        return {}
+    return {
+        name.decode("ascii"): value.decode("ascii", "replace")
+        for name, value in request.headers.raw
+        if name.lower() in fields
+    }
+
+
+@lru_cache(maxsize=4)
+def _fields(propagator: TextMapPropagator) -> frozenset[bytes]:
+    return frozenset(field.lower().encode() for field in propagator.fields)
+
+
+def _copy(headers: httpx.Headers) -> httpx.Headers:
+    # `headers.copy()` would try encodings on every value first.
+    return type(headers)(headers)
+
+
+def _with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Request:
+    # `copy.copy` would lose stream and extensions, timeouts among them.
+    twin = object.__new__(type(request))
+    vars(twin).update(vars(request))
+    twin.headers = headers
+    return twin
+
+
+def _url_without_secrets(url: httpx.URL, path: str) -> str:
+    host, port = url.host, url.port
+    authority = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{authority}{'' if port is None else f':{port}'}{path}"

@@ -1,0 +1,281 @@
+"""Log lines for people, all on the logger `tinker_guard`.
+
+A line that is written while a trace is active carries its ids, named as OpenTelemetry's own logging
+instrumentation names them: `otelTraceID`, `otelSpanID`, `otelTraceSampled`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
+
+from opentelemetry import trace
+
+from tinker_guard.faults import fail_open, logger
+from tinker_guard.policy.job import JobPhase
+from tinker_guard.policy.judgement import TRAINER_ANSWERED, Judgement, Reason
+from tinker_guard.settings import variable
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from tinker_guard.core.routes import RouteState
+    from tinker_guard.policy.judgement import JobAnswer
+
+_REPEAT_AFTER: Final = 10.0
+"""Seconds between two lines on the same wait, or the same verdict."""
+_SAME_RACE: Final = 60.0
+"""Seconds without a race after which the next one is logged as a new one."""
+
+
+def _add_trace_ids(record: logging.LogRecord) -> bool:
+    """A filter that puts the ids of the active trace on each record, and drops none."""
+    context = trace.get_current_span().get_span_context()
+    record.otelTraceID = f"{context.trace_id:032x}" if context.is_valid else "0"
+    record.otelSpanID = f"{context.span_id:016x}" if context.is_valid else "0"
+    record.otelTraceSampled = context.trace_flags.sampled
+    return True
+
+
+logger.addFilter(_add_trace_ids)
+
+
+class Wait(NamedTuple):
+    """A wait for a route, and its budget."""
+
+    asked: str
+    """The request, such as `POST /api/v1/forward_backward`; empty if there is none."""
+    seconds: float = 0.0
+    """The whole budget."""
+    setting: str = ""
+    """The variable that gives it more time."""
+
+    def within(self, setting: str, seconds: float) -> Wait:
+        """The same, with a setting as its budget."""
+        return Wait(self.asked, seconds, variable(setting))
+
+
+class RouteLog:
+    """What has been logged about one route, so that not every request writes a line.
+
+    A *race* lasts until no request has met one for `_SAME_RACE` seconds: where one of two replicas
+    stays stale, every other request meets it.
+    """
+
+    __slots__ = (
+        "is_open",
+        "judgement",
+        "judgement_at",
+        "last_said",
+        "met_at",
+        "more",
+        "said_at",
+        "since",
+    )
+
+    def __init__(self) -> None:
+        self.is_open: bool = False
+        """Whether the last line says that a request waits."""
+        self.since: float | None = None
+        """When the present wait began; None if nothing waits."""
+        self.met_at: float = float("-inf")
+        """When a wait was noted last."""
+        self.said_at: float = float("-inf")
+        """When a line was written last."""
+        self.last_said: str = ""
+        """The last answer of the control plane."""
+        self.more: int = 0
+        """How many requests have recovered since the last line without a line of their own."""
+        self.judgement: Judgement | None = None
+        """The last verdict that was logged with a 404 handed back."""
+        self.judgement_at: float = 0.0
+        """When that was."""
+
+
+@fail_open
+def log_waiting(state: RouteState, wait: Wait, why: str, *, left: float, is_race: bool) -> None:
+    """Log a wait for a route: when it begins, and every `_REPEAT_AFTER` seconds.
+
+    Between these lines, a new reason for the wait is logged at the INFO level.
+
+    Args:
+        state: The route.
+        wait: The wait.
+        why: The reason.
+        left: Seconds that are left of the budget.
+        is_race: Whether the reason is known to be a race.
+    """
+    log, now = state.log, runtime.clock()()
+    is_new, log.since = log.since is None, now if log.since is None else log.since
+    is_same_race, log.met_at = now - log.met_at < _SAME_RACE, now
+    last_said, log.last_said = log.last_said, why
+    if is_new and not is_same_race:
+        log.is_open, log.said_at, log.more = True, now, 0
+        logger.warning(
+            "%s%s up to %g s (%s) for the route of %s: %s.",
+            "routing race: " if is_race else "",
+            f"{wait.asked} waits" if wait.asked else "waiting",
+            wait.seconds,
+            wait.setting,
+            state.route.subject,
+            why,
+        )
+    elif not is_new:
+        is_due = now - max(log.said_at, log.since) >= _REPEAT_AFTER
+        if not is_due and why == last_said:
+            return
+        if is_due:
+            log.is_open, log.said_at = True, now
+        logger.log(
+            logging.WARNING if is_due else logging.INFO,
+            "%s: still waiting for its route after %.0f s, %.0f s left; %s.",
+            state.route.subject,
+            now - log.since,
+            left,
+            why,
+        )
+
+
+def say_why(
+    answer: JobAnswer | None, race: Judgement | None, *, has_control_plane: bool = True
+) -> str:
+    """Say why a request waits after a 404, its own or one of its probes.
+
+    Args:
+        answer: The last answer of the control plane.
+        race: The verdict, if the 404s are known to come from a race.
+        has_control_plane: Whether there is one.
+    """
+    if not has_control_plane:
+        said = "nothing has" if race is None else "a request or probe has"
+        said += " reached its trainer"
+    elif race is not None and race.reason is Reason.TRAINER_REACHED:
+        said = "a probe has reached its trainer"
+    elif answer is None or answer.failure is not None:
+        said = "the control plane gives no usable answer"
+    else:
+        said = f"the control plane says {answer.state or 'that there is no such job'}"
+    return f"the gateway answers 404, {'but' if race is not None else 'and'} {said}"
+
+
+@fail_open
+def log_race_over(state: RouteState, resends: int) -> None:
+    """Log that a request was answered: once per race, and later ones as a count.
+
+    Args:
+        state: The route.
+        resends: How often the request was sent again.
+    """
+    log, now = state.log, runtime.clock()()
+    since, log.since = log.since, None
+    if log.is_open and since is not None:
+        log.is_open, log.said_at = False, now
+        logger.warning(
+            "%s: its route answers after %.2f s (resends of this request: %d).",
+            state.route.subject,
+            now - since,
+            resends,
+        )
+    elif resends:
+        log.more += 1
+        if now - log.said_at >= _REPEAT_AFTER:
+            logger.warning(
+                "%s: %d more %s met a 404 of the gateway and recovered; some replica "
+                "still lacks the route.",
+                state.route.subject,
+                log.more,
+                "request" if log.more == 1 else "requests",
+            )
+            log.said_at, log.more = now, 0
+
+
+@fail_open
+def log_warm(state: RouteState, seconds: float, probes: int) -> None:
+    """Log that a route's gate opened; at WARNING only if a line at WARNING announced the wait."""
+    log = state.log
+    level = logging.WARNING if log.is_open else logging.INFO
+    log.is_open, log.since = False, None
+    logger.log(
+        level,
+        "%s: its route answers after %.2f s and %d probes.",
+        state.route.subject,
+        seconds,
+        probes,
+    )
+
+
+last_handed_back: list[str] = []
+"""The last warning on a 404 that was handed back, for the end of a traceback."""
+
+
+@fail_open
+def log_handed_back(
+    state: RouteState,
+    judgement: Judgement,
+    answer: JobAnswer | None,
+    seconds: float,
+    wait: Wait,
+    *,
+    is_replayable: bool = True,
+) -> None:
+    """Log why a 404 is handed back, after how long, and what to do about it.
+
+    Requests that fail together log it once: for `_REPEAT_AFTER` seconds, the same verdict on the
+    same route is repeated at the DEBUG level only.
+    """
+    log, now = state.log, runtime.clock()()
+    if judgement is TRAINER_ANSWERED:
+        log_race_over(state, 0)
+    else:
+        log.since, log.is_open, log.met_at = None, False, float("-inf")
+    is_repeated = log.judgement == judgement and now - log.judgement_at < _REPEAT_AFTER
+    # A trainer's own 404 is normal traffic, for instance of a server that lacks an endpoint.
+    is_news = judgement is not TRAINER_ANSWERED and not is_repeated
+    explanation = _explanation(judgement, answer, wait, is_replayable=is_replayable)
+    line = (
+        f"404 for {state.route.subject} handed back after {seconds:.2f} s "
+        f"({judgement.verdict.value}, {judgement.reason.value}): {explanation}"
+    )
+    if is_news:
+        log.judgement, log.judgement_at = judgement, now
+        last_handed_back[:] = [line]
+    logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", line)
+
+
+def _explanation(
+    judgement: Judgement, answer: JobAnswer | None, wait: Wait, *, is_replayable: bool
+) -> str:
+    match judgement.reason:
+        case Reason.JOB_RUNNING | Reason.TRAINER_REACHED if not is_replayable:
+            return (
+                "the job runs, but the request's body is a stream and cannot be sent again. Give "
+                "it as bytes."
+            )
+        case Reason.JOB_RUNNING | Reason.TRAINER_REACHED:
+            return (
+                "the job runs, but the gateway has not learnt its route. If this lasts, tell the "
+                f"operator of the gateway; a longer {wait.setting} waits longer."
+            )
+        case Reason.JOB_NOT_RUNNING:
+            is_starting = answer is not None and answer.phase is JobPhase.STARTING
+            advice = f" It is on its way: a longer {wait.setting} waits longer."
+            said = f"the control plane says that it is {answer.state if answer else 'stopped'}."
+            return said + advice if is_starting else said
+        case Reason.JOB_MISSING:
+            return (
+                "the control plane knows no such job. Check the account and job in base_url, and "
+                "TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
+            )
+        case Reason.TRAINER_ANSWERED:
+            return "the trainer itself answered."
+        case Reason.CONTROL_PLANE_ERROR | Reason.CONTROL_PLANE_TIMEOUT | Reason.NO_CONTROL_PLANE:
+            detail = (
+                answer.detail
+                if answer is not None and answer.detail
+                else (
+                    "the control plane gave no usable answer in time. A longer "
+                    f"{wait.setting} asks it longer."
+                )
+            )
+            return f"it could not be verified: {detail}"
+        case _:
+            assert_never(judgement.reason)

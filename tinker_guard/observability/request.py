@@ -1,0 +1,387 @@
+"""The spans and metrics of one guarded request."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context, trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags
+
+from tinker_guard.faults import fail_open
+from tinker_guard.observability import attributes as names
+from tinker_guard.observability import metrics
+from tinker_guard.observability.actions import (
+    Stopwatch,
+    action,
+    error_type_of,
+    labels,
+    not_found_labels,
+    route_labels,
+    tracer,
+)
+from tinker_guard.observability.begun import can_begin_again, tracer_beginning_again
+from tinker_guard.observability.exchange import Exchange, exchange_attributes, propagated_headers
+from tinker_guard.observability.operation_names import operation_of
+from tinker_guard.observability.providers import enabled
+from tinker_guard.policy.judgement import (
+    NO_CONTROL_PLANE,
+    TRAINER_ANSWERED,
+    Judgement,
+    Outcome,
+)
+from tinker_guard.transports.renewable import emits_client_span
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextvars import Token
+
+    import httpx
+    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.util.types import AttributeValue
+
+    from tinker_guard.core.routes import RouteState
+    from tinker_guard.settings import GuardSettings
+    from tinker_guard.telemetry import RequestReport
+    from tinker_guard.transports.body_prefix import BodyPrefix
+
+
+_EVERYDAY: Final = frozenset({TRAINER_ANSWERED, NO_CONTROL_PLANE})
+"""404s that need no attention, for instance of a server that lacks an endpoint."""
+
+
+@fail_open
+def observe_request(
+    request: httpx.Request, state: RouteState | None, settings: GuardSettings
+) -> ObservedRequest:
+    """Observe one guarded request; None if that fails."""
+    return ObservedRequest(request, state, settings)
+
+
+class ObservedRequest:
+    """The spans of one guarded request, if it has any, and its metrics.
+
+    A request to which nothing happens has one span: the CLIENT span of its exchange if the guard
+    makes that, else an INTERNAL span. When something happens (`promote`), the request gets an
+    INTERNAL span, with the exchange and all that follows below it. A CLIENT span that was started
+    for both is then given up, and both are created anew from the recorded times; the exchange keeps
+    the id that was sent to the gateway.
+
+    A request that the settings exclude is *quiet* at first: below the guard, the current trace is
+    not sampled. Its spans, too, are created when something happens.
+    """
+
+    __slots__ = (
+        "_caller",
+        "_first",
+        "_first_404_at",
+        "_has_spans",
+        "_is_quiet",
+        "_is_traced_above",
+        "_is_wanted",
+        "_not_found",
+        "_operation",
+        "_race_met",
+        "_request",
+        "_settings",
+        "_span",
+        "_state",
+        "_token",
+        "_unsampled",
+        "_warmup_wait",
+        "_watch",
+    )
+
+    def __init__(
+        self, request: httpx.Request, state: RouteState | None, settings: GuardSettings
+    ) -> None:
+        self._watch = Stopwatch()
+        self._request = request
+        self._state = state
+        self._settings = settings
+        route = None if state is None else state.route
+        self._operation = operation_of(request.method, request.url.raw_path, route)
+        self._first_404_at: float | None = None
+        self._race_met = False
+        self._not_found: dict[str, AttributeValue] = {}
+        self._warmup_wait: float | None = None
+        self._first: Exchange | None = None
+        self._span: Span | None = None
+        self._unsampled: Span | None = None
+        self._token: Token[context.Context] | None = None
+        self._is_wanted = settings.trace != "off"
+        self._has_spans = self._is_wanted and enabled().spans
+        self._is_quiet = settings.trace == "eventful" or (
+            settings.trace == "work" and self._operation.is_background
+        )
+        self._caller = trace.get_current_span() if self._is_wanted else trace.INVALID_SPAN
+        self._is_traced_above = self._has_spans and _is_propagated(
+            self._caller.get_span_context(), request
+        )
+
+    async def send(
+        self, transport: httpx.AsyncBaseTransport, request: httpx.Request
+    ) -> httpx.Response:
+        """Send the request for the first time."""
+        with self._begin(transport, request) as exchange:
+            exchange.response = await transport.handle_async_request(exchange.request)
+        if exchange.response.status_code == 404:
+            self._first_404_at = self._watch.seconds
+        return exchange.response
+
+    async def resend(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        request: httpx.Request,
+        resend: int,
+        pause: float,
+        judgement: Judgement | None,
+    ) -> httpx.Response:
+        """Send the request again; see `RequestReport.resend`."""
+        attributes = exchange_attributes(self._operation, self._request)
+        attributes[names.RESEND_COUNT] = resend
+        attributes[names.PAUSE] = round(pause, 3)
+        if judgement is not None:
+            attributes |= labels(judgement)
+        name = f"resend {self._operation.span_name}"
+        result: dict[str, AttributeValue] = {}
+        try:
+            with (
+                action(name, attributes, is_wanted=self._is_wanted) as span,
+                Exchange(
+                    request,
+                    self._operation,
+                    is_wanted=self._is_wanted,
+                    is_traced_below=emits_client_span(transport),
+                    has_span=self._span is not None,
+                    resend=resend,
+                ) as exchange,
+            ):
+                response = await transport.handle_async_request(exchange.request)
+                exchange.response = response
+                span.answered(response.status_code)
+            result[names.STATUS_CODE] = response.status_code
+        except Exception as error:
+            result[names.ERROR_TYPE] = error_type_of(error) or ""
+            raise
+        finally:
+            metrics.count(metrics.RESENDS, self._labels | result)
+        return response
+
+    def waited(self, seconds: float) -> None:
+        """Note a wait for the route's warmup."""
+        self._warmup_wait = seconds
+
+    def judged(self, judgement: Judgement) -> None:
+        """Note the verdict on a 404."""
+        metrics.count(metrics.VERDICTS, self._labels | labels(judgement))
+        if judgement.is_race:
+            self.raced(judgement)
+        elif judgement not in _EVERYDAY:
+            self._tell_caller(judgement)
+
+    def raced(self, judgement: Judgement) -> None:
+        """Note a race, of the request itself or, before it was sent, of its route."""
+        self._race_met = self._race_met or self._first_404_at is not None
+        self._tell_caller(judgement)
+
+    def met_race_at_gate(self) -> None:
+        """Note that the request has waited for a race from its arrival on."""
+        self._race_met, self._first_404_at = True, 0.0
+
+    @fail_open
+    def set(self, name: str, value: AttributeValue) -> None:
+        """Put an attribute on the span."""
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    @fail_open
+    def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
+        """Note who wrote a 404; see `RequestReport.met_404`."""
+        if self._span is not None and self._span.is_recording():
+            # Put on the span in the end: what an earlier 404 says cannot be taken back from it.
+            self._not_found = not_found_labels(headers, body, is_trainers=is_trainers)
+
+    @fail_open
+    def promote(self) -> None:
+        """Start the INTERNAL span of a request to which something happens, if it has none yet."""
+        if not self._has_spans or self._span is not None:
+            return
+        first = self._first
+        if first is None:
+            self._start_span()
+        elif first.span is not None:
+            self._begin_again(first, first.span)
+        else:
+            self._start_span()
+            if first.is_mine or (first.is_traced_below and self._unsampled is not None):
+                first.record_late()
+
+    @fail_open
+    def end(
+        self,
+        report: RequestReport,
+        outcome: Outcome,
+        status_code: int | None,
+        error_type: str | None,
+    ) -> None:
+        """End the request's spans and record its metrics; `error_type` is None without an error."""
+        first, span = self._first, self._span
+        is_one_span = span is None and first is not None and first.is_mine
+        if error_type is not None and self._has_spans and not is_one_span:
+            self.promote()
+            span = self._span
+        self._detach()
+        result: dict[str, AttributeValue] = {}
+        if span is None and first is not None and is_one_span and self._has_spans:
+            span, result = first.span, first.result
+            if span is None and error_type is not None:
+                span = first.start_late(self._request_attributes)
+        self._span = None
+        verdict = {} if report.judgement is None else labels(report.judgement)
+        if span is not None and span.is_recording():
+            result |= {names.OUTCOME: outcome.value, names.RETRIES: report.resends, **verdict}
+            result |= self._not_found
+            met = ", ".join(map(str, verdict.values()))
+            if self._warmup_wait is not None:
+                result[names.WARMUP_WAIT] = round(self._warmup_wait, 3)
+                met = met or f"waited {self._warmup_wait:.2f} s for the warmup"
+            result[names.INPUT] = self._operation.span_name
+            result[names.OUTPUT] = f"{outcome.value}: {met}" if met else outcome.value
+            if status_code is not None:
+                result[names.STATUS_CODE] = status_code
+            if error_type is not None:
+                result[names.ERROR_TYPE] = error_type
+                span.set_status(Status(StatusCode.ERROR))
+            span.set_attributes(result)
+            span.end(self._watch.now_ns)
+        if enabled().metrics:
+            seconds = self._watch.seconds
+            ended = self._labels | {names.OUTCOME: outcome.value}
+            metrics.measure(metrics.REQUEST_DURATION, seconds, ended | verdict)
+            if self._race_met and self._first_404_at is not None:
+                metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
+
+    def _begin(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> Exchange:
+        """Begin the first exchange, with the span that the request has until something happens."""
+        is_below = emits_client_span(transport)
+        request_attributes = None
+        if self._has_spans and self._span is None:
+            request_attributes = self._choose_span(is_below=is_below)
+        self._first = Exchange(
+            request,
+            self._operation,
+            is_wanted=self._is_wanted,
+            is_traced_below=is_below,
+            is_traced_above=self._is_traced_above,
+            has_span=self._span is not None or request_attributes is not None,
+            request_attributes=request_attributes,
+            unsampled=self._unsampled,
+        )
+        return self._first
+
+    @fail_open
+    def _choose_span(self, *, is_below: bool) -> dict[str, AttributeValue] | None:
+        """The request's attributes, if the exchange's span is to be the request's span too."""
+        if self._is_quiet:
+            if not self._is_traced_above and _follows_parent(trace.get_tracer_provider()):
+                self._unsampled = NonRecordingSpan(_unsampled(self._caller.get_span_context()))
+            return None
+        if is_below or self._is_traced_above or not can_begin_again(tracer()):
+            self._start_span()
+            return None
+        return self._request_attributes
+
+    @property
+    def _request_attributes(self) -> dict[str, AttributeValue]:
+        """Attributes of a request's span known from the start, beside `exchange_attributes`."""
+        attributes: dict[str, AttributeValue] = {}
+        if self._operation.method == "_OTHER":
+            attributes[names.METHOD_ORIGINAL] = self._request.method
+        if self._operation.label is not None:
+            attributes[names.OPERATION] = self._operation.label
+        if self._state is not None:
+            attributes |= route_labels(self._state.route)
+        return attributes
+
+    def _start_span(self, by: Tracer | None = None) -> None:
+        self._span = (by or tracer()).start_span(
+            self._operation.span_name,
+            attributes=exchange_attributes(self._operation, self._request)
+            | self._request_attributes,
+            start_time=self._watch.began_ns,
+        )
+        # Current even if it is not sampled, so that spans below it get the same decision.
+        self._token = context.attach(trace.set_span_in_context(self._span))
+
+    def _begin_again(self, first: Exchange, given_up: Span) -> None:
+        """Replace the one span of the request and its first exchange by two."""
+        if not given_up.is_recording():
+            # The sampler has dropped it, and with it the spans below.
+            self._span = given_up
+            self._token = context.attach(trace.set_span_in_context(given_up))
+            return
+        begun = given_up.get_span_context()
+        self._start_span(tracer_beginning_again(begun))
+        first.record_late(tracer_beginning_again(begun, begun.span_id))
+
+    def _detach(self) -> None:
+        token, self._token = self._token, None
+        if token is not None:
+            context.detach(token)
+
+    @fail_open
+    def _tell_caller(self, judgement: Judgement) -> None:
+        if self._is_wanted and self._caller.is_recording():
+            self._caller.set_attribute(names.MET, judgement.verdict.value)
+
+    @property
+    def _labels(self) -> dict[str, AttributeValue]:
+        """The attributes of a request's metrics."""
+        found = job_labels(self._state, self._settings)
+        if self._operation.label is not None:
+            found[names.OPERATION] = self._operation.label
+        return found
+
+
+def _is_propagated(current: SpanContext, request: httpx.Request) -> bool:
+    """Whether an instrumentation above the guard has put the current span into the headers."""
+    if not current.is_valid:
+        return False
+    told = propagated_headers(request)
+    if not told:
+        return False
+    span_id = f"{current.span_id:016x}"
+    return any(span_id in value for value in told.values())
+
+
+def _unsampled(parent: SpanContext) -> SpanContext:
+    """The context of a span that is not recorded, in the caller's trace if there is one."""
+    if parent.is_valid:
+        trace_id, span_id = parent.trace_id, parent.span_id
+    else:
+        # Not from the module `random`: that would change the training's random numbers.
+        both = int.from_bytes(os.urandom(24))
+        trace_id, span_id = both >> 64 | 1, both & 0xFFFF_FFFF_FFFF_FFFF | 1
+    return SpanContext(trace_id, span_id, is_remote=False, trace_flags=TraceFlags.get_default())
+
+
+@lru_cache(maxsize=4)
+def _follows_parent(provider: Any) -> bool:
+    """Whether spans below an unsampled span are not sampled either, as by default."""
+    unsampled = _unsampled(SpanContext(1, 1, is_remote=False))
+    inside = trace.set_span_in_context(NonRecordingSpan(unsampled))
+    try:
+        result = provider.sampler.should_sample(inside, unsampled.trace_id, "tinker_guard")
+    except Exception:
+        # Another provider than the SDK's, or a sampler with another interface.
+        return False
+    return not result.decision.is_recording()
+
+
+def job_labels(state: RouteState | None, settings: GuardSettings) -> dict[str, AttributeValue]:
+    """The attributes that name a route on a metric, if the settings want metrics by job."""
+    if state is None or not settings.metrics_by_job:
+        return {}
+    return {**route_labels(state.route)}

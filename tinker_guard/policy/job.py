@@ -1,0 +1,52 @@
+"""The states of a trainer job, and what each means for a request that waits for the job's route."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class JobPhase(StrEnum):
+    """What a control plane's job state means for a request that waits for its route."""
+
+    RUNNING = "running"
+    STARTING = "starting"
+    """On the way to running, or a state this version does not know."""
+    STOPPED = "stopped"
+    """Ended, ending or paused: the route will not come up by waiting."""
+
+
+_RESUMABLE: Final = ("CANCELLED", "CANCELLING", "COMPLETED", "DELETING", "EARLY_STOPPED", "PAUSED")
+_FINAL: Final = (
+    *("ARCHIVED", "DELETED", "DELETING_CLEANING_UP", "EXPIRED", "FAILED", "FAILED_CLEANING_UP"),
+)
+_ON_THE_WAY: Final = (
+    *("CREATING", "CREATING_INPUT_DATASET", "IDLE", "PENDING", "RE_QUEUEING", "UNSPECIFIED"),
+    *("VALIDATING", "WRITING_RESULTS"),
+)
+
+PHASES: Final[dict[str, JobPhase]] = {
+    "JOB_STATE_RUNNING": JobPhase.RUNNING,
+    **{f"JOB_STATE_{name}": JobPhase.STARTING for name in _ON_THE_WAY},
+    **{f"JOB_STATE_{name}": JobPhase.STOPPED for name in (*_RESUMABLE, *_FINAL)},
+}
+"""Every state that fireworks-ai 1.2.30 names, in any of its modules."""
+
+RESUMABLE: Final = frozenset(f"JOB_STATE_{name}" for name in _RESUMABLE)
+"""Stopped states that a job may still show for some seconds after it was resumed."""
+
+
+def phase_of(state: str) -> JobPhase:
+    """Sort a control plane's state name into the three phases that matter to a request.
+
+    A name that is not known counts as on the way: a job is never given up for a new word.
+    """
+    return PHASES.get(state, JobPhase.STARTING)
+
+
+def may_settle(state: str | None) -> bool:
+    """Whether a job may still show a state for some seconds after it was resumed.
+
+    Control planes of other makers say CANCELLED where Fireworks' says JOB_STATE_CANCELLED.
+    """
+    return state is not None and f"JOB_STATE_{state.removeprefix('JOB_STATE_')}" in RESUMABLE

@@ -1,0 +1,74 @@
+"""How long to wait before something is sent again."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+GROWTH: Final = 1.15
+"""By which factor each wait between two resends exceeds the one before."""
+
+
+def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> float:
+    """How long to wait before the n-th resend of one request.
+
+    The delays grow by 15 %, so that, but for jitter, the wait that is under way when the route
+    comes up is about a seventh of the time already waited, where doubling would cost up to all
+    of it again. With the defaults, before jitter: 0, 0.10, 0.12, 0.13, ... 3.00 s.
+
+    Args:
+        resend: 1 for the first resend, which is sent at once: over a new connection, another
+            replica may know the route already.
+        initial: Seconds before the second resend.
+        maximum: Seconds that no delay exceeds.
+        jitter: A random number from 0 to 1; 1 halves the delay, so that processes that failed
+            together do not come back together.
+
+    Returns:
+        Seconds to wait.
+    """
+    if resend <= 1:
+        return 0.0
+    # Beyond 200 steps every delay is at its maximum, and 1.15**n would overflow in the end.
+    delay = min(initial * GROWTH ** min(resend - 2, 200), maximum)
+    return delay * (1 - 0.5 * jitter)
+
+
+def retry_after(headers: Mapping[str, str], *, now: float) -> float:
+    """Seconds that a 404 itself asks to wait; 0 if it asks for nothing that can be read.
+
+    Args:
+        headers: The response's headers; `retry-after-ms` wins over `Retry-After` (RFC 9110,
+            10.2.3), which holds seconds or a date.
+        now: The wall clock, seconds since the epoch. Without effect if the answer has a `Date`:
+            it is taken to be of the same clock as the other date, and this machine's may be wrong.
+    """
+    try:
+        if "retry-after-ms" in headers:
+            seconds = float(headers["retry-after-ms"]) / 1000
+        elif (value := headers.get("retry-after", "0")).strip().isdigit():
+            seconds = float(value)
+        else:
+            seconds = _timestamp(value) - _sent_at(headers, now)
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _sent_at(headers: Mapping[str, str], now: float) -> float:
+    try:
+        return _timestamp(headers["date"])
+    except (KeyError, ValueError, OverflowError):
+        return now
+
+
+def _timestamp(date: str) -> float:
+    parsed = parsedate_to_datetime(date)
+    # One of the forms has no zone, and stands for UTC (RFC 9110, 5.6.7).
+    return (parsed if parsed.tzinfo is not None else parsed.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,111 @@
+"""The headers and extensions that make a request arrive: probes and lookups copy them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_HEADERS: Final = frozenset(
+    {
+        # Where the request goes, and who sends it.
+        b"host",
+        b"authorization",
+        b"proxy-authorization",
+        b"x-api-key",
+        b"user-agent",
+        # Keys under other names: Kong, Azure API Management, Google's gateways.
+        b"api-key",
+        b"apikey",
+        b"ocp-apim-subscription-key",
+        b"x-goog-api-key",
+        # Credentials for a proxy in front: Cloudflare Access, Modal.
+        b"cf-access-client-id",
+        b"cf-access-client-secret",
+        b"modal-key",
+        b"modal-secret",
+        # Twinkle's, for hosts that take `Authorization` for themselves.
+        b"twinkle-authorization",
+    }
+)
+"""All that is copied. A cookie is not among them: a balancer's would pin every probe to the replica
+that lacks the route. Nor is anything that describes a body, a trace or the request's identity: a
+probe must not look like a repeat of the request (`Idempotency-Key`)."""
+
+_STICKY: Final = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
+"""Ray Serve picks the replica by them."""
+_OF_STICKY: Final = _STICKY | {b"x-request-id", b"x-ray-serve-request-id"}
+"""Twinkle gives them all one value for the whole process, and refuses requests without. Elsewhere
+`X-Request-Id` is the identity of one request, so that it is copied beside the others alone."""
+
+_EXTENSIONS: Final = ("sni_hostname",)
+
+
+class Reach(NamedTuple):
+    """The headers, as bytes, and the extensions of a request that make it arrive."""
+
+    headers: tuple[tuple[bytes, bytes], ...]
+    extensions: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> Reach:
+        """Take them from a request."""
+        raw = [(name.lower(), name, value) for name, value in request.headers.raw]
+        is_sticky = any(lowered in _STICKY for lowered, _, _ in raw)
+        copied = _HEADERS | _OF_STICKY if is_sticky else _HEADERS
+        return cls(
+            tuple((name, value) for lowered, name, value in raw if lowered in copied),
+            {name: request.extensions[name] for name in _EXTENSIONS if name in request.extensions},
+        )
+
+
+Cookies: TypeAlias = tuple[tuple[bytes, bytes], ...]
+"""Names and values."""
+
+
+def cookies_set_by(response: httpx.Response) -> Cookies:
+    """The cookies that a response sets: a balancer's pin the next request to the same replica."""
+    pairs = (
+        value.partition(b";")[0].partition(b"=")
+        for name, value in response.headers.raw
+        if name.lower() == b"set-cookie"
+    )
+    return tuple((name.strip(), value.strip()) for name, _, value in pairs if name.strip())
+
+
+def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:
+    """A request that carries cookies in the place of its own of the same names.
+
+    Everything else is the very same; the request that was given, and the caller's cookie jar, stay
+    as they are.
+    """
+    if not cookies:
+        return request
+    headers = list(request.headers.raw)
+    values, places = dict(cookies), []
+    missing = dict(values)
+    for place, (name, value) in enumerate(headers):
+        if name.lower() == b"cookie":
+            places.append(place)
+            pairs = [pair.partition(b"=") for pair in value.split(b";")]
+            pinned = [
+                key + b"=" + values[key.strip()] if key.strip() in values else key + equals + old
+                for key, equals, old in pairs
+            ]
+            headers[place] = name, b";".join(pinned)
+            for key, _, _ in pairs:
+                missing.pop(key.strip(), None)
+    added = b"; ".join(name + b"=" + value for name, value in missing.items())
+    if added and places:
+        name, value = headers[places[-1]]
+        headers[places[-1]] = name, value + b"; " + added
+    elif added:
+        headers.append((b"Cookie", added))
+    # `copy.copy` would lose stream and extensions, timeouts among them.
+    twin = object.__new__(type(request))
+    vars(twin).update(vars(request))
+    twin.headers = httpx.Headers(headers)
+    return twin

@@ -1,0 +1,1 @@
+"""What carries requests, and how bodies and transports are read and closed."""

@@ -1,0 +1,130 @@
+"""Transports of sync clients, as transports that coroutines use, and their responses back again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+class BlockingTransport(httpx.AsyncBaseTransport):
+    """A sync transport, for coroutines that `run_blocking` drives.
+
+    Args:
+        transport: The transport; closed with this one.
+    """
+
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self.transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and block the thread until it is answered."""
+        return response_for_coroutines(self.transport.handle_request(request))
+
+    async def aclose(self) -> None:
+        """Close the transport."""
+        self.transport.close()
+
+
+def blocking_factory(
+    new_transport: Callable[[], httpx.BaseTransport] | None,
+) -> Callable[[], httpx.AsyncBaseTransport] | None:
+    """What builds the transports of a sync client, for coroutines; None where nothing does."""
+    if new_transport is None:
+        return None
+
+    def build() -> httpx.AsyncBaseTransport:
+        transport = new_transport()
+        if not isinstance(transport, httpx.BaseTransport):
+            raise TypeError("new_transport must return an httpx.BaseTransport")
+        return BlockingTransport(transport)
+
+    return build
+
+
+def environment_transport(verify: ssl.SSLContext | bool) -> httpx.AsyncBaseTransport | None:
+    """What carries a lookup as the environment says; None where an async client does by itself.
+
+    Args:
+        verify: What is trusted.
+    """
+    if not runtime.is_blocking():
+        return None
+    return BlockingTransport(_ClientTransport(httpx.Client(verify=verify)))
+
+
+def response_for_coroutines(response: httpx.Response) -> httpx.Response:
+    """The same response of a sync transport, for coroutines that `run_blocking` drives."""
+    assert isinstance(response.stream, httpx.SyncByteStream)
+    response.stream = _BlockingStream(response.stream)
+    return response
+
+
+def response_of_client(response: httpx.Response) -> httpx.Response:
+    """The same response, for a sync client."""
+    if not isinstance(response.stream, httpx.SyncByteStream):
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _StreamOfClient(response.stream)
+    return response
+
+
+class _ClientTransport(httpx.BaseTransport):
+    """Sends as a client does: a transport of httpx itself knows of no proxy."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._client.send(request, stream=True, follow_redirects=False)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A sync stream that can be read in both ways."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._stream)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        self._stream.close()
+
+
+class _StreamOfClient(httpx.SyncByteStream):
+    """A stream of the guard's own, read by a thread."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        chunks = aiter(self._stream)
+        while True:
+            try:
+                chunk = runtime.run_blocking(_next(chunks))
+            except StopAsyncIteration:
+                return
+            yield chunk
+
+    def close(self) -> None:
+        runtime.run_blocking(self._stream.aclose())
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes:
+    return await anext(chunks)

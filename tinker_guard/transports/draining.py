@@ -1,0 +1,104 @@
+"""A transport that can be replaced: it closes once its last response is closed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import httpx
+
+from tinker_guard.transports import runtime
+from tinker_guard.transports.cleanup import close_quietly, unless_abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+class _ClosedTransport(httpx.AsyncBaseTransport):
+    """In the place of a transport that is closed."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        raise httpx.TransportError("the client was closed", request=request)
+
+
+CLOSED: Final = _ClosedTransport()
+"""Refuses every request."""
+
+
+class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
+    """Counts its requests in flight; after `drain()` it closes with the last of them.
+
+    Args:
+        transport: The transport that it wraps, and closes.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        # Threads of a sync client count at the same time.
+        super().__init__()
+        self.transport: httpx.AsyncBaseTransport = transport
+        self.is_closed: bool = False
+        self.is_draining: bool = False
+        self._in_flight = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; it is in flight until its response is closed."""
+        with self._lock:
+            self._in_flight += 1
+        try:
+            response = await self.transport.handle_async_request(request)
+        except GeneratorExit:
+            # See `unless_abandoned`. If it was the last one, the guard's end closes this transport.
+            with self._lock:
+                self._in_flight -= 1
+            raise
+        except BaseException:
+            await self._finish_one()
+            raise
+        if response.is_closed:
+            # A transport below has read it.
+            await self._finish_one()
+        else:
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            response.stream = _CountedStream(response.stream, self._finish_one)
+        return response
+
+    async def drain(self) -> None:
+        """Close as soon as no request is in flight."""
+        self.is_draining = True
+        await self._close_if_done()
+
+    async def aclose(self) -> None:
+        """Close the wrapped transport at once."""
+        if not self.is_closed:
+            self.is_closed = True
+            # Drop the reference too: pyqwest's transport closes its connections when it has none,
+            # and a response that went through here may keep this object for long.
+            transport, self.transport = self.transport, CLOSED
+            await close_quietly(transport.aclose, "a replaced transport")
+
+    async def _finish_one(self) -> None:
+        with self._lock:
+            self._in_flight -= 1
+        await self._close_if_done()
+
+    async def _close_if_done(self) -> None:
+        if self.is_draining and self._in_flight == 0:
+            await self.aclose()
+
+
+class _CountedStream(httpx.AsyncByteStream):
+    def __init__(
+        self, stream: httpx.AsyncByteStream, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._stream = stream
+        self._finish = finish
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            async with unless_abandoned(self._finish):
+                await self._stream.aclose()

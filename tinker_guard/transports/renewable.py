@@ -1,0 +1,131 @@
+"""The transport below the guard, and how one that is stuck to a stale replica is replaced.
+
+A connection can stick to one gateway replica for its whole life. While that replica lacks the
+route, every resend over the connection meets the same 404; a new connection may not.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import httpx
+
+from tinker_guard import faults
+from tinker_guard.transports import runtime
+from tinker_guard.transports.blocking import BlockingTransport
+from tinker_guard.transports.borrowed import BorrowedTransport, LentTransport
+from tinker_guard.transports.cleanup import unless_abandoned
+from tinker_guard.transports.draining import CLOSED, DrainingTransport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+class RenewableTransport(runtime.Locked):
+    """The transport that requests are sent on now.
+
+    Args:
+        transport: The transport to begin with.
+        new_transport: Builds another one to the same places, with connections of its own; None
+            if that cannot be had, in which case `transport` is never replaced.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+    ) -> None:
+        # Threads of a sync client replace it at the same time. Nothing is awaited under the lock.
+        super().__init__()
+        self.transport: httpx.AsyncBaseTransport = transport
+        # Whether this one is idle cannot be told without a price on every request, so that it
+        # stays open to the end even if it is replaced.
+        self._original = transport
+        self._new_transport = new_transport
+        self._draining: list[DrainingTransport] = []
+        self._is_closed = False
+
+    async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
+        """Put a new transport in the place of one that proved stale.
+
+        Does nothing if another request has replaced it already. Requests in flight on the old
+        one finish undisturbed; it is closed with the last of them.
+        """
+        with self._lock:
+            spare = self._build() if self.transport is stale else None
+            if spare is None:
+                return
+            self.transport = spare
+        if isinstance(stale, DrainingTransport):
+            self._draining = [other for other in self._draining if not other.is_closed]
+            self._draining.append(stale)
+            await stale.drain()
+
+    @asynccontextmanager
+    async def lookup_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
+        """A transport for the time of one question to the route's own origin.
+
+        It has the requests' proxy and certificates, and connections of its own where that can be
+        had. None unless it is known to follow no redirect, which would take the key along.
+        """
+        if self._is_closed:
+            # What one builds without a transport would go past the requests' proxy.
+            yield CLOSED
+            return
+        if not isinstance(
+            _innermost(self.transport), httpx.AsyncHTTPTransport | httpx.HTTPTransport
+        ):
+            yield None
+            return
+        spare = self._build()
+        if spare is None:
+            yield LentTransport(self.transport)
+            return
+        async with unless_abandoned(spare.aclose):
+            yield LentTransport(spare)
+
+    def release(self) -> httpx.AsyncBaseTransport:
+        """Go back to the first transport for good, and return it; it is not closed from here."""
+        self._new_transport = None
+        spare, self.transport = self.transport, self._original
+        if isinstance(spare, DrainingTransport):
+            spare.is_draining = True
+            # If nothing is in flight on it, nothing ends that could close it.
+            self._draining.append(spare)
+        return self._original
+
+    async def aclose(self) -> None:
+        """Close the transport in use and those that it replaced."""
+        self._is_closed = True
+        async with AsyncExitStack() as stack:
+            # The last one pushed is closed first, and an error keeps none of the others open.
+            stack.push_async_callback(self._original.aclose)
+            for spare in (self.transport, *self._draining):
+                if spare is not self._original:
+                    stack.push_async_callback(spare.aclose)
+
+    def _build(self) -> DrainingTransport | None:
+        if self._new_transport is None or self._is_closed:
+            return None
+        try:
+            transport = self._new_transport()
+            if not isinstance(transport, httpx.AsyncBaseTransport):
+                raise TypeError("new_transport must return an httpx.AsyncBaseTransport")
+            return DrainingTransport(transport)
+        except Exception:
+            faults.log_fault("building a new transport")
+            return None
+
+
+def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
+    """Whether a transport traces each exchange with a CLIENT span of its own, as pyqwest's does."""
+    return type(_innermost(transport)).__module__.startswith("pyqwest.")
+
+
+def _innermost(
+    transport: httpx.AsyncBaseTransport,
+) -> httpx.AsyncBaseTransport | httpx.BaseTransport:
+    while isinstance(transport, DrainingTransport | BorrowedTransport):
+        transport = transport.transport
+    return transport.transport if isinstance(transport, BlockingTransport) else transport

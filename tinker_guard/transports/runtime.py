@@ -1,0 +1,208 @@
+"""What the guard waits with: the running event loop or, below a sync client, the calling thread.
+
+The code above is written once, as coroutines. On an event loop they are awaited as usual. Below a
+sync client `run_blocking` drives them: everything that they wait for blocks the thread instead, so
+that a coroutine never suspends. There is no event loop then, and no thread beside the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
+
+_T = TypeVar("_T")
+
+
+class Threads:
+    """Waiting by blocking the calling thread.
+
+    Args:
+        clock: The time, seconds.
+        sleep: Blocks for seconds.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.clock = clock
+        self.sleep = sleep
+
+    def is_closed(self) -> bool:
+        """False: what threads find out together does not end, as an event loop does."""
+        return False
+
+
+THREADS: Final = Threads()
+
+
+class _Thread(threading.local):
+    """What a thread waits with while it drives a coroutine."""
+
+    threads: Threads | None = None
+    timeouts: tuple[_BlockingTimeout, ...] = ()
+
+
+_thread: Final = _Thread()
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS) -> _T:
+    """Run a coroutine of the guard in the calling thread, to its end.
+
+    Args:
+        coroutine: It waits only for what this module offers, and for transports that block.
+        threads: How to wait.
+
+    Raises:
+        RuntimeError: It waited for something else, which would need an event loop.
+        BaseException: What the coroutine raises.
+    """
+    before = _thread.threads, _thread.timeouts
+    _thread.threads = threads
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    else:
+        coroutine.close()
+        raise RuntimeError("this needs an event loop, and is called below a sync client")
+    finally:
+        _thread.threads, _thread.timeouts = before
+
+
+async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Await a user's coroutine; below a sync client, one that needs an event loop fails by itself.
+
+    Raises:
+        RuntimeError: It needs an event loop, and there is none.
+    """
+    threads = _thread.threads
+    return await call() if threads is None else run_blocking(call(), threads)
+
+
+def is_blocking() -> bool:
+    """Whether the calling thread drives a coroutine, without an event loop."""
+    return _thread.threads is not None
+
+
+def owner() -> asyncio.AbstractEventLoop | Threads:
+    """To whom it belongs what requests wait for together: the running loop, or all threads."""
+    return _thread.threads or asyncio.get_running_loop()
+
+
+def clock() -> Callable[[], float]:
+    """The clock by which is waited: the running loop's, or the monotonic one."""
+    threads = _thread.threads
+    return asyncio.get_running_loop().time if threads is None else threads.clock
+
+
+async def sleep(seconds: float) -> None:
+    """Wait; the timeouts around end it."""
+    threads = _thread.threads
+    if threads is None:
+        await asyncio.sleep(seconds)
+        return
+    timeout, left = time_left()
+    if timeout is None or seconds < left:
+        threads.sleep(max(seconds, 0.0))
+        return
+    threads.sleep(max(left, 0.0))
+    raise Expired(timeout)
+
+
+def wait(changed: threading.Condition) -> None:
+    """Block until a condition is notified; the timeouts around end it."""
+    timeout, left = time_left()
+    if timeout is None:
+        changed.wait()
+    elif not changed.wait(max(left, 0.0)):
+        raise Expired(timeout)
+
+
+def timeout_at(when: float) -> AbstractAsyncContextManager[Any]:
+    """End a block at a time of `clock()`, with `TimeoutError`.
+
+    Below a sync client it ends waits alone. A request under way has the timeouts of its own.
+    """
+    return asyncio.timeout_at(when) if _thread.threads is None else _BlockingTimeout(when)
+
+
+def timeout(seconds: float) -> AbstractAsyncContextManager[Any]:
+    """End a block after seconds; see `timeout_at`."""
+    return timeout_at(clock()() + seconds)
+
+
+def is_cancelled() -> bool:
+    """Whether a `CancelledError` that was just caught is the running task's own cancellation.
+
+    A transport, a stream or a control plane can raise one of its own: that cancels no request.
+    """
+    if _thread.threads is not None:
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def is_running() -> bool:
+    """Whether there is something to wait with: an event loop may be closed under its task."""
+    if _thread.threads is not None:
+        return True
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class Locked:
+    """Has a lock for threads; a copy or a pickle has one of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
+
+
+class Expired(BaseException):
+    """Ends a wait of a thread, as a cancellation ends a task's; its timeout takes it up.
+
+    Args:
+        timeout: The timeout that is over.
+    """
+
+    def __init__(self, timeout: _BlockingTimeout) -> None:
+        self.timeout = timeout
+
+
+class _BlockingTimeout:
+    def __init__(self, when: float) -> None:
+        self.when = when
+
+    async def __aenter__(self) -> None:
+        _thread.timeouts += (self,)
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        _thread.timeouts = _thread.timeouts[:-1]
+        if isinstance(error, Expired) and error.timeout is self:
+            raise TimeoutError from None
+
+
+def time_left() -> tuple[_BlockingTimeout | None, float]:
+    """The timeout of this thread that ends first, and the seconds until then."""
+    if not _thread.timeouts:
+        return None, float("inf")
+    first = min(_thread.timeouts, key=lambda timeout: timeout.when)
+    return first, first.when - clock()()
