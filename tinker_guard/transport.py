@@ -92,6 +92,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         if (state is None or state.is_warm) and enabled() is NOTHING:
             response = await sent_on.handle_async_request(request)
             if response.status_code != 404:
+                if state is not None and not state.is_warm and response.is_success:
+                    state.answered_late()
                 return response
             report = RequestReport(request, state, self._settings)
             return await self._recover(request, state, report, sent_on, response)
@@ -101,6 +103,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
             response = await report.send(sent_on, request)
             if response.status_code == 404:
                 response = await self._recover(request, state, report, sent_on, response)
+            elif state is not None and not state.is_warm and response.is_success:
+                state.answered_late()
             return report.answered(response)
 
     async def _recover(
@@ -273,7 +277,11 @@ class SyncGuardTransport(httpx.BaseTransport):
         if not is_untouched:
             return response_of_client(run_blocking(guard.handle_async_request(request)))
         response = self._original.handle_request(request)
-        if response.status_code != 404 or state is None:
+        if state is None:
+            return response
+        if response.status_code != 404:
+            if not state.is_warm and response.is_success:
+                state.answered_late()
             return response
         report = RequestReport(request, state, guard._settings)
         not_found = response_for_coroutines(response)

@@ -447,7 +447,9 @@ class _Facts:
             before = [q for q in own if about < q.began <= question.began]
             if is_stopped(question.answer):
                 what = "stopped"
-            elif question.answer == "missing" and has_missing_pair([question], before):
+            elif question.answer == "missing" and has_missing_pair(
+                [question], before, self.truth.questions(call)
+            ):
                 what = "missing"
             else:
                 continue
@@ -842,9 +844,12 @@ class _Facts:
             yield repr(attributes)
         for call in self.world.calls:
             # What was raised below, such as a cancellation there, is not told by the guard.
-            exchanges = (*call.sends, *call.probes)
-            if call.error is not None and all(call.error is not x.error for x in exchanges):
-                yield repr((call.error, call.error.__context__, call.error.__cause__))
+            raised_below = {id(x.error) for x in (*call.sends, *call.probes)}
+            if call.error is not None and id(call.error) not in raised_below:
+                # Python notes as its context what was being handled as it was raised.
+                context, cause = call.error.__context__, call.error.__cause__
+                told = (call.error, context, cause)
+                yield repr([error for error in told if id(error) not in raised_below])
 
 
 def _is_copy(body: bytes | None, of: Exchange) -> bool:

@@ -632,20 +632,27 @@ class Truth:
         return "perhaps" if is_possible else "no"
 
 
-def has_missing_pair(heard: list[Question], before: list[Question] | None = None) -> bool:
+def has_missing_pair(
+    heard: list[Question],
+    before: list[Question] | None = None,
+    others: Sequence[Question] = (),
+) -> bool:
     """Whether two answers, the second to a question of its own some time later, said missing.
 
     Args:
         heard: Among these is the second.
         before: Among these is the first; None: among the same.
+        others: What else was asked: another word between the two takes back the first.
     """
     before = heard if before is None else before
     return any(
         second.answer == "missing"
         and second.began_at >= first.ended_at + ASKED_AGAIN_AFTER
         and not any(
-            between.answer == RUNNING and first.ended < between.ended < second.ended
-            for between in before
+            is_usable(between.answer)
+            and between.answer != "missing"
+            and first.ended < between.ended < second.ended
+            for between in (*before, *others)
         )
         for first in before
         if first.answer == "missing"

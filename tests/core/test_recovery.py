@@ -473,6 +473,24 @@ async def test_one_answer_that_there_is_no_such_job_is_not_believed(
     assert [at for at, *_ in plane.asked][:2] == [0.0, 2.0]
 
 
+@pytest.mark.parametrize("other", ["JOB_STATE_RUNNING", "JOB_STATE_CREATING", "JOB_STATE_NEW"])
+@pytest.mark.parametrize("heard_at", [0.5, 1.0, 1.9])
+async def test_another_word_between_two_that_a_job_is_missing_takes_back_the_first(
+    other: str, heard_at: float
+) -> None:
+    """One replica of the control plane lacks the row, and is asked twice by chance."""
+    states: list[tuple[float, str | None]] = [(heard_at, other), (heard_at + 0.1, None)]
+    states.append((2.1, "JOB_STATE_RUNNING"))
+    gateway, plane = FakeGateway(known_from(2.5)), FakeControlPlane(None, states=states)
+    first, second = guard(gateway, plane), guard(gateway, plane)
+    one = asyncio.create_task(send(first))
+    await asyncio.sleep(heard_at)
+    another = asyncio.create_task(send(second))
+    assert (await one).status_code == 200
+    assert (await another).status_code == 200
+    assert {0.0, heard_at} <= {at for at, *_ in plane.asked}
+
+
 @pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_IDLE", "JOB_STATE_NEW"])
 async def test_a_job_on_its_way_hands_back_at_once_where_the_route_has_answered(
     state: str,
@@ -1736,12 +1754,53 @@ async def test_another_applications_404_on_what_every_trainer_knows_is_a_race(
     began = loop_time()
     assert (await send(transport, post(f"/api/v1/{path}"))).status_code == 404
     assert loop_time() == began
-    # A while later, what a router says of other paths is the trainer's word again.
-    await asyncio.sleep(10)
+    # Nor do those of a path that not every trainer knows, though a router writes the same.
     gateway.answer = lambda e: ok() if e.is_probe else router_404()
     began = loop_time()
     assert (await send(transport, post("/api/v1/client/dynamic_config"))).status_code == 404
     assert loop_time() == began
+
+
+async def test_probes_that_another_application_answers_prove_nothing() -> None:
+    gateway = FakeGateway()
+    transport = guard(gateway, retry_timeout=5)
+    await send(transport)
+    gateway.answer = lambda _: router_404()
+    assert (await send(transport)).status_code == 404
+    # Were its answers to probes the trainer's word, the request would follow each of them at once.
+    assert len(gateway.sent) < len(gateway.probes) / 3
+
+
+@pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_FAILED", None])
+@pytest.mark.parametrize("is_recorded", [True, False])
+async def test_an_answer_that_comes_after_a_verdict_shows_that_the_trainer_is_there(
+    state: str | None, is_recorded: bool, request: pytest.FixtureRequest
+) -> None:
+    """A control plane that is wrong about a job does not make its trainer's 404s a race."""
+    if is_recorded:
+        request.getfixturevalue("spans")
+    may_answer = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.path.endswith("retrieve_future"):
+            await may_answer.wait()
+        is_lost = exchange.path.endswith("optim_step")
+        return plain_404() if is_lost else ok()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane := FakeControlPlane(state))
+    await send(transport)
+    await asyncio.sleep(2)
+    poll = asyncio.create_task(send(transport, post("/api/v1/retrieve_future")))
+    await settle()
+    assert (await send(transport, post("/api/v1/optim_step"))).status_code == 404
+    may_answer.set()
+    assert (await poll).status_code == 200
+    plane.state = "JOB_STATE_RUNNING"
+    gateway.answer = lambda _: router_404()
+    began, sent = loop_time(), len(gateway.sent)
+    assert (await send(transport, post("/api/v1/client/dynamic_config"))).status_code == 404
+    assert (loop_time() - began, len(gateway.sent) - sent) == (0.0, 1)
 
 
 async def test_another_applications_404_of_a_stopped_job_is_genuine() -> None:

@@ -599,12 +599,12 @@ def test_what_is_forgotten() -> None:
     assert found(table, "job") is not state
 
 
-def test_another_router_is_doubted_for_a_while() -> None:
+def test_what_a_router_says_to_probes_is_doubted_for_a_while() -> None:
     state = RouteState(Route.of_job("https://gateway.test", "acc", "job-1"))
-    assert not state.is_router_the_trainers(0.0)
+    assert not state.believes_routers(0.0)
     state.answered(0.0)
-    assert state.is_router_the_trainers(0.0)
+    assert state.believes_routers(0.0)
     state.meets_another_router(5.0)
-    assert not state.is_router_the_trainers(5.0)
-    assert not state.is_router_the_trainers(14.9)
-    assert state.is_router_the_trainers(15.0)
+    assert not state.believes_routers(5.0)
+    assert not state.believes_routers(14.9)
+    assert state.believes_routers(15.0)

@@ -97,9 +97,19 @@ class SharedControlPlane:
         """
         clock = runtime.clock()
         since = clock() if not_found_at is None else not_found_at
-        lookup = state.flights(self.key_for(request)).lookup
-        return await lookup.run(
-            lambda: self._look_up(state, request, line),
+        flights = state.flights(self.key_for(request))
+
+        async def look_up() -> JobAnswer:
+            answer = await self._look_up(state, request, line)
+            if not answer.is_missing:
+                if answer.failure is None:
+                    flights.missing_since = None
+            elif flights.missing_since is None:
+                flights.missing_since = answer.asked_at
+            return answer
+
+        return await flights.lookup.run(
+            look_up,
             accepts=lambda answer: is_in_force(
                 answer, now=clock(), not_found_at=since, ttl=self._settings.verdict_ttl
             ),

@@ -171,7 +171,7 @@ class GuardedRequest:
             has_reached = self.state.has_shown_trainer
             self.answer = (LOST if has_reached else NEVER_REACHED).timed(now, now)
             return judge_by_reach(has_reached=has_reached)
-        was_missing = False
+        missing_at: float | None = None
         # As it was when the 404 came: it may have come up, or been found to have stopped, since.
         up_since = self.state.warm_since
         if up_since is not None and up_since > not_found_at:
@@ -182,12 +182,20 @@ class GuardedRequest:
                     self.state, self.request, self.line, not_found_at=not_found_at
                 )
                 now = self.clock()
+                missing_since = self.flights.missing_since
+                # Another request may have heard meanwhile that there is such a job.
+                was_missing = (
+                    missing_at is not None
+                    and missing_since is not None
+                    and missing_since <= missing_at
+                )
                 warm_for = None if up_since is None else self.answer.asked_at - up_since
                 judged = judge(self.answer, was_missing=was_missing, warm_for=warm_for)
                 if not isinstance(judged, AskAgain):
                     return judged
-                was_missing, pause = self.answer.is_missing, judged.seconds
-                if not was_missing:
+                is_missing, pause = self.answer.is_missing, judged.seconds
+                missing_at = self.answer.asked_at if is_missing else None
+                if not is_missing:
                     # Somebody else may have heard it some time ago.
                     pause -= now - self.answer.answered_at
                 if now + pause >= deadline:
@@ -197,7 +205,7 @@ class GuardedRequest:
                 # The second word on a missing job comes some time after the first. On another one,
                 # what somebody else asked after this answer was asked for is as good.
                 asked_since = math.nextafter(self.answer.asked_at, math.inf)
-                not_found_at = self.clock() if was_missing else asked_since
+                not_found_at = self.clock() if is_missing else asked_since
 
     def log_waiting(
         self, race: Judgement | None, deadline: float, *, obstacle: str | None = None

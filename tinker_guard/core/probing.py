@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 async def probe(guarded: GuardedRequest) -> ProbeResult:
     """Send one probe over the transport that the request will be sent over."""
     settings, state = guarded.settings, guarded.state
-    had_shown_trainer = state.is_router_the_trainers(guarded.clock())
+    had_shown_trainer = state.believes_routers(guarded.clock())
     reach = Reach.of(guarded.request)
     request = httpx.Request(
         "GET",

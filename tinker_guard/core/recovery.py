@@ -173,7 +173,7 @@ class Recovery:
         guarded = self._guarded
         self._route = None
         self._met_at = self._clock()
-        had_shown_trainer = guarded.state.is_router_the_trainers(self._met_at)
+        had_shown_trainer = guarded.state.has_shown_trainer
         body = await read_prefix(self.response)
         self._is_held = body.is_complete
         author = author_of(

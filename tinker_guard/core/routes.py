@@ -41,9 +41,12 @@ _KEYS: Final = 8
 class Flights:
     """What the requests of one event loop with the same credentials find out together."""
 
-    __slots__ = ("exhausted", "lookup", "probing", "warmup")
+    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "warmup")
 
     def __init__(self) -> None:
+        self.missing_since: float | None = None
+        """When the control plane was first asked of those times, up to the last one, at which it
+        has known no such job; None if it knew the job last."""
         self.exhausted: tuple[Judgement, int, float] | None = None
         """The verdict with which a request's whole budget ended, `RouteState.answers` then, and
         when that was."""
@@ -61,7 +64,7 @@ class Flights:
 
 
 _DOUBTED_FOR: Final = 10.0
-"""Seconds for which another application may go on answering in the trainer's place."""
+"""Seconds for which another application may go on answering probes in the trainer's place."""
 
 
 class RouteState:
@@ -131,17 +134,28 @@ class RouteState:
             self.has_shown_trainer = self.is_warm = True
             self.is_exhausted = False
 
+    def answered_late(self) -> None:
+        """Note an answer to a request that was sent before the job was found to have stopped.
+
+        The trainer is there, whoever said otherwise. The route stays cold: a job that is resumed is
+        warmed anew.
+        """
+        self.has_shown_trainer = True
+
     def stopped(self) -> None:
         """Note that the job is gone or stopped: one that is resumed is warmed anew."""
         self.is_warm = self.is_exhausted = self.has_shown_trainer = False
         self.warm_since = None
 
     def meets_another_router(self, now: float) -> None:
-        """Note that another application has answered what the trainer's router knows."""
+        """Note that another application has answered what the trainer's router knows.
+
+        It would answer probes too, and what it says to them must not pass for the trainer's word.
+        """
         self._router_doubted_until = now + _DOUBTED_FOR
 
-    def is_router_the_trainers(self, now: float) -> bool:
-        """Whether what any router says of an unknown path is the trainer's word here."""
+    def believes_routers(self, now: float) -> bool:
+        """Whether a probe whose path some router does not know has reached the trainer."""
         return self.has_shown_trainer and now >= self._router_doubted_until
 
     def picks_replica_per_request(self, now: float) -> None:
