@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from tinker_guard.install.status import GuardStatus
     from tinker_guard.policy.judgement import Verdict
     from tinker_guard.settings import GuardSettings, InvalidSettingsError
-    from tinker_guard.transport import GuardTransport, SyncGuardTransport
+    from tinker_guard.sync_transport import SyncGuardTransport
+    from tinker_guard.transport import GuardTransport
     from tinker_guard.waiting import Readiness, until_routable, wait_until_routable
 
 __all__ = [
@@ -123,7 +124,7 @@ _MODULE_OF = {
     "Readiness": "waiting",
     "RouteControlPlane": "control_plane.protocol",
     "Sampled": "gateway",
-    "SyncGuardTransport": "transport",
+    "SyncGuardTransport": "sync_transport",
     "TinkerGuardInstrumentor": "install.instrumentor",
     "UnguardedError": "install.installation",
     "UnsupportedSdkError": "install.sdks",

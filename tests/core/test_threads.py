@@ -445,7 +445,7 @@ class Answers(httpx.BaseTransport):
 
 @pytest.fixture
 def unobserved(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("transport", "telemetry"):
+    for module in ("sync_transport", "transport", "telemetry"):
         monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
 
 
@@ -478,7 +478,7 @@ def test_what_is_on_no_route_may_pass_unseen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not is_observed:
-        monkeypatch.setattr("tinker_guard.transport.enabled", lambda: NOTHING)
+        monkeypatch.setattr("tinker_guard.sync_transport.enabled", lambda: NOTHING)
     inner = Answers(gateway_404_of_client())
     guard = SyncGuardTransport(
         inner, settings=GuardSettings(warmup_successes=0), routes_only=routes_only

@@ -84,6 +84,15 @@ class _End:
     race: Judgement | None = field(default=None, kw_only=True)
     """The verdict on the 404s that were met on the way, if they were a race."""
 
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:
+        """Whether it holds for another request that waited for it.
+
+        Args:
+            met_at: When that request met its 404.
+            needs_proof: Whether it may be sent again only if the trainer was reached.
+        """
+        return not needs_proof
+
 
 @dataclass(frozen=True, slots=True)
 class Routable(_End):
@@ -92,6 +101,9 @@ class Routable(_End):
     reached_at: float = float("-inf")
     """When, by the event loop's clock."""
     cookies: Cookies = ()
+
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
+        return not needs_proof or self.reached_at >= met_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +127,9 @@ class Refused(_End):
     not_found: NotFound
     answer: JobAnswer
 
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
+        return self.answer.asked_at >= met_at
+
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(_End):
@@ -122,6 +137,10 @@ class TimedOut(_End):
 
     judgement: Judgement
     not_found: NotFound
+
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
+        # The time that was over is the leader's.
+        return False
 
 
 ProbingEnd: TypeAlias = Routable | Inconclusive | Ambiguous | Refused | TimedOut

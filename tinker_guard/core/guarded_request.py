@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard import faults
+from tinker_guard.core.findings import Ambiguous
 from tinker_guard.observability import logs
 from tinker_guard.observability.operation_names import operation_of
 from tinker_guard.policy.judgement import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import httpx
 
     from tinker_guard.control_plane.shared import SharedControlPlane
+    from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.core.routes import Flights, RouteState
     from tinker_guard.policy.judgement import Judgement, KeepWaiting
     from tinker_guard.policy.reach import Cookies
@@ -154,7 +156,22 @@ class GuardedRequest:
             self.transport_error = error
             raise
 
-    async def look_up(self, not_found_at: float, deadline: float) -> Judgement | KeepWaiting:
+    def answered(self, response: httpx.Response, end: ProbingEnd) -> None:
+        """Note an answer that is no 404.
+
+        Args:
+            response: The answer.
+            end: What was found out before the request was sent.
+        """
+        if response.is_success:
+            self.state.answered(self.clock())
+            self.state.ambiguous_ends += isinstance(end, Ambiguous)
+        if response.is_success or self.resends > 0:
+            logs.log_race_over(self.state, self.resends)
+
+    async def look_up(
+        self, not_found_at: float, deadline: float, *, is_first: bool
+    ) -> Judgement | KeepWaiting:
         """Ask the control plane about a 404 until its answer is good for a verdict.
 
         Where there is none, what has been reached is the evidence.
@@ -162,6 +179,8 @@ class GuardedRequest:
         Args:
             not_found_at: When the 404 came.
             deadline: Until when to wait for an answer.
+            is_first: Whether none was asked for before it: then it may always take its full time,
+                so that no request is judged unheard.
 
         Raises:
             TimeoutError: There is none by then.
@@ -171,6 +190,8 @@ class GuardedRequest:
             has_reached = self.state.has_shown_trainer
             self.answer = (LOST if has_reached else NEVER_REACHED).timed(now, now)
             return judge_by_reach(has_reached=has_reached)
+        if is_first:
+            deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
         missing_at: float | None = None
         # As it was when the 404 came: it may have come up, or been found to have stopped, since.
         up_since = self.state.warm_since

@@ -1,14 +1,9 @@
-"""Probes: cheap requests that find out whether a route is known, before real ones are sent."""
+"""Probing: one probe after another finds out when a route is known, before requests are sent."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING, Final, assert_never
 
-import httpx
-
-from tinker_guard import faults, telemetry
 from tinker_guard.core.attempts import attempts
 from tinker_guard.core.findings import (
     Ambiguous,
@@ -20,84 +15,17 @@ from tinker_guard.core.findings import (
     Routable,
     TimedOut,
 )
+from tinker_guard.core.probe import probe
 from tinker_guard.policy.job import may_settle
 from tinker_guard.policy.judgement import JOB_NOT_RUNNING, Judgement, Verdict
-from tinker_guard.policy.not_found import Source, author_of, is_from_trainer
-from tinker_guard.policy.pacing import retry_after
-from tinker_guard.policy.reach import Reach, cookies_set_by
-from tinker_guard.transports import runtime
-from tinker_guard.transports.body_prefix import read_prefix
-from tinker_guard.transports.cleanup import discard, unless_abandoned
-from tinker_guard.transports.failure import failure_of
+from tinker_guard.policy.not_found import Source
 
 if TYPE_CHECKING:
+    import httpx
+
     from tinker_guard.core.findings import ProbeResult, ProbingEnd
     from tinker_guard.core.guarded_request import GuardedRequest
     from tinker_guard.policy.judgement import JobAnswer
-    from tinker_guard.transports.body_prefix import BodyPrefix
-
-
-async def probe(guarded: GuardedRequest) -> ProbeResult:
-    """Send one probe over the transport that the request will be sent over."""
-    settings, state = guarded.settings, guarded.state
-    had_shown_trainer = state.believes_routers(guarded.clock())
-    reach = Reach.of(guarded.request)
-    request = httpx.Request(
-        "GET",
-        state.route.url + settings.warmup_probe_path,
-        # A cache's copy would prove nothing.
-        headers=[*reach.headers, (b"cache-control", b"no-cache, no-store")],
-        extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict(), **reach.extensions},
-    )
-    result: ProbeResult = Failed()
-    guarded.probes += 1
-    try:
-        with telemetry.probe_span(request, state, settings) as report:
-            async with runtime.timeout(settings.probe_timeout):
-                guarded.probed_on = guarded.line.transport
-                response = await report.send(guarded.probed_on)
-                met_at = guarded.clock()
-                async with unless_abandoned(lambda: discard(response)):
-                    body = await read_prefix(response)
-                    result = _result_of(response, body, met_at, had_shown_trainer)
-                    if response.status_code == 404:
-                        is_trainers = isinstance(result, Reached)
-                        report.met_404(response.headers, body, is_trainers=is_trainers)
-            report.result = _WORDS[type(result)]
-    except (httpx.HTTPError, httpx.StreamError, OSError) as error:
-        # Refused, broken or too slow.
-        result = Failed(failure_of(error))
-    except asyncio.CancelledError:
-        if runtime.is_cancelled():
-            raise
-    except Exception:
-        faults.log_fault("a probe")
-    if isinstance(result, Reached):
-        state.has_shown_trainer = True
-    return result
-
-
-_WORDS: Final = {Reached: "reached", NotFound: "not_found", Failed: "failed"}
-
-
-def _result_of(
-    response: httpx.Response, body: BodyPrefix, met_at: float, had_shown_trainer: bool
-) -> ProbeResult:
-    headers, content, is_decoded = response.headers, body.content, body.is_decoded
-    if response.status_code == 404:
-        source = author_of(
-            headers, content, had_shown_trainer=had_shown_trainer, is_decoded=is_decoded
-        )
-        if source is not Source.TRAINER:
-            asked_to_wait = retry_after(headers, now=time.time())
-            return NotFound.of(response, body, source, met_at, asked_to_wait)
-    elif not (
-        body.is_complete
-        and is_from_trainer(response.status_code, headers, content, is_decoded=is_decoded)
-    ):
-        return Failed(status_code=response.status_code)
-    return Reached(met_at, cookies_set_by(response))
-
 
 _AMBIGUOUS_ROUNDS: Final = 3
 """After how many unknown 404s of a running job the request itself is sent; twice as many after that
@@ -175,13 +103,10 @@ class _Rounds:
         Returns:
             `TimedOut` where waiting may help; `Inconclusive` where there is no usable answer.
         """
-        guarded, until = self._guarded, self._deadline
-        if not self._has_asked:
-            # As after a request's own 404: the first lookup always gets its full time.
-            self._has_asked = True
-            until = max(until, found.met_at + guarded.settings.control_plane_timeout)
+        guarded, is_first = self._guarded, not self._has_asked
+        self._has_asked = True
         try:
-            judged = await guarded.look_up(found.met_at, until)
+            judged = await guarded.look_up(found.met_at, self._deadline, is_first=is_first)
         except TimeoutError:
             # A verdict that was given in time, with the 404 that it was given on.
             return self._last_end or Inconclusive()

@@ -19,7 +19,6 @@ from tinker_guard.core.findings import (
     TimedOut,
 )
 from tinker_guard.core.probing import probe_until_routable
-from tinker_guard.observability import logs
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
@@ -60,20 +59,16 @@ async def recover(guarded: GuardedRequest, not_found: httpx.Response) -> httpx.R
     Raises:
         Exception: What the inner transport raises on a resend.
     """
+    recovery: Recovery | None = None
     try:
         recovery = Recovery(guarded, not_found)
-    except Exception:
-        faults.log_fault("the recovery")
-        guarded.hand_back_unjudged()
-        return not_found
-    try:
         return await recovery.run()
     except Exception as error:
         if error is guarded.transport_error:
             raise
         # A bug of the guard's own, or no memory left.
         faults.log_fault("the recovery")
-        response = await recovery.give_up()
+        response = await recovery.give_up() if recovery else not_found
         if response.status_code == 404:
             guarded.hand_back_unjudged()
         return response
@@ -81,7 +76,7 @@ async def recover(guarded: GuardedRequest, not_found: httpx.Response) -> httpx.R
         # The event loop was closed under it: nothing can be awaited any more.
         raise
     except BaseException:
-        await discard(recovery.response)
+        await discard(recovery.response if recovery else not_found)
         raise
 
 
@@ -131,7 +126,8 @@ class Recovery:
                     break
                 await self._resend(route, self._race)
                 if self.response.status_code != 404:
-                    return self._recovered(route)
+                    self._guarded.answered(self.response, route)
+                    return self.response
             judgement = await self._judge()
             if not (judgement.is_race and self._may_resend):
                 break
@@ -195,13 +191,10 @@ class Recovery:
         if not self._may_wait:
             assert guarded.exhausted_with is not None
             return guarded.exhausted_with
-        # The budget holds later lookups; the first one always gets its full time, so that no
-        # request is judged unheard.
-        patience = self._budget.ends_at
-        if self._race is None:
-            patience = max(patience, self._met_at + self._settings.control_plane_timeout)
         try:
-            judged = await guarded.look_up(self._met_at, patience)
+            judged = await guarded.look_up(
+                self._met_at, self._budget.ends_at, is_first=self._race is None
+            )
         except TimeoutError:
             return self._race or CONTROL_PLANE_TIMEOUT
         if isinstance(judged, Judgement) and judged.verdict is not Verdict.UNVERIFIED:
@@ -250,7 +243,7 @@ class Recovery:
                     end = await guarded.flights.probing.run(compute)
                     if has_computed:
                         return end
-                    if self._may_follow(end, needs_proof=needs_proof):
+                    if end.serves(self._met_at, needs_proof=needs_proof):
                         # All followers are released at once; they need not arrive at once.
                         await runtime.sleep(JITTER.random() * self._settings.backoff_initial)
                         return end
@@ -262,21 +255,6 @@ class Recovery:
         except Exception:
             faults.log_fault("probing")
         return Inconclusive()
-
-    def _may_follow(self, end: ProbingEnd, *, needs_proof: bool) -> bool:
-        """Whether what another request has found holds for this one; if not, its turn has come."""
-        match end:
-            case Routable(reached_at=reached_at):
-                return not needs_proof or reached_at >= self._met_at
-            case Inconclusive() | Ambiguous():
-                return not needs_proof
-            case Refused(answer=answer):
-                return answer.asked_at >= self._met_at
-            case TimedOut():
-                # The time that was over is the leader's.
-                return False
-            case _:
-                assert_never(end)
 
     async def _scout(self, *, needs_proof: bool) -> ProbingEnd:
         guarded = self._guarded
@@ -295,14 +273,6 @@ class Recovery:
         cookies = route.cookies if isinstance(route, Routable) else ()
         self.response = await guarded.send(cookies, pause=self._clock() - self._met_at)
         self._is_discarded = False
-
-    def _recovered(self, route: ProbingEnd) -> httpx.Response:
-        state = self._guarded.state
-        if self.response.is_success:
-            state.answered(self._clock())
-            state.ambiguous_ends += isinstance(route, Ambiguous)
-        logs.log_race_over(state, self._guarded.resends)
-        return self.response
 
     @property
     def _is_replayable(self) -> bool:

@@ -134,14 +134,6 @@ class RouteState:
             self.has_shown_trainer = self.is_warm = True
             self.is_exhausted = False
 
-    def answered_late(self) -> None:
-        """Note an answer to a request that was sent before the job was found to have stopped.
-
-        The trainer is there, whoever said otherwise. The route stays cold: a job that is resumed is
-        warmed anew.
-        """
-        self.has_shown_trainer = True
-
     def stopped(self) -> None:
         """Note that the job is gone or stopped: one that is resumed is warmed anew."""
         self.is_warm = self.is_exhausted = self.has_shown_trainer = False

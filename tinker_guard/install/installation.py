@@ -45,7 +45,8 @@ from tinker_guard.install.sdks import (
 )
 from tinker_guard.install.status import GuardStatus, Place, RestStatus
 from tinker_guard.settings import GuardSettings, InvalidSettingsError, misspelt_variables
-from tinker_guard.transport import GuardTransport, SyncGuardTransport
+from tinker_guard.sync_transport import SyncGuardTransport
+from tinker_guard.transport import GuardTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
