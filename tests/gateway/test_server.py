@@ -137,6 +137,20 @@ def test_nothing_is_left_behind() -> None:
         get(gateway.origin)
 
 
+def test_connections_that_come_as_it_stops_are_closed(recwarn: pytest.WarningsRecorder) -> None:
+    with LocalGateway() as gateway:
+        url = httpx.URL(gateway.origin)
+        clients = [socket.socket() for _ in range(100)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex((url.host, url.port))
+    for client in clients:
+        client.close()
+    del gateway
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_port_can_be_chosen_and_is_free_afterwards() -> None:
     with LocalGateway() as gateway:
         port = int(gateway.origin.rpartition(":")[2])

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
@@ -199,3 +199,23 @@ class _Server(uvicorn.Server):
         await self.on_tick(0)
         await self._stop_requested.wait()
         self._on_stop()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as uvicorn does, and leave no connection open.
+
+        asyncio leaves a connection open whose server is closed between its accepting and the
+        making of its transport (`Server._attach` refuses it then); uvicorn, one that is still in
+        use after its patience.
+        """
+        asyncio.get_running_loop().remove_reader(self._listener)
+        for _ in range(_TURNS_OF_AN_ACCEPT):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets=sockets)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+_TURNS_OF_AN_ACCEPT: Final = 3
+"""Turns of asyncio's event loop from the accepting of a connection to `connection_made`."""
