@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from tinker_guard.gateway.server import stop_accepting
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
@@ -41,6 +43,8 @@ class Relay:
         self._ready.set_result(None)
         async with server:
             await self._stop_requested.wait()
+            for listener in server.sockets:
+                await stop_accepting(listener)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)

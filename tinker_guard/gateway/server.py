@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import uvicorn
 
@@ -163,6 +163,10 @@ class LocalGateway:
         return list(self.world.trainer.unexpected)
 
 
+class _Listener(Protocol):
+    def fileno(self) -> int: ...
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that says when it serves and can be stopped from another thread."""
 
@@ -201,19 +205,23 @@ class _Server(uvicorn.Server):
         self._on_stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop as uvicorn does, and leave no connection open.
-
-        asyncio leaves a connection open whose server is closed between its accepting and the
-        making of its transport (`Server._attach` refuses it then); uvicorn, one that is still in
-        use after its patience.
-        """
-        asyncio.get_running_loop().remove_reader(self._listener)
-        for _ in range(_TURNS_OF_AN_ACCEPT):
-            await asyncio.sleep(0)
+        """Stop as uvicorn does; also close what is still in use after its patience."""
+        await stop_accepting(self._listener)
         await super().shutdown(sockets=sockets)
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def stop_accepting(listener: _Listener) -> None:
+    """Accept no further connection, and see those to their protocol that were accepted before.
+
+    asyncio leaves a connection open if its server is closed between its accepting and the making of
+    its transport, which `Server._attach` refuses then. To be called before the server is closed.
+    """
+    asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(_TURNS_OF_AN_ACCEPT):
         await asyncio.sleep(0)
 
 
