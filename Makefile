@@ -5,8 +5,8 @@ RUNNER := .nox/runner
 NOX := $(RUNNER)/bin/nox
 RUN = $(NOX) --session
 
-TASKS := test quick coverage check format bench bench-overhead mutants matrix sdk-suite ray floors audit package pythons docs
-.PHONY: help demo simulate chaos dashboards gateways gateways-ray debian-packages fuzz fuzz-bytes changelog clean $(TASKS)
+TASKS := test quick coverage check format bench bench-overhead mutants sdk-suite ray floors audit package pythons docs
+.PHONY: help demo matrix simulate chaos dashboards gateways gateways-ray debian-packages fuzz fuzz-bytes changelog clean $(TASKS)
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -41,6 +41,10 @@ $(TASKS): $(NOX)
 
 demo: $(NOX)
 	@$(RUN) demo
+
+# `make matrix ONLY="0.38.0 1.2.30"` tries these releases alone.
+matrix: $(NOX)
+	@$(RUN) matrix $(if $(ONLY),-- $(ONLY:%=--only=%))
 
 # Prints the seed of a schedule that fails, and how to replay it.
 N ?= 100000
