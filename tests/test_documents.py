@@ -183,4 +183,6 @@ def test_what_is_tested_is_what_is_named() -> None:
     tasks = re.search(r"task: \[(.*)\]", workflow)
     assert tasks is not None
     run = re.findall(r"^make (.*)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    # Some of a task's releases alone are a part of the task.
+    run = [command.partition(" ONLY=")[0] for command in run]
     assert set(run) <= {"test", *tasks[1].split(", ")}
