@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -144,13 +144,13 @@ class _OneFault:
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> None:
         # A coroutine that goes on after a wait is told of as a call too.
-        if frame in self._entered:
+        code = frame.f_code
+        if not _is_the_guards(code.co_filename) or frame in self._entered:
             return
         self._entered.add(frame)
-        code = frame.f_code
-        if "/tinker_guard/" not in code.co_filename or code.co_qualname in _OUTERMOST:
+        if code.co_qualname in _OUTERMOST:
             return
-        if any(_is_left_out(caller) for caller in _stack(frame)):
+        if any(_is_left_out(caller.f_code.co_filename) for caller in _stack(frame)):
             return
         # `logging` itself tells of what `__str__` raises.
         if code.co_name in _OF_A_TRANSPORT or code.co_name == "__str__":
@@ -174,9 +174,14 @@ class _OneFault:
             self._entered.clear()
 
 
-def _is_left_out(frame: FrameType) -> bool:
-    """Whether a function has tests of its own for faults, below, or is the fakes'."""
-    path = frame.f_code.co_filename
+@cache
+def _is_the_guards(path: str) -> bool:
+    return "/tinker_guard/" in path
+
+
+@cache
+def _is_left_out(path: str) -> bool:
+    """Whether a file's functions have tests of their own for faults, below, or are the fakes'."""
     return path == fakes.__file__ or path.rpartition("/tinker_guard/")[2] in _TELEMETRY
 
 
@@ -299,7 +304,7 @@ def test_a_fault_in_any_function_below_a_sync_client(
 ) -> None:
     """On a warm route: one that is cold goes by the same coroutines as above."""
     if not is_observed:
-        for module in ("transport", "telemetry"):
+        for module in ("sync_transport", "transport", "telemetry"):
             monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
     number = 0
     while True:
