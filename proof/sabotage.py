@@ -14,7 +14,7 @@ from tinker_guard import faults, telemetry
 from tinker_guard.control_plane import shared
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.shared import SharedControlPlane
-from tinker_guard.core import attempts, guarded_request, probing, recovery
+from tinker_guard.core import attempts, guarded_request, probe, probing, recovery
 from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.recovery import Recovery
 from tinker_guard.core.routes import Flights, RouteState, RouteTable
@@ -341,7 +341,7 @@ _value(
     6,
     needs="Outage",
 )
-_value("believing-an-edge", probing, "is_from_trainer", lambda *_, **__: True, 6)
+_value("believing-an-edge", probe, "is_from_trainer", lambda *_, **__: True, 6)
 
 
 @_around(guarded_request, "judge", 6)
@@ -354,7 +354,7 @@ _value("no-second-look", judgement, "SETTLING", 0.0, 6)
 
 @_breaking(6)
 def _no_patience(put: Put) -> None:
-    async def look_up(*_: Any) -> Any:
+    async def look_up(*_: Any, **__: Any) -> Any:
         return judgement.CONTROL_PLANE_ERROR
 
     put(GuardedRequest, "look_up", look_up)
