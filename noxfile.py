@@ -20,7 +20,8 @@ ROOT: Final = Path(__file__).resolve().parent
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 """The versions that are tested; the workflow in .github and the classifiers name the same."""
 
-UNIT: Final = ("--numprocesses", "2", "-m", "unit")
+ON_TWO_CORES: Final = ("--numprocesses", "2", "--dist", "worksteal")
+UNIT: Final = (*ON_TWO_CORES, "-m", "unit")
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
@@ -79,7 +80,7 @@ def in_dev(session: nox.Session, *command: str, **environment: str) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def test(session: nox.Session) -> None:
     """The tests, on two cores."""
-    in_dev(session, "python", "-m", "pytest", *(session.posargs or ["--numprocesses", "2"]))
+    in_dev(session, "python", "-m", "pytest", *(session.posargs or ON_TWO_CORES))
 
 
 @nox.session(venv_backend="none", requires=["dev"])

@@ -14,13 +14,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import pytest
-
 from tests import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    import pytest
 
 _OURS = ("PYTEST_", "TINKER_GUARD_", "COV_", "COVERAGE_")
 
@@ -73,7 +73,6 @@ def differences(first: Sequence[str], second: Sequence[str]) -> list[str]:
     return [line for line in compared if not line.startswith(("---", "+++", "@@"))]
 
 
-@pytest.mark.timeout(300)  # of a machine that is busy
 def test_every_id_is_the_same_elsewhere(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     copy = tmp_path / "another" / "place"
     is_left_out = shutil.ignore_patterns(".*", "mutants", "dist", "build")

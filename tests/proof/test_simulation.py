@@ -31,7 +31,6 @@ ENOUGH_TO_FAIL = 400
 """Schedules within which a broken guard must be found out."""
 
 
-@pytest.mark.timeout(300)
 def test_no_schedule_breaks_an_invariant_and_all_that_matters_is_met() -> None:
     met: Counter[str] = Counter()
     for seed in range(SCHEDULES):
@@ -69,7 +68,6 @@ def test_traces_are_the_same_in_another_process() -> None:
     assert outputs != {b""}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", [name for name, how in SABOTAGE.items() if how.breaks])
 def test_a_broken_guard_breaks_exactly_its_invariant(
     monkeypatch: pytest.MonkeyPatch, name: str
