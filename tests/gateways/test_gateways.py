@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tinker_guard.settings import SettingValues
+
 from .fleet import Fault, Fleet
 from .judge import FAULTS, Row, try_out, write
 from .programs import GATEWAYS, WHEELS, installed, is_in_environment
@@ -64,7 +66,8 @@ def test_training_through_a_gateway_whose_replica_lacks_the_route(
     rows: list[Row],
     spans: InMemorySpanExporter,
 ) -> None:
-    asked, unasked = try_out(fleet.trainer, fault, losses, spans)
+    asked, unasked = try_out(fleet.trainer, fault, losses, spans, SettingValues())
+    assert (asked.questions > 0, unasked.questions) == (True, 0)
     assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
     name = f"{fleet.kind.name} {fleet.kind.version()}"
     rows.append(Row(name, fleet.not_found(), _FAULTS[fault], asked, unasked))
