@@ -106,7 +106,8 @@ class Proxy:
     def not_found(self) -> httpx.Response | None:
         """The answer on the trainer's route, if that is a 404."""
         url = f"http://127.0.0.1:{self.port}{ROUTE}api/v1/healthz"
-        response = httpx.get(url, trust_env=False)
+        # Ray may hold it back while it replaces the application's replicas.
+        response = httpx.get(url, trust_env=False, timeout=APPLY_TIMEOUT)
         return response if response.status_code == 404 else None
 
     def set_route(self, is_known: bool) -> None:
