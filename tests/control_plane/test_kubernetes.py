@@ -8,9 +8,6 @@ import inspect
 import json
 import sys
 import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +15,7 @@ import httpx
 import pytest
 
 from testkit.fakes import KEY
-from tests.control_plane.kubernetes_answers import (
+from tests.control_plane.kubernetes_api import (
     AT,
     DELETED,
     FORBIDDEN,
@@ -27,11 +24,14 @@ from tests.control_plane.kubernetes_answers import (
     UNAUTHORIZED,
     UNKNOWN,
     UNREADY,
+    ApiServer,
     condition,
     deployment,
     job,
+    kubeconfig,
     not_found,
     progress,
+    serving,
     slices,
     stateful_set,
 )
@@ -45,7 +45,7 @@ from tinker_guard.policy.route import patterns_of
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 NAMES = {"job": "train-1"}
@@ -254,45 +254,6 @@ async def test_without_the_package_the_extra_is_named(monkeypatch: pytest.Monkey
         runtime.run_blocking(plane.route_state(NAMES, origin="", credentials={}))
 
 
-class ApiServer(ThreadingHTTPServer):
-    """Answers as the API server does."""
-
-    def __init__(self, status_code: int, document: Any) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.status_code = status_code
-        self.document = document
-        self.requests: list[tuple[str, dict[str, str]]] = []
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: ApiServer
-
-    def do_GET(self) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.requests.append((self.path, headers))
-        body = json.dumps(self.server.document).encode()
-        self.send_response(self.server.status_code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serving(server: ApiServer) -> Iterator[str]:
-    with server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 class FakeApiError(Exception):
     def __init__(self, status: int, body: str) -> None:
         super().__init__()
@@ -414,16 +375,7 @@ def ask_by_client(
 ) -> str | None:
     plane = KubernetesControlPlane(target, timeout=10)
     with serving(server) as origin:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "clusters": [{"name": "here", "cluster": {"server": origin}}],
-            "users": [{"name": "me", "user": {"token": "sa-token"}}],
-            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-        }
-        path = place / "kubeconfig"
-        path.write_text(json.dumps(config))
+        path = kubeconfig(place, origin)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(path))
         asking = plane.route_state(NAMES, origin="", credentials={"x-api-key": "geheim"})
         return runtime.run_blocking(asking) if is_sync else asyncio.run(asking)

@@ -1,4 +1,4 @@
-"""What Kubernetes' API server answers about a trainer, whole, as its API says.
+"""What Kubernetes' API server answers about a trainer, whole, as its API says; and one that does.
 
 No cluster was asked. Which fields there are: the models of the package `kubernetes` 37.0.2, which
 are made from the OpenAPI document of release 1.37; a test has the official client read each answer,
@@ -10,7 +10,15 @@ reasons. Values that are nobody's, such as names and times, are made up.
 
 from __future__ import annotations
 
-from typing import Any, Final
+import json
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 NAME: Final = "train-1"
 NAMESPACE: Final = "training"
@@ -252,3 +260,60 @@ UNAUTHORIZED: Final = {
     "reason": "Unauthorized",
     "code": 401,
 }
+
+
+# -- a server ------------------------------------------------------------------------------------
+
+
+class ApiServer(ThreadingHTTPServer):
+    """Answers as the API server does."""
+
+    def __init__(self, status_code: int, document: Any) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status_code = status_code
+        self.document = document
+        self.requests: list[tuple[str, dict[str, str]]] = []
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ApiServer
+
+    def do_GET(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.requests.append((self.path, headers))
+        body = json.dumps(self.server.document).encode()
+        self.send_response(self.server.status_code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(server: ApiServer) -> Iterator[str]:
+    with server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def kubeconfig(place: Path, origin: str) -> Path:
+    """A kubeconfig of one cluster, with a token."""
+    path = place / "kubeconfig"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "clusters": [{"name": "here", "cluster": {"server": origin}}],
+        "users": [{"name": "me", "user": {"token": "sa-token"}}],
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+    }
+    path.write_text(json.dumps(config))
+    return path
