@@ -241,6 +241,17 @@ def test_a_constructor_that_takes_something_unknown_cannot_be_used_again() -> No
     assert constructor_arguments(client, init) is None
 
 
+def test_what_a_client_sends_over_is_read_from_its_transport() -> None:
+    """As tinker 0.22.0 to 0.22.2 need, which keep it nowhere else."""
+
+    def init(self: Any, *, base_url: str, _use_pyqwest: bool = True) -> None: ...
+
+    for transport, is_pyqwest in (("pyqwest", sdk.HAS_PYQWEST), ("httpx", False)):
+        client = sdk.client(api_key="tml-key", base_url=BASE, transport=transport)  # type: ignore[arg-type]
+        arguments = constructor_arguments(client, init)
+        assert arguments == {"base_url": client.base_url, "_use_pyqwest": is_pyqwest}
+
+
 def test_proxy_mounts_are_guarded_too(monkeypatch: pytest.MonkeyPatch, kept_guards: None) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "localhost")

@@ -101,6 +101,16 @@ def test_a_problem_document_can_be_told_of() -> None:
     assert said_by(members, answer, kind="text/html") is Source.UNKNOWN
 
 
+def test_objects_may_stand_in_one_another_up_to_a_depth() -> None:
+    members: dict[str, Any] = {"why": "{text}"}
+    for _ in range(7):
+        members = {"in": members}
+    text = json.dumps({"members": members})
+    assert parse_shape(text).text == (*["in"] * 7, "why")
+    with pytest.raises(ValueError, match="too deep"):
+        parse_shape(json.dumps({"members": {"in": members}}))
+
+
 def test_a_copy_from_a_cache_is_nobodys() -> None:
     headers = httpx.Headers({"content-type": JSON, "age": "5"})
     shape = parse_shape('{"members": {"kind": "x"}, "generic": false}')
