@@ -27,6 +27,7 @@ from tinker_guard.policy.judgement import (
     JOB_MISSING,
     JOB_NOT_RUNNING,
     JOB_RUNNING,
+    NO_CONTROL_PLANE,
     JobAnswer,
 )
 from tinker_guard.policy.not_found import Source
@@ -50,7 +51,8 @@ class Sabotage:
     Args:
         apply: Breaks it, by something that sets an attribute of an object (`setattr`).
         breaks: The invariants of the simulation that do not hold then; none where it cannot tell.
-        needs: The kind of event without which nothing goes wrong, if it is a rare one.
+        needs: The kind of event without which nothing goes wrong, if it is a rare one; or `alone`,
+            that there is no control plane.
     """
 
     apply: Callable[[Put], None]
@@ -350,6 +352,18 @@ def _one_missing_answer(original: Any, answer: JobAnswer, **named: Any) -> Any:
 
 
 _value("no-second-look", judgement, "SETTLING", 0.0, 6)
+
+
+# Where there is no control plane.
+_value(
+    "never-a-race",
+    guarded_request,
+    "judge_by_reach",
+    lambda **_: NO_CONTROL_PLANE,
+    6,
+    needs="alone",
+)
+_value("remembers-for-ever", guarded_request, "REMEMBERED_FOR", float("inf"), 6, needs="alone")
 
 
 @_breaking(6)

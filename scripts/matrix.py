@@ -107,12 +107,15 @@ RELEASES: Final = (
     ),
     Release("tinker", "0.9.0"),
     Release("tinker", "0.13.1"),
+    Release("tinker", "0.16.1", note="pinned by twinkle-kit 0.5.1"),
     Release("tinker", "0.18.2", note=SIDECAR),
+    Release("tinker", "0.22.0", note=f"pinned by MinT; {SIDECAR}"),
     Release("tinker", "0.22.7", note=f"pinned by fireworks-ai 1.2.0; {SIDECAR}"),
     Release(
         "tinker", "0.23.0", note=f"pinned by fireworks-ai 1.2.10 and 1.2.20 to 1.2.24; {SIDECAR}"
     ),
-    Release("tinker", "0.25.0", note=SIDECAR),
+    Release("tinker", "0.24.1", note=f"the oldest that Modal Spindle takes; {SIDECAR}"),
+    Release("tinker", "0.25.0", note=f"the newest that Modal Spindle takes; {SIDECAR}"),
     Release("tinker", "0.28.1"),
     Release("tinker", "0.30.4"),
     Release("tinker", "0.33.1"),

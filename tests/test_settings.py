@@ -6,12 +6,12 @@ import json
 import math
 import pickle
 import pydoc
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 
 from tinker_guard import GuardSettings, InvalidSettingsError, Verdict, install_guard
-from tinker_guard.settings import SettingValues, misspelt_variables
+from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ def test_defaults_are_those_that_the_readme_lists() -> None:
         "retry_timeout": 30.0,
         "backoff_initial": 0.1,
         "backoff_max": 3.0,
+        "trainer_404": (),
         "control_plane": None,
         "control_plane_url": None,
         "control_plane_object": None,
@@ -149,6 +150,60 @@ def test_a_key_needs_the_place_that_it_is_for() -> None:
         GuardSettings(control_plane_api_key="fw-secret")
     with pytest.raises(InvalidSettingsError, match=r"control_plane_api_key: .*at least 1"):
         GuardSettings(control_plane_api_key="", control_plane_url="https://api.test")
+
+
+SHAPE: Trainer404 = {"members": {"kind": "gone", "reason": "{text}"}, "generic": False}
+
+
+@pytest.mark.parametrize("value", [SHAPE, [SHAPE], (SHAPE,), json.dumps(SHAPE)])
+def test_a_servers_own_404_is_json_or_what_json_can_hold(
+    value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = (json.dumps(SHAPE),)
+    assert GuardSettings(trainer_404=value).trainer_404 == expected
+    monkeypatch.setenv("TINKER_GUARD_TRAINER_404", json.dumps(value))
+    settings = GuardSettings()
+    assert settings.trainer_404 == expected
+    assert hash(settings) == hash(GuardSettings(trainer_404=value))
+    assert GuardSettings.load_without_key(settings.dump_without_key()).trainer_404 == expected
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("{geheim", "must be JSON, with objects in it"),
+        ("[" * 100_000, "must be JSON, with objects in it"),
+        ("geheim", "must be JSON, with objects in it"),
+        ("1", "shape 1 must be an object with"),
+        ('["geheim"]', "shape 1 is no JSON"),
+        ('[{"members": {"reason": "{text}"}}, {"error": "geheim"}]', "shape 2 must be an object"),
+        ('{"members": {"error": "{text}"}, "geheim": 1}', 'must be an object with "members", and'),
+        ('{"members": {}}', "one member or more"),
+        ('{"members": ["geheim"]}', "one member or more"),
+        ('{"members": {"error": "{text}"}, "generic": 1}', "true or false"),
+        ('{"members": {"a": "{text}", "b": {"c": "{text}"}}}', "holds {text} twice"),
+        ('{"members": {"a": "{string}"}}', "needs a {text}, by which a trainer's is told from a"),
+        ('{"members": {"a": "{str}"}}', "braces that are none of {text}, {string}, {integer}, {an"),
+        ('{"members": {"a": ["geheim"]}, "generic": false}', "holds an array: {any} stands for it"),
+        ('{"members": ' + '{"a":' * 9 + "1" + "}" * 10, "too deep in one another"),
+    ],
+)
+def test_what_is_no_shape_of_a_404_is_refused_and_not_shown(
+    value: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_TRAINER_404", value)
+    with pytest.raises(InvalidSettingsError) as caught:
+        GuardSettings()
+    assert "  TINKER_GUARD_TRAINER_404: " in str(caught.value)
+    assert wanted in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+def test_what_json_cannot_hold_is_no_shape() -> None:
+    for value in ({"members": {"a": object()}}, {"members": {"a": {1, 2}}}):
+        with pytest.raises(InvalidSettingsError, match=r"trainer_404: must hold what JSON can"):
+            GuardSettings(trainer_404=value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

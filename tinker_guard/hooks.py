@@ -58,6 +58,8 @@ def install_guard(
             probe_timeout: How long one probe may take (5).
             retry_timeout: How long a request waits after a 404 on a route that worked (30).
             backoff_initial, backoff_max: First and longest wait between two resends (0.1, 3).
+            trainer_404: What your server's own 404 looks like, such as `{"members": {"kind":
+                "not_found", "reason": "{text}"}}`, or a list of such (none).
             control_plane_url: Where to ask for a job's state (the route's own origin).
             control_plane_object: What to ask about: `NAMESPACE/KIND/NAME` of Kubernetes, the
                 application of Ray Serve (None).

@@ -13,6 +13,7 @@ from typing import (
     ClassVar,
     Final,
     Literal,
+    NotRequired,
     Self,
     TypeAlias,
     TypedDict,
@@ -34,6 +35,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from tinker_guard.policy.not_found_shapes import parse_shape
 from tinker_guard.policy.route import FIREWORKS, parse_pattern
 from tinker_guard.policy.template import names_in
 
@@ -113,6 +115,30 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+def _documents(value: object) -> object:
+    """What stands in a variable: an object in JSON, or a list of them. Each as a text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("must be JSON, with objects in it") from None
+    if not isinstance(value, list | tuple):
+        value = (value,)
+    try:
+        return tuple(one if isinstance(one, str) else json.dumps(one) for one in value)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("must hold what JSON can hold") from None
+
+
+def _shapes(values: tuple[str, ...]) -> tuple[str, ...]:
+    for number, value in enumerate(values, 1):
+        try:
+            parse_shape(value)
+        except ValueError as problem:
+            raise ValueError(f"shape {number} {problem}") from None
+    return values
+
+
 def _kind(value: str) -> str:
     if value not in ("fireworks", "http", "kubernetes", "none", "ray-serve") and not re.fullmatch(
         r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value, re.ASCII
@@ -148,6 +174,15 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Trace: TypeAlias = Literal["all", "work", "eventful", "off"]
 
 
+class Trainer404(TypedDict):
+    """What a server's own 404 looks like, for the setting `trainer_404`."""
+
+    members: Mapping[str, Any]
+    """The members of its JSON object, no more and no fewer."""
+    generic: NotRequired[bool]
+    """Whether gateways write this form too; True if left out."""
+
+
 class PlainSettingValues(TypedDict, total=False):
     """The keyword arguments of `install_guard()`, whose `control_plane` may be an object too."""
 
@@ -163,6 +198,7 @@ class PlainSettingValues(TypedDict, total=False):
     retry_timeout: float
     backoff_initial: float
     backoff_max: float
+    trainer_404: tuple[Trainer404, ...] | list[Trainer404] | Trainer404 | tuple[str, ...] | str
     control_plane_url: str | None
     control_plane_object: str | None
     control_plane_state: str
@@ -246,6 +282,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     """Seconds before the second resend; the first is sent at once."""
     backoff_max: Seconds = 3.0
     """Seconds that no wait between two resends exceeds."""
+    trainer_404: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_documents), AfterValidator(_shapes)
+    ] = ()
+    """What the own 404 of your server looks like, if it has a form that is not known, such as
+    `{"members": {"kind": "not_found", "reason": "{text}"}}`; see `parse_shape` in
+    `policy/not_found_shapes.py`. In a variable JSON, one of them or a list; each is kept so."""
     control_plane: Annotated[str, AfterValidator(_kind)] | None = None
     """What is asked whether a trainer runs: `fireworks`, `http`, `kubernetes`, `ray-serve`, `none`,
     or `module:Class` of a class of one's own. None asks Fireworks' about trainer jobs of Fireworks,

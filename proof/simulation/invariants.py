@@ -82,7 +82,8 @@ Each has an obvious reading; this is the exact one, and why it is not stricter.
    the trainer (an edge, a cache) is no evidence, however often it comes. Where there is no control
    plane, that the trainer was reached stands for the word that the job runs; a 404 is handed back
    as `unverified` when the budget is over, or `unreached_timeout` where the trainer never was, or
-   at once if somebody has spent that within the last minute. A request that waited at
+   at once if somebody has spent that within the last minute. Where the trainer was reached before,
+   it is not handed back without one resend. A request that waited at
    the gate while its route raced is `recovered`, and one whose resend is answered with 5xx is in
    `error`. Where spans are recorded, outcome and reason must agree with all that, and none is
    shorter than what it tells of, whatever the wall clock says.
@@ -719,6 +720,8 @@ class _Facts:
     def _true_404(self, call: Call) -> Iterator[str]:
         if not self.truth.reasons(call):
             yield f"call {call.number}: its 404 was handed back at {call.ended_at:.3f}, unproven"
+        elif len(call.sends) == 1 and not call.sends[0].shows and self.truth.must_be_resent(call):
+            yield f"call {call.number}: it was never resent, though its trainer was reached before"
 
     def _true_spans(self) -> Iterator[str]:
         for number, span, lasted in self.remains.ended_spans:

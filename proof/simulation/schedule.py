@@ -418,7 +418,26 @@ class _Draw:
         """Take the control plane away: the guard has what it sees itself."""
         patience = {"unreached_timeout": self.chance.choice((0.2, 1.0, 4.0))}
         setup = replace(schedule.setup, plane="none", settings=schedule.setup.settings | patience)
-        return replace(schedule, setup=setup)
+        events = schedule.events
+        if self.happens(0.3):
+            events = (*events, *self.lost_for_minutes(setup))
+        return replace(schedule, setup=setup, events=events)
+
+    def lost_for_minutes(self, setup: Setup) -> list[Event]:
+        """A route that is lost for minutes, and who comes to it then, and later."""
+        chance = self.chance
+        slot, key = chance.randrange(setup.slots), chance.randrange(2)
+        spent_by = 6.0 + max(setup.settings["retry_timeout"], setup.settings["unreached_timeout"])
+        later = (0.0, chance.choice((0.1, 1.0, 30.0)), chance.choice((61.0, 90.0, 130.0)))
+        return [
+            *(Outage(0, replica, 5.0, 300.0, "plain") for replica in range(setup.replicas)),
+            Caller(910, 4.0, 0, slot, "info", key=key),
+            Caller(911, 6.0, 0, slot, "info", key=key),
+            *(
+                Caller(912 + number, round(spent_by + seconds, 3), 0, slot, "info", key=key)
+                for number, seconds in enumerate(later)
+            ),
+        ]
 
     def more(self, schedule: Schedule) -> Schedule:
         """Add what was thought of later: drawn apart, so that old seeds keep what they had."""

@@ -161,6 +161,30 @@ class Truth:
             for other in self.world.calls
         )
 
+    def must_be_resent(self, call: Call) -> bool:
+        """Whether a call that has met a 404 had to be sent again before it was handed back.
+
+        Its trainer was reached before, so that its 404 came of a race, and there was time for that:
+        reading the 404, or closing something, did not last until the budget was over.
+        """
+        first = next(exchange for exchange in call.sends if exchange.is_404)
+        over_at = self.budget(call).earliest - ROUNDING
+        return (
+            self.is_alone
+            and first.body_at < over_at
+            and not any(
+                closing.began_at < call.ended_at and closing.ended_at >= over_at
+                for closing in self.world.closings
+            )
+            and call.caller.asks != "upload"
+            and self._was_surely_reached(call, first.began_at)
+            and not self.cannot_be_kept(first)
+            and not self.may_be_spared(call)
+            and not self.may_be_without_patience(call)
+            and call.slot not in self.world.closed_slots
+            and call.slot not in self.world.released_slots
+        )
+
     # Questions
 
     def questions(self, call: Call) -> Sequence[Question]:

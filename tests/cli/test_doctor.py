@@ -808,6 +808,16 @@ def test_who_answers_on_the_trainers_route(
     assert says in found.detail
 
 
+def test_a_servers_own_404_is_what_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = '{"members": {"detail": "Not Found"}, "generic": false}'
+    monkeypatch.setenv("TINKER_GUARD_TRAINER_404", shape)
+    with sdk.Gateway(Fault(trainer_lacks=("get_server_capabilities",))) as gateway:
+        monkeypatch.setenv(OWN_KEY, gateway.api_key)
+        found = gateway_says(monkeypatch, gateway.base_url, "trainer route")
+    assert found.status is Status.OK
+    assert "its own 404" in found.detail
+
+
 @pytest.mark.parametrize(
     ("reply", "answer", "status", "says"),
     [

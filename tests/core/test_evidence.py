@@ -24,6 +24,7 @@ from testkit.fakes import (
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.policy.route import patterns_of
+from tinker_guard.settings import Trainer404
 from tinker_guard.waiting import Readiness, until_routable
 
 if TYPE_CHECKING:
@@ -67,6 +68,32 @@ def judged(spans: InMemorySpanExporter) -> list[tuple[object, ...]]:
     attributes = [span.attributes or {} for span in spans.get_finished_spans()]
     names = [f"tinker_guard.{name}" for name in ("outcome", "verdict", "verdict.reason")]
     return [tuple(of[name] for name in names) for of in attributes if of.keys() >= {*names}]
+
+
+# -- a server whose own 404 is told of -------------------------------------------------------------
+
+SHAPE = Trainer404(members={"kind": "no_such_thing", "reason": "{text}"})
+
+
+def its_own_404() -> httpx.Response:
+    body = b'{"kind": "no_such_thing", "reason": "future f-1 is unknown"}'
+    return tracked(404, body, "application/json")
+
+
+async def test_its_own_404_is_handed_back_at_once(spans: InMemorySpanExporter) -> None:
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else its_own_404())
+    response = await send(guard(gateway, trainer_404=SHAPE), "/api/v1/retrieve_future")
+    assert response.content == await its_own_404().aread()
+    assert (len(gateway.sent), loop_time()) == (1, 0.0)
+    assert judged(spans) == [("not_found", "genuine_not_found", "trainer_answered")]
+
+
+async def test_its_own_404_to_a_probe_shows_that_it_was_reached() -> None:
+    gateway = FakeGateway(lambda e: its_own_404() if e.is_probe else ok())
+    transport = guard(gateway, trainer_404=SHAPE, warmup_successes=3)
+    assert (await send(transport)).status_code == 200
+    # Untold, the first one proves nothing, and no further one could.
+    assert len(gateway.probes) == 3
 
 
 # -- a trainer that was reached before -------------------------------------------------------------

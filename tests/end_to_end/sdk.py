@@ -43,17 +43,16 @@ _exceptions = importlib.import_module(f"{_core}._exceptions")
 NotFoundError: type[Exception] = _exceptions.NotFoundError
 SdkError: type[Exception] = _exceptions.TrainingError if IS_FIREWORKS else _exceptions.TinkerError
 
-_has_config = "_client_config" in inspect.signature(client_class.__init__).parameters
-HAS_PYQWEST = _has_config and "use_pyqwest_transport" in types.ClientConfigResponse.model_fields
-HAS_JSON_AND_PROTOBUF = (
-    not IS_FIREWORKS
-    and _has_config
-    and "proto_write_fwdbwd" in types.ClientConfigResponse.model_fields
-)
-
-HAS_SESSION_POLLER = (
-    _has_config and "sample_use_retrieve_futures" in types.ClientConfigResponse.model_fields
-)
+_parameters = inspect.signature(client_class.__init__).parameters
+_has_flag = "_use_pyqwest" in _parameters
+"""As tinker 0.22.0 has, in the place of a configuration."""
+_config: set[str] = set()
+"""What a server can choose for the clients of this release."""
+if _has_flag or "_client_config" in _parameters:
+    _config = set(types.ClientConfigResponse.model_fields)
+HAS_PYQWEST = "use_pyqwest_transport" in _config
+HAS_JSON_AND_PROTOBUF = not IS_FIREWORKS and "proto_write_fwdbwd" in _config
+HAS_SESSION_POLLER = "sample_use_retrieve_futures" in _config
 """Whether one poll asks for all samples of a sampling session."""
 HAS_SIDECAR = importlib.util.find_spec(f"{_core}.lib.sidecar") is not None
 """Whether samples can be asked for by a process beside the user's, `TINKER_SUBPROCESS_SAMPLING`."""
@@ -83,7 +82,10 @@ def client(*, transport: Transport | None = None, **kwargs: Any) -> Any:
     """Build the SDK's async client, over one inner transport or the one that it chooses."""
     if transport is not None and HAS_PYQWEST:
         use_pyqwest = transport == "pyqwest"
-        kwargs["_client_config"] = types.ClientConfigResponse(use_pyqwest_transport=use_pyqwest)
+        if _has_flag:
+            kwargs["_use_pyqwest"] = use_pyqwest
+        else:
+            kwargs["_client_config"] = types.ClientConfigResponse(use_pyqwest_transport=use_pyqwest)
     return client_class(**kwargs)
 
 

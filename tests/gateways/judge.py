@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from tests.end_to_end import sdk
-from tinker_guard import install_guard, uninstall_guard
+from tinker_guard import GuardSettings, install_guard, uninstall_guard
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.gateway.train import train_five_steps
+from tinker_guard.settings import SettingValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,12 +58,20 @@ class Raced(NamedTuple):
     """Seconds for which the route was missing."""
     lost: float
     """Seconds that the run took longer than the one without the fault."""
+    questions: int
+    """How many lookups the trainer's own control plane has met."""
 
     @property
     def writers(self) -> set[tuple[str, str | None]]:
         """Who wrote the 404s: source and gateway."""
         source, gateway = "tinker_guard.not_found.source", "tinker_guard.not_found.gateway"
         return {(span[source], span.get(gateway)) for span in self.spans if source in span}
+
+    def lookups(self, url: str) -> int:
+        """How many there were at a URL, all of them answered."""
+        met = [span for span in self.spans if span.get("url.full", "").startswith(url)]
+        assert {span["http.response.status_code"] for span in met} <= {200}
+        return len(met)
 
     @property
     def met(self) -> int:
@@ -77,7 +86,11 @@ class Raced(NamedTuple):
 
 
 def try_out(
-    trainers: Trainers, fault: Fault, losses: list[float], spans: InMemorySpanExporter
+    trainers: Trainers,
+    fault: Fault,
+    losses: list[float],
+    spans: InMemorySpanExporter,
+    plane: SettingValues,
 ) -> tuple[Raced, Raced]:
     """Train without the guard, guarded without the fault, and guarded with it.
 
@@ -86,6 +99,7 @@ def try_out(
         fault: What goes wrong.
         losses: Those of a run without any gateway.
         spans: What is recorded.
+        plane: The settings with which the control plane is asked.
 
     Returns:
         The runs with the fault: one that asks the control plane, and one that has none to ask.
@@ -100,11 +114,12 @@ def try_out(
     assert not [span for span in spans.get_finished_spans() if "tinker_guard.verdict" in _of(span)]
 
     found = []
-    for plane, reason in (("fireworks", "job_running"), ("none", "trainer_reached")):
+    none = SettingValues(control_plane="none")
+    for settings, reason in ((plane, "job_running"), (none, "trainer_reached")):
         uninstall_guard()
         ROUTES.clear()
         spans.clear()
-        install_guard(control_plane=plane)
+        install_guard(GuardSettings(**settings))
         raced, trainer, took = run(trainers, fault)
         assert raced == losses
         assert work_of(trainer) == ONCE_EACH
@@ -117,7 +132,8 @@ def try_out(
         } == {("routing_race", reason)}
         lost = took - usual - trainer.outage.held_back
         unguarded = type(death.value).__name__
-        found.append(Raced(unguarded, ended, trainer.outage.seconds, lost))
+        missing = trainer.outage.seconds
+        found.append(Raced(unguarded, ended, missing, lost, trainer.questions))
     asked, unasked = found
     return asked, unasked
 

@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from tests.control_plane.kubernetes_api import ApiServer, deployment, kubeconfig, serving
+from tinker_guard.control_plane import kubernetes
+from tinker_guard.settings import SettingValues
+
 from .fleet import Fault, Fleet
 from .judge import FAULTS, Row, try_out, write
-from .programs import GATEWAYS, WHEELS, installed, is_in_environment
+from .programs import GATEWAYS, WHEELS, Nginx, installed, is_in_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +68,33 @@ def test_training_through_a_gateway_whose_replica_lacks_the_route(
     rows: list[Row],
     spans: InMemorySpanExporter,
 ) -> None:
-    asked, unasked = try_out(fleet.trainer, fault, losses, spans)
+    asked, unasked = try_out(fleet.trainer, fault, losses, spans, SettingValues())
+    assert (asked.questions > 0, unasked.questions) == (True, 0)
     assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
     name = f"{fleet.kind.name} {fleet.kind.version()}"
     rows.append(Row(name, fleet.not_found(), _FAULTS[fault], asked, unasked))
+
+
+def test_training_while_kubernetes_says_that_the_trainer_runs(
+    losses: list[float],
+    spans: InMemorySpanExporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By answers as its API server gives them; nginx stands for an ingress controller."""
+    ready = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1}
+    server = ApiServer(200, deployment(1, **ready))
+    plane = SettingValues(
+        control_plane="kubernetes", control_plane_object="training/deployments/{job}"
+    )
+    kubernetes.api_client.cache_clear()
+    with serving(server) as origin, Fleet(Nginx, tmp_path) as fleet:
+        path = str(kubeconfig(tmp_path, origin))
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", path)
+        asked, unasked = try_out(fleet.trainer, "late", losses, spans, plane)
+    kubernetes.api_client.cache_clear()
+    assert asked.questions == unasked.questions == 0
+    assert {path for path, _ in server.requests} == {
+        "/apis/apps/v1/namespaces/training/deployments/job-1"
+    }
+    assert {headers["authorization"] for _, headers in server.requests} == {"Bearer sa-token"}

@@ -1,5 +1,7 @@
 """The real SDK through a real Ray Serve, which routes a trainer's path to nothing, or wrongly.
 
+Its dashboard is the control plane: it says of the trainer's application that this runs.
+
 Where no application has a path, Ray's proxy says so in a text. Where one at `/` has, that answers
 `{"detail": "Not Found"}`, as a trainer says of a path that it does not know.
 """
@@ -21,6 +23,7 @@ import pytest
 
 from testkit.programs import free_port, until
 from testkit.relay import Balancer
+from tinker_guard.settings import SettingValues
 
 from .fleet import Fault, Outage, Trainer
 from .judge import FAULTS, Row, try_out, write
@@ -73,8 +76,9 @@ class Forward:
 class Proxy:
     """Ray Serve's proxy, and applications in front of one port."""
 
-    def __init__(self) -> None:
+    def __init__(self, dashboard: str) -> None:
         self.has_parent: bool = False
+        self.dashboard = dashboard
         self._moving: threading.Thread | None = None
         self.port = free_port()
         self._upstream = free_port()
@@ -102,7 +106,8 @@ class Proxy:
     def not_found(self) -> httpx.Response | None:
         """The answer on the trainer's route, if that is a 404."""
         url = f"http://127.0.0.1:{self.port}{ROUTE}api/v1/healthz"
-        response = httpx.get(url, trust_env=False)
+        # Ray may hold it back while it replaces the application's replicas.
+        response = httpx.get(url, trust_env=False, timeout=APPLY_TIMEOUT)
         return response if response.status_code == 404 else None
 
     def set_route(self, is_known: bool) -> None:
@@ -178,17 +183,20 @@ def started() -> Iterator[Proxy]:
         for name, value in surroundings.items():
             patch.setenv(name, value)
         try:
+            port = free_port()
             ray.init(
                 address="local",
                 num_cpus=4,
                 object_store_memory=100 * 2**20,
-                include_dashboard=False,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
                 log_to_driver=False,
                 configure_logging=False,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=directory,
             )
-            proxy = Proxy()
+            proxy = Proxy(f"http://127.0.0.1:{port}")
             proxy.start()
             yield proxy
             proxy.settle()
@@ -213,7 +221,15 @@ def test_training_through_ray_serve_which_lacks_the_route(
     rows: list[Row],
     spans: InMemorySpanExporter,
 ) -> None:
-    asked, unasked = try_out(proxy.trainer, fault, losses, spans)
+    plane = SettingValues(
+        control_plane="ray-serve",
+        control_plane_url=proxy.dashboard,
+        control_plane_object="trainer",
+        control_plane_api_key=_TOKEN,
+    )
+    asked, unasked = try_out(proxy.trainer, fault, losses, spans, plane)
+    assert asked.lookups(proxy.dashboard) > 0
+    assert unasked.lookups(proxy.dashboard) == asked.questions == unasked.questions == 0
     assert (
         asked.writers
         == unasked.writers

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import importlib.machinery
 import importlib.metadata
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GATEWAY = FakeGateway()
+AUTH = "_auth"
 
 
 def sdk_client(**kwargs: Any) -> Any:
@@ -239,6 +241,17 @@ def test_a_constructor_that_takes_something_unknown_cannot_be_used_again() -> No
     assert constructor_arguments(client, init) is None
 
 
+def test_what_a_client_sends_over_is_read_from_its_transport() -> None:
+    """As tinker 0.22.0 to 0.22.2 need, which keep it nowhere else."""
+
+    def init(self: Any, *, base_url: str, _use_pyqwest: bool = True) -> None: ...
+
+    for transport, is_pyqwest in (("pyqwest", sdk.HAS_PYQWEST), ("httpx", False)):
+        client = sdk.client(api_key="tml-key", base_url=BASE, transport=transport)  # type: ignore[arg-type]
+        arguments = constructor_arguments(client, init)
+        assert arguments == {"base_url": client.base_url, "_use_pyqwest": is_pyqwest}
+
+
 def test_proxy_mounts_are_guarded_too(monkeypatch: pytest.MonkeyPatch, kept_guards: None) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "localhost")
@@ -422,6 +435,92 @@ def test_uninstalling_below_somebody_elses_wrapper(caplog: pytest.LogCaptureFixt
         assert len(gateway.exchanges) == 1
     finally:
         sdk.client_class.__init__ = guarded_init.__wrapped__
+
+
+def init_for_any_key(
+    self: Any,
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    timeout: Any = None,
+    max_retries: int = 2,
+    default_headers: Any = None,
+    default_query: Any = None,
+    http_client: Any = None,
+    _strict_response_validation: bool = False,
+) -> None:
+    """Build a client whatever its key looks like, as twinkle-kit 0.5.1 makes the SDK do.
+
+    The SDK's own constructor is never called: that refuses a key which it has not made.
+    """
+    self.api_key = api_key
+    super(sdk.client_class, self).__init__(
+        version="0.0.0",
+        base_url=base_url,
+        timeout=9.0 if timeout is None else timeout,
+        max_retries=max_retries,
+        custom_headers=default_headers,
+        custom_query=default_query,
+        http_client=http_client,
+        _strict_response_validation=_strict_response_validation,
+    )
+    self._idempotency_header = "X-Idempotency-Key"
+
+
+def wrapper_of(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that calls the one in whose place it is put."""
+
+    @functools.wraps(init)
+    def wrapping_init(self: Any, **kwargs: Any) -> None:
+        init(self, **kwargs)
+
+    return wrapping_init
+
+
+@pytest.mark.skipif(sdk.IS_FIREWORKS, reason="it is tinker that others patch")
+@pytest.mark.parametrize(
+    ("patch", "api_key"),
+    [
+        pytest.param(lambda _: init_for_any_key, "ms-key", id="in its place"),
+        pytest.param(wrapper_of, "tml-key", id="around it"),
+    ],
+)
+@pytest.mark.parametrize("is_patched_first", [True, False])
+def test_a_constructor_that_another_package_replaces(
+    is_patched_first: bool,
+    patch: Callable[[Any], Callable[..., None]],
+    api_key: str,
+    original_init: Any,
+    kept_guards: None,
+) -> None:
+    def install() -> None:
+        install_guard(GuardSettings(warmup_successes=0), control_plane=FakeControlPlane())
+
+    gateway = FakeGateway(lambda _: gateway_404() if len(gateway.exchanges) == 1 else ok())
+    own = httpx.AsyncClient(transport=gateway.new_transport())
+    try:
+        if not is_patched_first:
+            install()
+        sdk.client_class.__init__ = patch(sdk.client_class.__init__)
+        earlier = sdk_client(api_key=api_key)
+        if is_patched_first:
+            install()
+        later = sdk_client(api_key=api_key)
+        sender = sdk_client(api_key=api_key, http_client=own)
+        setattr(sender, AUTH, httpx.Auth())  # later releases ask it for the key
+        assert asyncio.run(send_with_sdk(sender)).status_code == 200
+        assert len(gateway.sent) == 2
+        for client in (earlier, later):
+            guard = own_transport(client)
+            assert isinstance(guard, KeptGuard)
+            assert guard.new_transport is not None
+            # Such as carries the request, and no further guard around it.
+            assert type(guard.new_transport().transport) is type(guard.transport)
+        uninstall_guard()
+        assert not isinstance(own_transport(later), GuardTransport)
+        assert not isinstance(own_transport(sdk_client(api_key=api_key)), GuardTransport)
+    finally:
+        sdk.client_class.__init__ = original_init
 
 
 def test_switched_off_by_the_environment(

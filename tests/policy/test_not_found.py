@@ -148,6 +148,13 @@ SERVERS = {
     "fastapi-more": Case(JSON, {"detail": "Future not found", "request_id": "1"}, Source.TRAINER),
     "fastapi-router": Case(JSON, b'{"detail":"Not Found"}', Source.ROUTER),
     "fastapi-long": Case(JSON, {"detail": f"{'Not Found':.<65}"}, Source.TRAINER),
+    # Texts of servers that answer as FastAPI makes them.
+    "tuft": Case(JSON, {"detail": "Future f-1 not found"}, Source.TRAINER),
+    "skyrl": Case(JSON, {"detail": "Sampling session not found"}, Source.TRAINER),
+    "twinkle": Case(
+        JSON, {"detail": "Training run r-1 not found or access denied"}, Source.TRAINER
+    ),
+    "miles": Case(JSON, {"detail": "Model m-1 is not registered"}, Source.TRAINER),
     "fastapi-number": Case(JSON, f'{{"detail": {7**473}}}', Source.TRAINER),
     "fireworks-serverless": Case(
         JSON, {"error": {"code": "not_found", "type": "x"}}, Source.UNKNOWN, True
@@ -461,6 +468,8 @@ MET = {
     "cloudflare": Met("cloudflare", {"content-type": JSON}, CLOUDFLARE_BODY),
     "cloudflare-problem": Met("cloudflare", {"content-type": PROBLEM}, CLOUDFLARE_BODY),
     "cloudflare-false": Met(None, {"content-type": JSON}, {"cloudflare_error": False}),
+    # A tunnel's rule `http_status:404`; an origin behind the edge may write the same.
+    "cloudflare-tunnel": Met(None, {"server": "cloudflare", "cf-ray": "9d99a4434fz2d168-FRA"}),
     "trainer": Met(None, {"content-type": JSON}, {"detail": "Model not found"}),
     "no-json": Met(None, {"content-type": JSON}, "nothing"),
     "too-long": Met(
@@ -481,6 +490,44 @@ def test_which_gateway_wrote_a_404(met: Met) -> None:
     elif met.wire:
         coded = httpx.Headers(met.headers | {"content-encoding": "gzip"})
         assert gateway_of(coded, gzip.compress(met.wire)) == met.gateway
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [("nginx", 153), ("nginx-silent", 146), ("ingress-nginx", 146), ("haproxy", 83), ("envoy", 0)],
+)
+def test_pages_are_as_long_as_they_were_measured(name: str, length: int) -> None:
+    assert len(MET[name].wire) == length
+
+
+# What gateways say of the same race, or in the place of a 404, with another status.
+OTHER_STATUSES = {
+    "nginx": (502, HTML, "<html><center><h1>502 Bad Gateway</h1></center><hr>nginx</html>"),
+    "ingress-nginx": (503, HTML, "<html><h1>503 Service Temporarily Unavailable</h1></html>"),
+    "envoy": (503, TEXT, "no healthy upstream"),
+    "envoy-reset": (503, TEXT, "upstream connect error or disconnect/reset before headers"),
+    "traefik": (502, TEXT, "Bad Gateway"),
+    "traefik-no-server": (503, TEXT, "no available server\n"),
+    "haproxy": (503, HTML, "<html><body><h1>503 Service Unavailable</h1></body></html>"),
+    "caddy": (502, "", ""),
+    "caddy-no-route": (200, "", ""),
+    "kong": (503, JSON, '{"message": "name resolution failed"}'),
+    "ray-serve": (503, TEXT, "Route table is not populated yet."),
+    "knative": (503, TEXT, "Error getting active endpoint: context deadline exceeded"),
+    "aws-rest-api": (403, JSON, '{"message": "Missing Authentication Token"}'),
+    "aws-load-balancer": (503, HTML, "<html><h1>503 Service Temporarily Unavailable</h1></html>"),
+    "cloudflare": (503, JSON, '{"status": 503, "title": "Error", "cloudflare_error": true}'),
+    "azure-front-door": (400, HTML, "<h2>Our services aren't available right now</h2>"),
+    "miles-not-ready": (503, JSON, '{"detail": "not ready"}'),
+    "spindle-lost-model": (410, JSON, '{"error": "gone", "message": "model m was lost"}'),
+}
+
+
+@pytest.mark.parametrize("answer", OTHER_STATUSES.values(), ids=[*OTHER_STATUSES])
+def test_no_other_answer_of_a_gateway_shows_the_trainer(answer: tuple[int, str, str]) -> None:
+    status_code, content_type, body = answer
+    headers = httpx.Headers({"content-type": content_type} if content_type else {})
+    assert is_from_trainer(status_code, headers, body.encode()) is False
 
 
 @pytest.mark.parametrize("met", MET.values(), ids=[*MET])

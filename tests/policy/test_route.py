@@ -424,3 +424,63 @@ def test_no_text_in_front_of_a_path_leads_to_another_host(pattern: str, text: st
         if route is not None:
             assert httpx.URL(route.origin).host == host
             assert re.fullmatch(r"head\.test|[a-z0-9_][a-z0-9_-]*--app\.modal\.run|::1", host)
+
+
+@st.composite
+def open_hosts(draw: st.DrawFn) -> tuple[str, str, str, str]:
+    """What stands before and behind a placeholder in a host, its domain, and a value for it."""
+    before = draw(st.just("") | LABELS.map("{}-".format))
+    behind = draw(st.just("") | LABELS.map("--{}".format))
+    return before, behind, f"{draw(LABELS)}.{draw(LABELS)}", draw(LABELS)
+
+
+@given(open_hosts(), PORTS)
+def test_a_placeholder_in_a_host_captures_what_stands_in_its_place(
+    parts: tuple[str, str, str, str], port: int | None
+) -> None:
+    before, behind, domain, value = parts
+    end = f"{behind}.{domain}" + ("" if port is None else f":{port}")
+    url = f"https://{before}{value}{end}/x"
+    assume(_is_url(url))
+    route = route_of(url, f"https://{before}{{ws}}{end}")
+    assert route is not None
+    assert route.names == {"ws": value}
+    assert httpx.URL(f"{route.origin}/x") == httpx.URL(url)
+
+
+@given(
+    open_hosts(),
+    st.booleans(),
+    st.integers(0, 60),
+    # What ends a host or begins another one, an escape, letters that look like others or mean them.
+    st.sampled_from(
+        [*"@:/\\?#.-_%{}[]a0", "%2e", "%40", ".a.", "@a.", "u:p@", "\u0430\u217c\uff0e\u3002"]
+    ),
+    st.booleans(),
+)
+def test_a_host_that_only_looks_alike_is_another_one(
+    parts: tuple[str, str, str, str], is_open: bool, at: int, put: str, replaces: bool
+) -> None:
+    before, behind, domain, value = parts
+    host = f"{before}{value}{behind}.{domain}"
+    at %= len(host) + 1
+    url = f"https://{host[:at]}{put}{host[at + replaces :]}/x"
+    assume(_is_url(url))
+    route = route_of(
+        url, f"https://{before}{{ws}}{behind}.{domain}" if is_open else f"https://{host}"
+    )
+    if route is None:
+        return
+    # The host that is connected to, told apart without a pattern.
+    there = httpx.URL(url)
+    label, _, rest = there.raw_host.decode("ascii").partition(".")
+    assert (rest, there.port) == (domain, None)
+    assert (label.startswith(before), label.endswith(behind)) == (True, True)
+    captured = (
+        label.removeprefix(before).removesuffix(behind) if behind else label.removeprefix(before)
+    )
+    assert captured == (route.names["ws"] if is_open else value)
+    assert (httpx.URL(route.origin).raw_host, httpx.URL(route.origin).userinfo) == (
+        there.raw_host,
+        b"",
+    )

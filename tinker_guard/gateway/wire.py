@@ -299,6 +299,7 @@ def _forward_backward_fields(body: bytes) -> dict[str, Any]:
     return {
         "model_id": message.model_id,
         "seq_id": message.seq_id,
-        "forward_only": message.forward_only,
+        # tinker before 0.22.3 has an operation of its own for it, and no such field.
+        "forward_only": getattr(message, "forward_only", False),
         "forward_backward_input": {"loss_fn": message.loss_fn, "data": data},
     }

@@ -129,7 +129,7 @@ def _kinds_of_transports(client: AnyClient) -> list[tuple[Pattern, type[AnyTrans
 
 
 # Where a client keeps the arguments of its constructor. All tested releases have these parameters
-# and no others.
+# and `_use_pyqwest`, and no others.
 _ATTRIBUTE_OF: Final = {
     "api_key": "api_key",
     "base_url": "base_url",
@@ -141,6 +141,8 @@ _ATTRIBUTE_OF: Final = {
     "_auth": "_auth",
     "_client_config": "_client_config",
 }
+_USE_PYQWEST: Final = "_use_pyqwest"
+"""Parameter of tinker 0.22.0 to 0.22.2, which keep its value nowhere."""
 _CLASS_OF_OWN_CLIENTS: Final = "AsyncHttpxClientWrapper"
 
 
@@ -161,13 +163,17 @@ def constructor_arguments(sdk_client: Any, init: Callable[..., None]) -> dict[st
         return None
     _, *names = inspect.signature(init).parameters
     wanted = set(names) - {"http_client"}
-    if not wanted <= set(_ATTRIBUTE_OF):
+    if not wanted <= {*_ATTRIBUTE_OF, _USE_PYQWEST}:
         return None
-    return {
-        name: getattr(sdk_client, _ATTRIBUTE_OF[name])
-        for name in wanted
-        if hasattr(sdk_client, _ATTRIBUTE_OF[name])
+    arguments = {
+        name: getattr(sdk_client, attribute)
+        for name, attribute in _ATTRIBUTE_OF.items()
+        if name in wanted and hasattr(sdk_client, attribute)
     }
+    if _USE_PYQWEST in wanted:
+        transport = vars(sdk_client)["_client"]._transport
+        arguments[_USE_PYQWEST] = type(transport).__module__.startswith("pyqwest.")
+    return arguments
 
 
 def borrower(build: Callable[[], AnyClient], pattern: Pattern) -> Callable[[], AnyTransport]:

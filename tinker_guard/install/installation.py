@@ -127,7 +127,7 @@ class _Installation:
         self._hooked.add(client_class)
         init = client_class.__init__
         if not any("_client" in vars(base) for base in client_class.__mro__):
-            guard_existing = partial(self._guard_existing, init)
+            guard_existing = partial(self._guard_existing, client_class, init)
             attribute = ClientAttribute("_client", self._clients, guard_existing)
             self._override(client_class, "_client", attribute)
         self._override(client_class, "__init__", self._guarded(init))
@@ -203,7 +203,8 @@ class _Installation:
     def _guarded(self, init: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(init)
         def guarded_init(client: Any, *args: Any, **kwargs: Any) -> None:
-            if not self._is_active:
+            # Under construction: built for its transport, by a constructor put on top of this one.
+            if not self._is_active or id(client) in self._under_construction:
                 init(client, *args, **kwargs)
                 return
             self._construct(init, client, args, kwargs)
@@ -220,17 +221,22 @@ class _Installation:
 
         return guarded_init
 
-    def _guard_existing(self, init: Callable[..., None], sdk_client: Any) -> None:
+    def _guard_existing(
+        self, client_class: type[Any], init: Callable[..., None], sdk_client: Any
+    ) -> None:
         if not self._is_active or id(sdk_client) in self._under_construction:
             return
         build = None
         try:
-            arguments = constructor_arguments(sdk_client, init)
+            # Another package may have replaced the constructor since, and passed the hook by: its
+            # own one takes what the client was built with, such as a key that the SDK refuses.
+            for constructor in (client_class.__init__, init):
+                arguments = constructor_arguments(sdk_client, constructor)
+                if arguments is not None:
+                    build = partial(self._build, constructor, type(sdk_client), (), arguments)
+                    break
         except Exception:
             faults.log_fault("reading how a client was built")
-        else:
-            if arguments is not None:
-                build = partial(self._build, init, type(sdk_client), (), arguments)
         self._guard(sdk_client, build)
 
     def _guard_rest_client(self, rest: RestClients, name: str, holder: Any) -> None:

@@ -15,7 +15,7 @@ from tinker_guard.policy.codings import CodingError, decoded
 from tinker_guard.policy.not_found_shapes import GATEWAYS, SERVERS, TRAINERS_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tinker_guard.policy.not_found_shapes import GatewayShape, ServerShape
 
@@ -35,7 +35,12 @@ class Source(StrEnum):
 
 
 def source_of(
-    headers: Mapping[str, str], body: bytes, *, is_decoded: bool = False, limit: int = BODY_LIMIT
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    shapes: Sequence[ServerShape] = (),
+    is_decoded: bool = False,
+    limit: int = BODY_LIMIT,
 ) -> Source:
     """Tell from a 404's headers and body who wrote it. Never raises.
 
@@ -48,11 +53,12 @@ def source_of(
     Args:
         headers: The response's headers, by names of any case.
         body: The body, possibly only its beginning.
+        shapes: Those of the user's own server, which come before the listed ones.
         is_decoded: Whether something below has undone the Content-Encoding already.
         limit: How many bytes are looked at, before and after decoding.
     """
     answer = _json_object(headers, body, is_decoded=is_decoded, limit=limit)
-    return Source.UNKNOWN if answer is None else _source_of(answer)
+    return Source.UNKNOWN if answer is None else _source_of(answer, shapes)
 
 
 def author_of(
@@ -61,6 +67,7 @@ def author_of(
     *,
     had_shown_trainer: bool,
     is_essential: bool = False,
+    shapes: Sequence[ServerShape] = (),
     is_decoded: bool = False,
 ) -> Source:
     """Tell who wrote a 404 on a route, by its headers and body and by what is known of the route.
@@ -72,11 +79,12 @@ def author_of(
             router says of an unknown path is the trainer's then.
         is_essential: Whether every trainer knows the request's path, so that it is another
             application's all the same. `ROUTER` says that.
+        shapes: Those of the user's own server.
         is_decoded: Whether something below has undone the Content-Encoding already.
     """
     if is_cached_copy(headers):
         return Source.UNKNOWN
-    source = source_of(headers, body, is_decoded=is_decoded)
+    source = source_of(headers, body, shapes=shapes, is_decoded=is_decoded)
     if source is not Source.ROUTER:
         return source
     if not had_shown_trainer:
@@ -296,11 +304,14 @@ def _integer(digits: str) -> int:
 _PROBLEM_MEMBERS: Final = frozenset({"type", "title", "status", "instance"})
 
 
-def _source_of(answer: _Json) -> Source:
+def _source_of(answer: _Json, shapes: Sequence[ServerShape] = ()) -> Source:
     members = answer.members
     error = members.get("error")
     if isinstance(error, dict) and error.get("code") == "NOT_FOUND" and "param" in error:
         return Source.GATEWAY
+    for shape in shapes:
+        if _has_form(shape.members, members):
+            return _source_by_text(shape, members)
     if answer.media_type != "application/json":
         return Source.UNKNOWN
     for shape in SERVERS:
@@ -320,7 +331,7 @@ def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: boo
     for name, wanted in form.items():
         value = members[name]
         if isinstance(wanted, type):
-            is_alike = type(value) is wanted
+            is_alike = wanted is object or type(value) is wanted
         elif isinstance(wanted, dict):
             is_alike = isinstance(value, dict) and _has_form(wanted, value, is_inner=True)
         else:
@@ -332,6 +343,8 @@ def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: boo
 
 def _source_by_text(shape: ServerShape, members: dict[str, Any]) -> Source:
     """Who wrote an answer that has a server's form, by its text."""
+    if not shape.text:
+        return Source.TRAINER
     text: Any = members
     for name in shape.text:
         text = text[name]

@@ -14,6 +14,7 @@ from tinker_guard.cli.doctor.sdks import KEY_VARIABLES
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.policy.job import JobPhase
 from tinker_guard.policy.not_found import Source, source_of
+from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.settings import variable
 from tinker_guard.transports.body_prefix import read_prefix
 
@@ -169,7 +170,12 @@ async def probe(route: Route, settings: GuardSettings, key: Key | None) -> Reply
                 body = await read_prefix(response)
                 source = Source.TRAINER
                 if is_404:
-                    source = source_of(response.headers, body.content, is_decoded=body.is_decoded)
+                    source = source_of(
+                        response.headers,
+                        body.content,
+                        shapes=shapes_of(settings.trainer_404),
+                        is_decoded=body.is_decoded,
+                    )
         except (TimeoutError, httpx.HTTPError) as error:
             return Reply(error=type(error).__name__, seconds=clock() - started_at)
         return Reply(
