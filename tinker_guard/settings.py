@@ -370,10 +370,10 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments and the environment; the files that pydantic could read too are none of ours."""
+        """Arguments and the environment, and none of the files that pydantic could read."""
         return init_settings, env_settings
 
     def __init__(self, **values: Unpack[SettingValues]) -> None:

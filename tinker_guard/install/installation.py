@@ -54,8 +54,8 @@ if TYPE_CHECKING:
     from tinker_guard.sync_transport import SyncGuardTransport
     from tinker_guard.transport import GuardTransport
 
-# What requests need is imported with the first client (`_guard_class`). That a dependency is missing
-# is told at installation all the same.
+# What requests need is imported with the first client (`_guard_class`). That a dependency is
+# missing is told at installation all the same.
 for _dependency in ("opentelemetry", "tenacity"):
     if find_spec(_dependency) is None:
         raise ModuleNotFoundError(f"No module named {_dependency!r}", name=_dependency)
@@ -314,7 +314,7 @@ class _Installation:
                     transport,
                     settings=self.settings,
                     control_plane=self.control_plane,
-                    new_transport=borrower(build, pattern) if build else None,
+                    new_transport=borrower(build, pattern, transport) if build else None,
                     routes_only=routes_only,
                 )
                 self._guards.add(guard)
