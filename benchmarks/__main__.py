@@ -3,10 +3,31 @@
 python -m benchmarks [--markdown] [--docs DIR] [--json PATH]
 """
 
-from benchmarks import fleet, memory, overhead, patterns, recovery, stale_replicas, startup, storm
+from benchmarks import (
+    arrivals,
+    fleet,
+    memory,
+    overhead,
+    overload,
+    patterns,
+    recovery,
+    stale_replicas,
+    startup,
+    storm,
+)
 from benchmarks.report import run_benchmarks
 
 if __name__ == "__main__":
     run_benchmarks(
-        __doc__, recovery, stale_replicas, storm, overhead, patterns, startup, memory, fleet
+        __doc__,
+        recovery,
+        stale_replicas,
+        storm,
+        arrivals,
+        overhead,
+        patterns,
+        startup,
+        memory,
+        fleet,
+        overload,
     )
