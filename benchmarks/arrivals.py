@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 REQUESTS: Final = (8_000, 10_000, 12_000, 16_000, 20_000)
-"""Several numbers: whether the garbage collector walks through all of them once more, just before
-the last one arrives, makes a difference of a third to either side."""
+"""Several numbers: the garbage collector's last walk through all of them takes a fifth of the
+stall, and comes just before the last one arrives, or not."""
 RACE_SECONDS: Final = 1.0
 ALLOWED: Final = 1.2
 ANSWERS_IN: Final = 0.001

@@ -385,9 +385,11 @@ The others are answered with 503; 404s of a route that it does not know cost it 
 {PROCESSES * IN_FLIGHT:,} requests would take {PROCESSES * IN_FLIGHT // REQUESTS_PER_SECOND} s.
 *Goodput* is what gets through, as a share of the capacity.
 
-Guarded processes probe first and come back over two seconds or more, so that the gateway is busy
-at once. What it sheds comes back when the SDK says so, in waves that the guard does not see:
-they leave the gateway idle in between, and some requests without an answer after ten of them.
+After a race of ten seconds or more, guarded processes come back over two seconds, and the gateway
+is busy from the first one on; after one of 1 s they are all there within half a second. What the
+gateway sheds comes back when the SDK says so, in waves that the guard does not see: they leave it
+idle in between, and some requests without an answer after ten of them. More than 100 % is what it
+had left of the tenth of a second before.
 
 {markdown(REQUEST_COLUMNS, request_lines(found.requests))}"""
     )

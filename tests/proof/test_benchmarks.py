@@ -17,6 +17,7 @@ from benchmarks import (
     baselines,
     fleet,
     memory,
+    new_transport,
     overhead,
     overload,
     patterns,
@@ -319,6 +320,13 @@ def test_startup() -> None:
     launch, install = startup.rows(launches | program)
     assert (launch.ours, launch.ratio, launch.ok) == ("4.0 ms", 0.04, True)
     assert (install.ours, install.ratio, install.ok) == ("30 ms", 0.05, False)
+
+
+def test_another_transport() -> None:
+    figures = new_transport.measure(rounds=1)
+    new_transport.show(figures)
+    (row,) = new_transport.rows({new_transport.TWIN: [0.05], new_transport.PEER: [20.0]})
+    assert (row.ours, row.ratio, row.ok) == ("0.05 ms", 0.0025, True)
 
 
 def test_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
