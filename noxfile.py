@@ -117,7 +117,7 @@ def format_(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def bench(session: nox.Session) -> None:
     """Measure, beside peers."""
-    written = ("--markdown", "--docs", "docs", "--json", "benchmarks/results.json")
+    written = ("--markdown", "--docs", "docs", "--record", "benchmarks/results.json")
     in_dev(session, "python", "-m", "benchmarks", *written, *session.posargs)
 
 

@@ -1,6 +1,6 @@
 """All benchmarks, ending with the table of goals; about ten minutes.
 
-python -m benchmarks [--markdown] [--docs DIR] [--json PATH]
+python -m benchmarks [--markdown] [--docs DIR] [--json PATH] [--record PATH]
 """
 
 from benchmarks import (

@@ -191,6 +191,12 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
     modules: tuple[Any, ...] = benchmarks
     arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     arguments.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    arguments.add_argument(
+        "--record",
+        type=Path,
+        metavar="PATH",
+        help="write the goals here, and say what is worse than in the one that was committed",
+    )
     arguments.add_argument("--docs", type=Path, metavar="DIR", help="write the pages here")
     arguments.add_argument("--markdown", action="store_true", help="print Markdown tables too")
     given = arguments.parse_args()
@@ -207,5 +213,7 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
             console.print(module.as_markdown(found), markup=False, soft_wrap=True)
     show_goals(rows)
     if given.json:
-        show_worse(given.json, committed(given.json), rows)
         write_json(given.json, rows, details)
+    if given.record:
+        show_worse(given.record, committed(given.record), rows)
+        write_json(given.record, rows, {})
