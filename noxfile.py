@@ -117,7 +117,8 @@ def format_(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def bench(session: nox.Session) -> None:
     """Measure, beside peers."""
-    in_dev(session, "python", "-m", "benchmarks", "--markdown", "--docs", "docs", *session.posargs)
+    written = ("--markdown", "--docs", "docs", "--record", "benchmarks/results.json")
+    in_dev(session, "python", "-m", "benchmarks", *written, *session.posargs)
 
 
 @nox.session(name="bench-overhead", venv_backend="none", requires=["dev"])

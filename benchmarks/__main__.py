@@ -1,12 +1,35 @@
 """All benchmarks, ending with the table of goals; about ten minutes.
 
-python -m benchmarks [--markdown] [--docs DIR] [--json PATH]
+python -m benchmarks [--markdown] [--docs DIR] [--json PATH] [--record PATH]
 """
 
-from benchmarks import fleet, memory, overhead, patterns, recovery, stale_replicas, startup, storm
+from benchmarks import (
+    arrivals,
+    fleet,
+    memory,
+    new_transport,
+    overhead,
+    overload,
+    patterns,
+    recovery,
+    stale_replicas,
+    startup,
+    storm,
+)
 from benchmarks.report import run_benchmarks
 
 if __name__ == "__main__":
     run_benchmarks(
-        __doc__, recovery, stale_replicas, storm, overhead, patterns, startup, memory, fleet
+        __doc__,
+        recovery,
+        stale_replicas,
+        storm,
+        arrivals,
+        overhead,
+        patterns,
+        startup,
+        new_transport,
+        memory,
+        fleet,
+        overload,
     )

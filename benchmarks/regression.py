@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 from statistics import median
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from benchmarks.overhead import Mode, added, measure
-from benchmarks.report import table
+from benchmarks.report import machine, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,13 +59,8 @@ def regressions(ratios: Mapping[str, float], recorded: Mapping[str, float]) -> l
 
 def record(ratios: Mapping[str, float], path: Path = RECORDED) -> None:
     """Write the ratios, and what machine they were measured on."""
-    machine = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "httpx": httpx.__version__,
-    }
-    path.write_text(json.dumps({"machine": machine, "ratios": dict(ratios)}, indent=2) + "\n")
+    where = machine() | {"httpx": httpx.__version__}
+    path.write_text(json.dumps({"machine": where, "ratios": dict(ratios)}, indent=2) + "\n")
 
 
 def main() -> int:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
+import re
+import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +48,75 @@ class Row:
     ours: str
     ratio: float | None
     ok: bool
+
+
+WORSE: Final = 1.25
+"""How many times the recorded ratio counts as worse: those of a busy machine differ by a tenth."""
+
+
+def machine() -> dict[str, str | int | None]:
+    """What machine this is, so that a reader knows what figures of it can be compared with."""
+    model = None
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        model = found[1] if found else None
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": model,
+        "cores": os.cpu_count(),
+    }
+
+
+def committed(path: Path) -> Mapping[str, Any] | None:
+    """What a file of figures held when it was last committed; None if it never was."""
+    folder = path.resolve().parent
+    shown = subprocess.run(  # noqa: S603 - no shell, and nothing of it comes from elsewhere
+        ["git", "show", f"HEAD:./{path.name}"],  # noqa: S607
+        cwd=folder,
+        capture_output=True,
+        check=False,
+    )
+    document: Mapping[str, Any] | None = json.loads(shown.stdout) if not shown.returncode else None
+    return document
+
+
+def worse_than(before: Mapping[str, Any], rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """The goals whose ratio to the peer is worse than recorded, or which are missed since.
+
+    Args:
+        before: What `write_json` wrote.
+        rows: What was measured now.
+    """
+    recorded = {goal["what"]: goal for goal in before["goals"]}
+    worse = []
+    for row in rows:
+        goal = recorded.get(row.what)
+        if goal is None:
+            continue
+        is_dearer = row.ratio is not None and goal["ratio"] and row.ratio > WORSE * goal["ratio"]
+        if is_dearer or (goal["ok"] and not row.ok):
+            worse.append(
+                (row.what, _figure(goal["ours"], goal["ratio"]), _figure(row.ours, row.ratio))
+            )
+    return worse
+
+
+def _figure(ours: str, ratio: float | None) -> str:
+    return ours if ratio is None else f"{ours} ({ratio:.2g})"
+
+
+def show_worse(path: Path, before: Mapping[str, Any] | None, rows: Sequence[Row]) -> None:
+    """Print what has become worse since figures were last committed."""
+    if before is None:
+        console.print(f"{path} was never committed: nothing to compare with.")
+        return
+    worse = worse_than(before, rows)
+    if not worse:
+        console.print(f"Nothing is worse than in the committed {path}.")
+        return
+    table(f"Worse than in the committed {path}", ("what", "then", "now"), worse)
 
 
 def ratio_of(ours: float, peer: float) -> float | None:
@@ -100,7 +173,7 @@ def write_json(path: Path, rows: Iterable[Row], details: Mapping[str, Any]) -> N
         "tinker": version("tinker"),
         "httpx": httpx.__version__,
         "opentelemetry-api": version("opentelemetry-api"),
-        "python": platform.python_version(),
+        "machine": machine(),
         "goals": [asdict(row) for row in rows],
         **details,
     }
@@ -118,6 +191,12 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
     modules: tuple[Any, ...] = benchmarks
     arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     arguments.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    arguments.add_argument(
+        "--record",
+        type=Path,
+        metavar="PATH",
+        help="write the goals here, and say what is worse than in the one that was committed",
+    )
     arguments.add_argument("--docs", type=Path, metavar="DIR", help="write the pages here")
     arguments.add_argument("--markdown", action="store_true", help="print Markdown tables too")
     given = arguments.parse_args()
@@ -135,3 +214,6 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
     show_goals(rows)
     if given.json:
         write_json(given.json, rows, details)
+    if given.record:
+        show_worse(given.record, committed(given.record), rows)
+        write_json(given.record, rows, {})

@@ -42,6 +42,12 @@ def put_transport(client: httpx.AsyncClient, transport: _T) -> _T:
     return transport
 
 
+def pool_of(transport: Any) -> Mapping[str, Any]:
+    """What the pool of connections of an httpx transport holds, by the names of its attributes."""
+    held: Mapping[str, Any] = vars(transport._pool)
+    return held
+
+
 def proxy_host_of(transport: Any) -> bytes:
     """The host of the proxy that an httpx transport sends through."""
     host: bytes = transport._pool._proxy_url.host

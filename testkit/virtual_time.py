@@ -21,7 +21,8 @@ where a sleep takes no time would otherwise end only by pytest's own limit, a mi
 class _JumpingSelector(selectors.BaseSelector):
     """Asks the real selector without waiting; if nothing is ready, time jumps instead."""
 
-    def __init__(self, loop: VirtualTimeLoop) -> None:
+    def __init__(self, loop: VirtualTimeLoop, rounds: int) -> None:
+        self._most = rounds
         self._real = selectors.DefaultSelector()
         self._loop = loop
         self._rounds = 0
@@ -42,7 +43,7 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._rounds += 1
-        if self._rounds > ROUNDS:
+        if self._rounds > self._most:
             raise RuntimeError("livelock: this does not end")
         ready = self._real.select(0)
         if ready or timeout == 0:
@@ -54,11 +55,18 @@ class _JumpingSelector(selectors.BaseSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """`loop.time()` starts at 0 and jumps to the next timer whenever all tasks wait."""
+    """`loop.time()` starts at 0 and jumps to the next timer whenever all tasks wait.
 
-    def __init__(self, selector: selectors.BaseSelector | None = None) -> None:
+    Args:
+        selector: Another one than its own.
+        rounds: How often it may look for events.
+    """
+
+    def __init__(
+        self, selector: selectors.BaseSelector | None = None, *, rounds: int = ROUNDS
+    ) -> None:
         self.now = 0.0
-        super().__init__(selector or _JumpingSelector(self))
+        super().__init__(selector or _JumpingSelector(self, rounds))
 
     def time(self) -> float:
         return self.now

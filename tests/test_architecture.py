@@ -47,6 +47,17 @@ def test_a_public_name_names_the_extra_that_it_needs(name: str, lacking: str, ex
     assert done.stderr.endswith(f"{name} needs: pip install 'tinker-guard[{extra}]'\n")
 
 
+def test_installing_imports_nothing_that_only_requests_need() -> None:
+    program = (
+        "import sys\n"
+        "import tinker_guard.hooks\n"
+        "names = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not names & {'opentelemetry', 'tenacity'}\n"
+        "assert 'tinker_guard.transport' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_a_plain_install_imports_without_the_extras() -> None:
     """Neither the SDKs nor what only the demo, exporters and tests need."""
     extras = ["tinker", "numpy", "uvicorn", "typer", "rich"]

@@ -33,7 +33,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import InitErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from tinker_guard.policy.not_found_shapes import parse_shape
 from tinker_guard.policy.route import FIREWORKS, parse_pattern
@@ -399,6 +405,18 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         # A copy that is given a key has lost none.
         copied._was_key_left_out &= copied.control_plane_api_key is None
         return copied
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments and the environment, and none of the files that pydantic could read."""
+        return init_settings, env_settings
 
     def __init__(self, **values: Unpack[SettingValues]) -> None:
         """Read the settings from arguments, the environment and the defaults."""

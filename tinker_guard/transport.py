@@ -8,7 +8,7 @@ import httpx
 
 from tinker_guard import faults
 from tinker_guard.control_plane.shared import SharedControlPlane
-from tinker_guard.core.findings import Inconclusive, Refused, Routable, TimedOut
+from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
 from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.recovery import recover
 from tinker_guard.core.routes import ROUTES, RouteState
@@ -125,7 +125,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         guarded = self._guard(request, report, is_at_gate=True)
         if guarded is None:
             return await report.send(self._line.transport, request)
-        end: ProbingEnd = Inconclusive()
+        end: ProbingEnd = INCONCLUSIVE
         try:
             try:
                 end = await pass_gate(guarded)

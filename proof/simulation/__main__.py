@@ -7,6 +7,7 @@ python -m proof.simulation --replay SEED | --replay-file SCHEDULE.json
 from __future__ import annotations
 
 import argparse
+import gc
 import multiprocessing
 import sys
 import time
@@ -26,6 +27,7 @@ from proof.simulation.shrink import shrink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from multiprocessing.pool import Pool
 
     from proof.simulation.chunks import Chunk
 
@@ -48,7 +50,7 @@ def simulate(first: int, n: int, jobs: int) -> int:
         SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(),
         TimeRemainingColumn(), console=console,
     )  # fmt: skip
-    with progress, multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with progress, _workers(jobs) as pool:
         bar = progress.add_task("schedules", total=n)
         done: Iterable[Chunk] = pool.imap(run_chunk, tasks)
         for chunk, (start, stop) in zip(done, tasks, strict=True):
@@ -72,6 +74,12 @@ def simulate(first: int, n: int, jobs: int) -> int:
         console.print(f"failing seeds: {failed[:20]}", style="red")
         replay(draw(failed[0]), shrinks=True)
     return len(failed) + len(missed)
+
+
+def _workers(jobs: int) -> Pool:
+    # What has been imported by then stays: the collector need not walk through it after each
+    # schedule.
+    return multiprocessing.get_context("spawn").Pool(jobs, initializer=gc.freeze)
 
 
 def replay(schedule: Schedule, *, shrinks: bool) -> int:

@@ -211,6 +211,35 @@ async def test_each_of_many_that_wait_looks_at_a_result_once() -> None:
     assert steps == 1000
 
 
+async def test_many_that_wait_do_not_all_go_on_in_one_turn_of_the_event_loop() -> None:
+    is_found = asyncio.Event()
+    released: list[int] = []
+
+    async def compute() -> int:
+        await is_found.wait()
+        return 1
+
+    async def wait() -> None:
+        await flight.run(compute)
+        released.append(len(turns))
+
+    flight = SingleFlight[int]()
+    tasks = [asyncio.create_task(wait()) for _ in range(1000)]
+    await settle()
+    is_found.set()
+    turns: list[bool] = []
+    while len(released) < 999:
+        turns.append(flight.is_under_way)
+        await asyncio.sleep(0)
+        if len(turns) == 3:
+            # This changes nothing for the others.
+            tasks[-1].cancel()
+    assert max(released.count(turn) for turn in set(released)) <= 150
+    assert turns.index(False) >= 6
+    await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [*[False] * 999, True]
+
+
 def test_where_the_event_loop_is_gone_nobody_is_promoted() -> None:
     """The garbage collector ends the leader; those who wait belong to a closed loop."""
 

@@ -485,7 +485,7 @@ class Installations(RuleBasedStateMachine):
         self.patch.setitem(sys.modules, "simple_sdk", self.module)
         sdk = Sdk("simple_sdk", "simple_sdk", "simple_sdk", "Client", tested=("1", "2"))
         self.patch.setattr(installation, "SDKS", (sdk,))
-        self.patch.setattr(installation, "GuardTransport", KeptGuard)
+        self.patch.setattr("tinker_guard.transport.GuardTransport", KeptGuard)
         self.gateway = FakeGateway()
         self.live: dict[Any, FakeTransport] = {}
         self.installed: tuple[GuardSettings, FakeControlPlane | None] | None = None

@@ -76,7 +76,7 @@ class KeptGuard(GuardTransport):
 @pytest.fixture
 def kept_guards(monkeypatch: pytest.MonkeyPatch) -> None:
     """`install_guard()` builds guards of this kind."""
-    monkeypatch.setattr(installation, "GuardTransport", KeptGuard)
+    monkeypatch.setattr("tinker_guard.transport.GuardTransport", KeptGuard)
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_the_export_of_settings_that_replace_others_is_begun(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun: list[str] = []
-    monkeypatch.setattr(installation, "start_export", begun.append)
+    monkeypatch.setattr("tinker_guard.export.lifecycle.start_export", begun.append)
     installation.install_unattended(None, None)
     install_guard(GuardSettings())
     install_guard(GuardSettings(export="otlp"), replace=True)

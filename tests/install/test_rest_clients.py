@@ -47,7 +47,7 @@ from tinker_guard import (
 from tinker_guard.cli.doctor import Finding, Status
 from tinker_guard.cli.doctor.sdks import check_rest_clients, check_unguarded
 from tinker_guard.gateway import Fault, Race
-from tinker_guard.install import installation, unattended
+from tinker_guard.install import unattended
 from tinker_guard.install.clients import transports_of
 from tinker_guard.install.sdks import REST_CLIENTS
 from tinker_guard.transports import runtime
@@ -357,9 +357,7 @@ def test_a_client_that_cannot_be_guarded(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(
-        installation, "SyncGuardTransport", type("Broken", (), {"__init__": broken})
-    )
+    monkeypatch.setattr(SyncGuardTransport, "__init__", broken)
     install_guard(GuardSettings(strict=strict))
     holder = new_holder()
     if strict:

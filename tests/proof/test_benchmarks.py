@@ -13,10 +13,13 @@ import httpx
 import pytest
 
 from benchmarks import (
+    arrivals,
     baselines,
     fleet,
     memory,
+    new_transport,
     overhead,
+    overload,
     patterns,
     recovery,
     regression,
@@ -110,6 +113,37 @@ def test_json_and_markdown(tmp_path: Path) -> None:
     assert document["goals"][0]["ratio"] == 0.5
     assert document["more"] == [1, 2]
     assert report.markdown(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_what_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = [
+        report.Row("dearer", "", "", "1 s", 0.5, True),
+        report.Row("missed", "", "", "0 lost", None, True),
+        report.Row("as it was", "", "", "1 s", 0.5, False),
+        report.Row("gone", "", "", "1 s", 0.5, True),
+    ]
+    now = [
+        report.Row("dearer", "", "", "2 s", 1.0, True),
+        report.Row("missed", "", "", "3 lost", None, False),
+        report.Row("as it was", "", "", "1.1 s", 0.55, False),
+        report.Row("new", "", "", "9 s", 9.0, False),
+    ]
+    path = tmp_path / "figures.json"
+    pytest.importorskip("tinker")
+    report.write_json(path, before, {})
+    document = json.loads(path.read_text())
+    assert document["machine"]["cores"]
+    assert report.worse_than(document, now) == [
+        ("dearer", "1 s (0.5)", "2 s (1)"),
+        ("missed", "0 lost", "3 lost"),
+    ]
+    assert report.committed(path) is None
+    report.show_worse(path, None, now)
+    report.show_worse(path, document, before)
+    report.show_worse(path, document, now)
+    printed = capsys.readouterr().out
+    assert "never committed" in printed
+    assert "Nothing is worse" in printed
 
 
 # -- the earlier designs -------------------------------------------------------------------------
@@ -270,11 +304,55 @@ def test_a_run_that_died_is_no_figure() -> None:
 def test_startup() -> None:
     figures = startup.measure(rounds=1)
     assert {name: len(values) for name, values in figures.items()} == dict.fromkeys(
-        ("bare", startup.GUARD, startup.PEER), 1
+        (
+            "bare",
+            startup.GUARD,
+            startup.PEER,
+            startup.IMPORT,
+            startup.INSTALL,
+            startup.FIRST_CLIENT,
+        ),
+        1,
     )
     startup.show(figures)
-    (row,) = startup.rows({"bare": [10.0], startup.GUARD: [14.0], startup.PEER: [110.0]})
-    assert (row.ours, row.ratio, row.ok) == ("4.0 ms", 0.04, True)
+    launches = {"bare": [10.0], startup.GUARD: [14.0], startup.PEER: [110.0]}
+    program = {startup.IMPORT: [600.0], startup.INSTALL: [30.0]}
+    launch, install = startup.rows(launches | program)
+    assert (launch.ours, launch.ratio, launch.ok) == ("4.0 ms", 0.04, True)
+    assert (install.ours, install.ratio, install.ok) == ("30 ms", 0.05, False)
+
+
+def test_another_transport() -> None:
+    figures = new_transport.measure(rounds=1)
+    new_transport.show(figures)
+    (row,) = new_transport.rows({new_transport.TWIN: [0.05], new_transport.PEER: [20.0]})
+    assert (row.ours, row.ratio, row.ok) == ("0.05 ms", 0.0025, True)
+
+
+def test_arrivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "RACE_SECONDS", 0.01)
+    storms = arrivals.measure(requests=(20, 40))
+    assert len(storms) == 12
+    arrivals.show(storms)
+    rows = arrivals.rows(
+        [replace(storm, worst_stall=1 + 0.3 * storm.is_guarded) for storm in storms]
+    )
+    assert [(row.ratio, row.ok) for row in rows] == [(1.3, False)] * 3
+
+
+def test_a_fleet_that_nobody_can_serve(tmp_path: Path) -> None:
+    found = overload.measure(sampled=20, races=(1.0, 10.0))
+    overload.show(found)
+    assert [load.ended for load in found.questions if load.contestant == "guard"] == [0, 0]
+    assert all(load.ended > 100 for load in found.questions if load.contestant == "B")
+    for load in found.requests:
+        assert load.ended + sum(load.done) == 20 * overload.IN_FLIGHT
+        # What passes for a second is what the gateway passes on, and a tenth that it had left.
+        assert max(load.done) <= 1.1 * overload.REQUESTS_PER_SECOND / load.scale + 1
+    ended, _ = overload.rows(found)
+    assert ended.ok
+    overload.write_docs(tmp_path, found)
+    assert "| 10 s | guard |" in (tmp_path / "overload.md").read_text()
 
 
 def test_patterns() -> None:

@@ -75,7 +75,7 @@ class SharedControlPlane:
     def key_for(self, request: httpx.Request) -> Hashable:
         """With whom a request shares what it finds out: same credentials, same control plane."""
         # Kept for as long as the route, so not the credentials themselves.
-        digest = hashlib.sha256(repr(Reach.of(request)).encode()).digest()
+        digest = hashlib.sha256(repr(tuple(Reach.of(request))).encode()).digest()
         return self._identity, digest
 
     async def ask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import httpx
 
@@ -112,6 +112,10 @@ class Inconclusive(_End):
 
     failed: Failed | None = None
     """The last probe, if that failed."""
+
+
+INCONCLUSIVE: Final = Inconclusive()
+"""Of a request that sent no probe."""
 
 
 @dataclass(frozen=True, slots=True)

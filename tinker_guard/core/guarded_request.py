@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard import faults
@@ -106,14 +107,18 @@ class GuardedRequest:
         """Whether the request was sent once because probes met only unknown 404s."""
         self.probes = 0
         """How many probes it has sent."""
-        self.wait: logs.Wait = logs.Wait(
-            operation_of(request.method, request.url.raw_path, state.route).span_name
-        ).within("warmup_timeout", settings.warmup_timeout)
-        """What the log says of its waits."""
         self.has_control_plane: bool = control_plane.asks_about(state.route)
         """Whether somebody can be asked about the route."""
         self._control_plane = control_plane
         state.guarded.add(self)
+
+    @cached_property
+    def wait(self) -> logs.Wait:
+        """What the log says of its waits."""
+        request = self.request
+        operation = operation_of(request.method, request.url.raw_path, self.state.route)
+        wait = logs.Wait(operation.span_name)
+        return wait.within("warmup_timeout", self.settings.warmup_timeout)
 
     @property
     def exhausted_with(self) -> Judgement | None:

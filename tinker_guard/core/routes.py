@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import os
 import threading
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -164,18 +163,23 @@ class RouteState:
         Args:
             key: The credentials and the control plane, as `SharedControlPlane.key_for` gives it.
         """
-        # A loop's flights are used by its own thread alone.
-        with self._lock if runtime.is_blocking() else nullcontext():
-            by_key = self._flights_of(runtime.owner())
-            # Taken out and put in again: the order of the dictionary is that of use.
-            flights = by_key.pop(key, None) or Flights()
-            by_key[key] = flights
-            if len(by_key) > _KEYS:
-                idle = [other for other, known in by_key.items() if not known.are_under_way]
-                for other in idle[: len(by_key) - _KEYS]:
-                    if other != key:
-                        del by_key[other]
-            return flights
+        if not runtime.is_blocking():
+            # A loop's flights are used by its own thread alone.
+            return self._known(key)
+        with self._lock:
+            return self._known(key)
+
+    def _known(self, key: Hashable) -> Flights:
+        by_key = self._flights_of(runtime.owner())
+        # Taken out and put in again: the order of the dictionary is that of use.
+        flights = by_key.pop(key, None) or Flights()
+        by_key[key] = flights
+        if len(by_key) > _KEYS:
+            idle = [other for other, known in by_key.items() if not known.are_under_way]
+            for other in idle[: len(by_key) - _KEYS]:
+                if other != key:
+                    del by_key[other]
+        return flights
 
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
         by_key = self._flights.get(owner)

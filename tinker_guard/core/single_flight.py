@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 _T = TypeVar("_T")
+
+_AT_ONCE: Final = 128
+"""How many calls go on in one turn of the event loop: they take some ten milliseconds."""
 
 
 class SingleFlight(Generic[_T]):
     """Runs one call at a time and shares its result with the calls that wait for it.
 
     Belongs to one event loop. A leader that is cancelled or fails leaves no result behind: the
-    next in line leads. Costs are linear in the number of calls that wait.
+    next in line leads. Costs are linear in the number of calls that wait, and those that a result
+    releases do not all go on in one turn of the event loop.
     """
 
-    __slots__ = ("_has_leader", "_number", "_result", "_waiters")
+    __slots__ = ("_has_leader", "_number", "_releasing", "_result", "_waiters")
 
     def __init__(self) -> None:
         self._has_leader = False
         # In order of arrival; a dictionary, from which any waiter is removed in constant time.
         self._waiters: dict[asyncio.Future[None], None] = {}
+        # How many calls hold a result that they have not been woken for yet.
+        self._releasing = 0
         self._result: _T | None = None
         # Counts results. Times could tie, and a call that comes again at the very moment of a
         # result would be given that result for ever.
@@ -35,7 +42,7 @@ class SingleFlight(Generic[_T]):
     @property
     def is_under_way(self) -> bool:
         """Whether a call leads or waits."""
-        return self._has_leader or bool(self._waiters)
+        return self._has_leader or bool(self._waiters) or self._releasing > 0
 
     async def run(
         self, compute: Callable[[], Awaitable[_T]], *, accepts: Callable[[_T], bool] | None = None
@@ -61,7 +68,16 @@ class SingleFlight(Generic[_T]):
                 return self._result
             if not self._has_leader:
                 return await self._compute(compute)
-            await self._wait()
+            # In place, not in a coroutine of its own: thousands may wait here.
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters[waiter] = None
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._decline(waiter)
+                raise
+            finally:
+                self._waiters.pop(waiter, None)
 
     async def _compute(self, compute: Callable[[], Awaitable[_T]]) -> _T:
         self._has_leader = True
@@ -77,23 +93,23 @@ class SingleFlight(Generic[_T]):
         self._result = result
         self._number += 1
         waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._releasing += len(waiters)
+        self._release(iter(waiters))
         return result
 
-    async def _wait(self) -> None:
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and not self._has_leader:
-                # It was its turn to lead.
-                self._promote_next()
-            raise
-        finally:
-            self._waiters.pop(waiter, None)
+    def _release(self, waiters: Iterator[asyncio.Future[None]]) -> None:
+        """Wake the calls that a result is there for, so many in each turn of the event loop."""
+        for waiter in islice(waiters, _AT_ONCE):
+            self._releasing -= 1
+            if not waiter.done():
+                waiter.set_result(None)
+        if self._releasing:
+            asyncio.get_running_loop().call_soon(self._release, waiters)
+
+    def _decline(self, waiter: asyncio.Future[None]) -> None:
+        """Pass on the turn of a call that is cancelled, if it was its turn to lead."""
+        if waiter.done() and not waiter.cancelled() and not self._has_leader:
+            self._promote_next()
 
     def _promote_next(self) -> None:
         for waiter in self._waiters:

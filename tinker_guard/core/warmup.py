@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
-from tinker_guard.core.findings import Inconclusive, Routable, TimedOut
+from tinker_guard.core.findings import INCONCLUSIVE, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
 
@@ -23,16 +24,11 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     state, settings, report = guarded.state, guarded.settings, guarded.report
     has_gate = settings.warmup_successes > 0 and not state.is_probe_path_unsupported
     if not (state.is_cold and has_gate):
-        return Inconclusive()
-
-    async def compute() -> ProbingEnd:
-        # Another event loop may have opened the gate while this request waited for its turn.
-        return Routable() if state.is_warm else await _warm_up(guarded)
-
+        return INCONCLUSIVE
     report.promote()
     try:
         while True:
-            end = await guarded.flights.warmup.run(compute)
+            end = await guarded.flights.warmup.run(partial(_warm_up, guarded))
             is_over = guarded.clock() >= guarded.arrived_at + settings.warmup_timeout
             # The leader's time may be over before that of a request which came later.
             if is_over or not isinstance(end, TimedOut):
@@ -51,6 +47,9 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
 
 async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:
     state, settings = guarded.state, guarded.settings
+    if state.is_warm:
+        # Another event loop has opened the gate while this request waited for its turn.
+        return Routable()
     started_at = guarded.clock()
     with telemetry.warmup_span(state, settings) as span:
         end = await probe_until_routable(

@@ -13,6 +13,7 @@ from weakref import ref
 
 import httpx
 
+from tinker_guard.faults import log_fault
 from tinker_guard.transports.borrowed import BorrowedTransport
 
 if TYPE_CHECKING:
@@ -176,10 +177,47 @@ def constructor_arguments(sdk_client: Any, init: Callable[..., None]) -> dict[st
     return arguments
 
 
-def borrower(build: Callable[[], AnyClient], pattern: Pattern) -> Callable[[], AnyTransport]:
-    """A function that builds a transport for one place of a client, as the SDK does."""
+def twin_of(transport: AnyTransport) -> AnyTransport | None:
+    """Another one of httpx's own transports, without connections; None if it cannot be had.
+
+    It is given what the first one has: certificates that are loaded, which takes tens of
+    milliseconds of the event loop's time, the same limits and the same proxy.
+    """
+    if type(transport) not in (httpx.AsyncHTTPTransport, httpx.HTTPTransport):
+        return None
+    if list(vars(transport)) != ["_pool"]:
+        return None
+    pool: Any = vars(transport)["_pool"]
+    names = set(inspect.signature(type(pool)).parameters)
+    if not hasattr(pool, "_proxy_auth"):
+        # It stands in the headers for the proxy.
+        names.discard("proxy_auth")
+    if not all(hasattr(pool, f"_{name}") for name in names):
+        return None
+    twin = object.__new__(type(transport))
+    twin.__dict__["_pool"] = type(pool)(**{name: getattr(pool, f"_{name}") for name in names})
+    return twin
+
+
+def borrower(
+    build: Callable[[], AnyClient], pattern: Pattern, first: AnyTransport
+) -> Callable[[], AnyTransport]:
+    """A function that builds a transport for one place of a client, as the SDK does.
+
+    Args:
+        build: Builds another client.
+        pattern: The place.
+        first: The transport that is there.
+    """
 
     def borrow() -> AnyTransport:
+        twin = None
+        try:
+            twin = twin_of(first)
+        except Exception:
+            log_fault("building a transport like another one")
+        if twin is not None:
+            return twin
         client = build()
         # `_mounts` compares its keys by their pattern, so the new client's are found by ours.
         transport = client._transport if pattern is None else client._mounts[pattern]

@@ -17,12 +17,12 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.export.lifecycle import start_export
 from tinker_guard.install.child_env import SETTINGS, inject, is_strict, remove
 from tinker_guard.install.clients import (
     ClientAttribute,
@@ -45,14 +45,20 @@ from tinker_guard.install.sdks import (
 )
 from tinker_guard.install.status import GuardStatus, Place, RestStatus
 from tinker_guard.settings import GuardSettings, InvalidSettingsError, misspelt_variables
-from tinker_guard.sync_transport import SyncGuardTransport
-from tinker_guard.transport import GuardTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.install.clients import AnyClient
+    from tinker_guard.sync_transport import SyncGuardTransport
+    from tinker_guard.transport import GuardTransport
+
+# What requests need is imported with the first client (`_guard_class`). That a dependency is
+# missing is told at installation all the same.
+for _dependency in ("opentelemetry", "tenacity"):
+    if find_spec(_dependency) is None:
+        raise ModuleNotFoundError(f"No module named {_dependency!r}", name=_dependency)
 
 # Protects `_installation` and all that belongs to it. While it is held, nothing is imported, no
 # import is waited for, and nothing but faults is logged: the end of an SDK's import takes this lock
@@ -167,8 +173,8 @@ class _Installation:
             try:
                 for pattern, transport in transports_of(client):
                     if transport in self._guards:
-                        assert isinstance(transport, GuardTransport | SyncGuardTransport)
-                        set_transport(client, pattern, transport.release())
+                        guard = cast("GuardTransport | SyncGuardTransport", transport)
+                        set_transport(client, pattern, guard.release())
             except Exception:
                 faults.log_fault("taking the guard off a client")
         for guard in self._guards:
@@ -267,18 +273,23 @@ class _Installation:
         routes_only: bool = False,
     ) -> bool:
         """Guard the httpx client in an attribute; False if that is done already."""
+        client: AnyClient | None = None
         try:
-            client: AnyClient = vars(holder)[name]
+            client = vars(holder)[name]
+            guard_class = _guard_class(client)
             with _lock:
                 if not self._is_active or client in self._clients:
                     return False
-                self._put_guards(client, build, routes_only=routes_only)
+                self._put_guards(client, guard_class, build, routes_only=routes_only)
         except Exception:
             faults.log_fault("guarding a client")
             if self.settings.strict:
                 raise UnguardedError(
                     "tinker_guard cannot guard this client, and strict is set; the log says why."
                 ) from None
+            if client is not None:
+                # Or each use of it would meet the fault again: it shall, if strict.
+                self._clients.add(client)
             return False
         return True
 
@@ -295,33 +306,27 @@ class _Installation:
             faults.logger.info("%s.", place)
 
     def _put_guards(
-        self, client: AnyClient, build: Callable[[], AnyClient] | None, *, routes_only: bool
+        self,
+        client: AnyClient,
+        guard_class: Any,
+        build: Callable[[], AnyClient] | None,
+        *,
+        routes_only: bool,
     ) -> None:
-        guard_class: Any = (
-            SyncGuardTransport if isinstance(client, httpx.Client) else GuardTransport
-        )
-        is_done = False
-        try:
-            transports = transports_of(client)
-            if any(isinstance(transport, guard_class) for _, transport in transports):
-                is_done = True
-                return
+        transports = transports_of(client)
+        if not any(isinstance(transport, guard_class) for _, transport in transports):
             for pattern, transport in transports:
                 guard = guard_class(
                     transport,
                     settings=self.settings,
                     control_plane=self.control_plane,
-                    new_transport=borrower(build, pattern) if build else None,
+                    new_transport=borrower(build, pattern, transport) if build else None,
                     routes_only=routes_only,
                 )
                 self._guards.add(guard)
                 set_transport(client, pattern, guard)
-            is_done = True
-        finally:
-            # Last, because other threads send over a client in here without the lock; and after a
-            # fault too, or each use of the client would meet it again: it shall, if strict.
-            if is_done or not self.settings.strict:
-                self._clients.add(client)
+        # Last, because other threads send over a client in here without the lock.
+        self._clients.add(client)
 
     def _build(
         self, init: Callable[..., None], client_class: type[Any], args: Any, kwargs: Any
@@ -338,6 +343,18 @@ class _Installation:
             init(client, *args, **kwargs)
         finally:
             self._under_construction.discard(id(client))
+
+
+def _guard_class(client: AnyClient) -> type[GuardTransport | SyncGuardTransport]:
+    """The transport that guards a client.
+
+    It is imported with the first client, and so is all that a warmup or a 404 needs: most of what
+    the guard consists of, and many a process that imports an SDK has no client.
+    """
+    from tinker_guard.sync_transport import SyncGuardTransport
+    from tinker_guard.transport import GuardTransport
+
+    return SyncGuardTransport if isinstance(client, httpx.Client) else GuardTransport
 
 
 def install_unattended(
@@ -457,8 +474,8 @@ def _change_installed(request: _Request) -> bool:
     if not settings.enabled:
         faults.logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
         _log_changed_since(changed_since)
-    elif settings.export is not None:
-        start_export(settings.export)
+    else:
+        _start_export(settings)
     return True
 
 
@@ -509,9 +526,15 @@ def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
             if _installation is installation:
                 _remove()
         raise
-    if request.settings.export is not None:
-        start_export(request.settings.export)
+    _start_export(request.settings)
     return True
+
+
+def _start_export(settings: GuardSettings) -> None:
+    if settings.export is not None:
+        from tinker_guard.export.lifecycle import start_export
+
+        start_export(settings.export)
 
 
 def _hook_into_imported(sdk: Sdk) -> None:

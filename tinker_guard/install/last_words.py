@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard.faults import fail_open
-from tinker_guard.observability.logs import last_handed_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +47,11 @@ def repeat_after_tracebacks() -> Callable[[], None]:
 
 @fail_open
 def _repeat(error: BaseException) -> None:
-    if last_handed_back and any(_is_not_found(each) for each in _chain(error)):
+    if not any(_is_not_found(each) for each in _chain(error)):
+        return
+    from tinker_guard.observability.logs import last_handed_back
+
+    if last_handed_back:
         sys.stderr.write(f"\ntinker_guard: {last_handed_back[0]}\n")
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 
 from tinker_guard import __version__
-from tinker_guard.control_plane.chosen import place_asked
-from tinker_guard.core.routes import RouteTable
 from tinker_guard.policy.route import patterns_of, suggest_pattern
 from tinker_guard.settings import variable
 
@@ -42,11 +40,11 @@ class Place(NamedTuple):
             httpx.InvalidURL: This is no URL.
         """
         url = httpx.URL(f"{base_url.rstrip('/')}/")
-        state = RouteTable().find(url, patterns_of(tuple(routes)))
+        route = patterns_of(tuple(routes)).route_of(url)
         origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
-        if state is None:
+        if route is None:
             return cls(origin, None, suggest_pattern(url))
-        return cls(origin, str(state.route))
+        return cls(origin, str(route))
 
     def __str__(self) -> str:
         """What the guard does there."""
@@ -102,6 +100,8 @@ class GuardStatus:
         settings = self.settings
         if settings is None:
             return "tinker_guard is not installed: requests go unguarded."
+        from tinker_guard.control_plane.chosen import place_asked
+
         if self.has_own_control_plane:
             asked = "the program's own"
         else:

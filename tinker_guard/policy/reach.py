@@ -41,6 +41,8 @@ _OF_STICKY: Final = _STICKY | {b"x-request-id", b"x-ray-serve-request-id"}
 """Twinkle gives them all one value for the whole process, and refuses requests without. Elsewhere
 `X-Request-Id` is the identity of one request, so that it is copied beside the others alone."""
 
+_COPIED: Final = _HEADERS | _OF_STICKY
+
 _EXTENSIONS: Final = ("sni_hostname",)
 
 
@@ -53,11 +55,15 @@ class Reach(NamedTuple):
     @classmethod
     def of(cls, request: httpx.Request) -> Reach:
         """Take them from a request."""
-        raw = [(name.lower(), name, value) for name, value in request.headers.raw]
-        is_sticky = any(lowered in _STICKY for lowered, _, _ in raw)
-        copied = _HEADERS | _OF_STICKY if is_sticky else _HEADERS
+        # Each with its name in lower case. httpx's public properties build a list of their own.
+        found = [header for header in request.headers._list if header[1] in _COPIED]
+        is_sticky = any(lowered in _STICKY for _, lowered, _ in found)
         return cls(
-            tuple((name, value) for lowered, name, value in raw if lowered in copied),
+            tuple(
+                (name, value)
+                for name, lowered, value in found
+                if is_sticky or lowered not in _OF_STICKY
+            ),
             {name: request.extensions[name] for name in _EXTENSIONS if name in request.extensions},
         )
 

@@ -340,6 +340,15 @@ class RoutePatterns:
                 return pattern, base
         return None
 
+    def route_of(self, url: httpx.URL) -> Route | None:
+        """The trainer route that a URL lies on; None if it lies on none."""
+        scheme, _, host, port, path, _, _ = url._uri_reference
+        found = self.find(scheme, host, port, path)
+        if found is None:
+            return None
+        pattern, base = found
+        return pattern.route(scheme, host, port, base)
+
 
 def _canonical(host: str) -> str:
     """An IPv6 address in its one form; any other host as it is."""
