@@ -8,6 +8,7 @@ from tinker_guard import telemetry
 from tinker_guard.core.findings import Inconclusive, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
+from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from tinker_guard.core.findings import ProbingEnd
@@ -25,18 +26,28 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     if not (state.is_cold and has_gate):
         return Inconclusive()
 
+    end: ProbingEnd = Inconclusive()
+    ends_at = guarded.arrived_at + settings.warmup_timeout
+
     async def compute() -> ProbingEnd:
+        # Whoever leads ends by itself, with its last probe.
+        limit.reschedule(None)
         # Another event loop may have opened the gate while this request waited for its turn.
         return Routable() if state.is_warm else await _warm_up(guarded)
 
     report.promote()
     try:
         while True:
-            end = await guarded.flights.warmup.run(compute)
-            is_over = guarded.clock() >= guarded.arrived_at + settings.warmup_timeout
+            # Of threads, one that came later may lead the next round, and have more time.
+            limit = runtime.timeout_at(ends_at if isinstance(end, TimedOut) else None)
+            async with limit:
+                end = await guarded.flights.warmup.run(compute)
             # The leader's time may be over before that of a request which came later.
-            if is_over or not isinstance(end, TimedOut):
+            if guarded.clock() >= ends_at or not isinstance(end, TimedOut):
                 break
+    except TimeoutError:
+        # With what the last leader has found.
+        pass
     finally:
         report.waited(guarded.clock() - guarded.arrived_at)
     if isinstance(end, Routable):
