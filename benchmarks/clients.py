@@ -12,9 +12,11 @@ Needs fireworks-ai with its extra `training-sdk`, in an environment such as `mak
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
 import requests
@@ -22,8 +24,12 @@ import requests
 from examples.requests_adapter import GuardedAdapter
 from testkit.rest_clients import (
     async_client_of,
+    deployment_manager,
+    deployment_sampler,
     is_healthy,
     new_holder,
+    post,
+    service_client,
     set_account,
     trainer_manager,
 )
@@ -40,7 +46,9 @@ from tinker_guard.core.routes import ROUTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ONE_FALSE_404: Final = Fault(races=(Race("healthz", 1, 0.0),))
+SERVERLESS: Final = "/training/v1/serverless"
+DEPLOYMENT: Final = "dep-1"
+MODEL: Final = "accounts/fireworks/models/m"
 
 
 def wait_for_trainer(gateway: LocalGateway) -> str:
@@ -71,6 +79,47 @@ def send_with_async_client(gateway: LocalGateway) -> str:
     return asyncio.run(send())
 
 
+def hot_load(gateway: LocalGateway) -> str:
+    """Load a snapshot onto a deployment."""
+    manager = deployment_manager(gateway.origin, gateway.api_key)
+    set_account(manager, "demo")
+    manager.hotload(DEPLOYMENT, MODEL, "snapshot-1")
+    return f"loaded {len(gateway.world.serving.loaded)} time"
+
+
+def wait_for_hot_load(gateway: LocalGateway) -> str:
+    """Wait for a snapshot to be loaded: its state, 5 s, again."""
+    manager = deployment_manager(gateway.origin, gateway.api_key)
+    set_account(manager, "demo")
+    gateway.world.serving.loaded.append("snapshot-1")
+    return f"loaded: {manager.wait_for_hotload(DEPLOYMENT, MODEL, 'snapshot-1')}"
+
+
+def complete(gateway: LocalGateway) -> str:
+    """Ask a deployment for a completion; the SDK sends again, 5 s after a 404."""
+    model = f"accounts/demo/deployments/{DEPLOYMENT}"
+
+    async def send() -> str:
+        sampler = deployment_sampler(gateway.origin, model, gateway.api_key)
+        answer, _ = await sampler.async_completions_stream([1, 2], max_tokens=1)
+        return f"{len(answer['choices'])} completion"
+
+    return asyncio.run(send())
+
+
+def create_sampling_route(gateway: LocalGateway) -> str:
+    """Have the gateway write a sampler's route at the serverless trainer."""
+    answer = post(new_holder(gateway.origin + SERVERLESS), "/api/v1/create_sampling_route")
+    return f"{answer.status_code}"
+
+
+def create_model(gateway: LocalGateway) -> str:
+    """Create a session and a model at the serverless trainer."""
+    client = service_client(gateway.origin + SERVERLESS, "fw-key")
+    client.create_lora_training_client(base_model="tinker-guard/bigram").get_info()
+    return "created"
+
+
 def send_with_httpx(gateway: LocalGateway, *, is_guarded: bool) -> str:
     """Send over a sync client of the program's own."""
     make = httpx.HTTPTransport
@@ -88,33 +137,70 @@ def send_with_requests(gateway: LocalGateway, *, is_guarded: bool) -> str:
         return f"{session.get(f'{gateway.base_url}/api/v1/healthz', timeout=5).status_code}"
 
 
-CLIENTS: Final[dict[str, Callable[[LocalGateway], Any]]] = {
-    "`TrainerJobManager.wait_for_existing()`, sync httpx": wait_for_trainer,
-    "`TrainerJobManager._check_healthz()`, sync httpx": check_health,
-    "`_RestClient`'s async httpx client": send_with_async_client,
-}
-OWN_CLIENTS: Final[dict[str, Callable[..., Any]]] = {
-    "an `httpx.Client` of the program's own": send_with_httpx,
-    "a `requests.Session` of the program's own": send_with_requests,
-}
+class Row(NamedTuple):
+    """One client, and what it meets."""
+
+    client: str
+    send: Callable[..., str]
+    operation: str = "healthz"
+    is_own: bool = False
+    """Whether the program guards it by itself."""
+    routes: tuple[str, ...] = ()
+    """The setting."""
+
+
+CLIENTS: Final = (
+    Row("`TrainerJobManager.wait_for_existing()`, sync httpx", wait_for_trainer),
+    Row("`TrainerJobManager._check_healthz()`, sync httpx", check_health),
+    Row("`_RestClient`'s async httpx client", send_with_async_client),
+    Row("`DeploymentManager.hotload()`, sync httpx", hot_load, "hot_load"),
+    Row("`DeploymentManager.wait_for_hotload()`, sync httpx", wait_for_hot_load, "hot_load"),
+    Row("`DeploymentSampler.async_completions_stream()`, async httpx", complete, "completions"),
+    *(
+        Row(f"serverless `{operation}`, {what}", send, operation, routes=routes)
+        for operation, what, send in (
+            ("create_sampling_route", "sync httpx", create_sampling_route),
+            ("create_session", "the SDK's client", create_model),
+            ("create_model", "the SDK's client", create_model),
+        )
+        for routes in ((), (SERVERLESS,))
+    ),
+    Row("an `httpx.Client` of the program's own", send_with_httpx, is_own=True),
+    Row("a `requests.Session` of the program's own", send_with_requests, is_own=True),
+)
+
+
+def measure(row: Row, *, is_guarded: bool) -> str:
+    """Let a client meet one false 404.
+
+    Returns:
+        What came of it, and after how long.
+    """
+    ROUTES.clear()
+    # Fireworks' serverless trainer knows no such path.
+    fault = Fault(races=(Race(row.operation, 1, 0.0),), trainer_lacks=("get_server_capabilities",))
+    with LocalGateway(fault if row.routes else replace(fault, trainer_lacks=())) as gateway:
+        if is_guarded:
+            install_guard(routes=row.routes)
+        given = {"is_guarded": is_guarded} if row.is_own else {}
+        began = time.perf_counter()
+        try:
+            came_of_it = row.send(gateway, **given)
+        except Exception as error:
+            came_of_it = f"dies: `{type(error).__name__}`"
+        seconds = time.perf_counter() - began
+        uninstall_guard()
+    return f"{came_of_it}, {seconds:.2f} s"
 
 
 def main() -> None:
     """Print the table."""
     os.environ["NO_PROXY"] = "127.0.0.1"
+    logging.disable()
     print("| client | unguarded | guarded |\n|---|---|---|")
-    for name, send in (CLIENTS | OWN_CLIENTS).items():
-        cells = []
-        for is_guarded in (False, True):
-            ROUTES.clear()
-            with LocalGateway(ONE_FALSE_404) as gateway:
-                if is_guarded:
-                    install_guard()
-                given = {"is_guarded": is_guarded} if name in OWN_CLIENTS else {}
-                began = time.perf_counter()
-                came_of_it = send(gateway, **given)
-                cells.append(f"{came_of_it}, {time.perf_counter() - began:.2f} s")
-                uninstall_guard()
+    for row in CLIENTS:
+        cells = [measure(row, is_guarded=is_guarded) for is_guarded in (False, True)]
+        name = row.client + (f", `routes={row.routes[0]}`" if row.routes else "")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -72,6 +72,25 @@ class TrainerJobManager(_RestClient):
 """
 
 
+DEPLOYMENT: Final = """
+from fireworks.training.sdk._rest_client import _RestClient
+
+class DeploymentManager(_RestClient):
+    def hotload(self, deployment_id, base_model, snapshot_identity, timeout=60):
+        name = f"accounts/{self._account_id}/deployments/{deployment_id}"
+        headers = {"fireworks-model": base_model, "fireworks-deployment": name}
+        answer = self._sync_client.request(
+            "POST",
+            f"{self.base_url}/hot_load/v1/models/hot_load",
+            headers=self._headers(Authorization=f"Bearer {self.api_key}", **headers),
+            json={"identity": snapshot_identity, "reset_prompt_cache": True},
+            timeout=timeout,
+        )
+        answer.raise_for_status()
+        return answer.json()
+"""
+
+
 def write_stand_in(place: Path, rest_client: str | None = REST_CLIENT) -> None:
     """Write a package like fireworks-ai.
 
@@ -84,6 +103,7 @@ def write_stand_in(place: Path, rest_client: str | None = REST_CLIENT) -> None:
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
     (package / "trainer.py").write_text(TRAINER)
+    (package / "deployment.py").write_text(DEPLOYMENT)
     (package / "_rest_client.py").unlink(missing_ok=True)
     if rest_client is not None:
         (package / "_rest_client.py").write_text(rest_client)
@@ -133,6 +153,24 @@ def trainer_manager(base_url: str, api_key: str) -> Any:
     return module.TrainerJobManager(api_key=api_key, base_url=base_url)
 
 
+def deployment_manager(base_url: str, api_key: str) -> Any:
+    """What manages and hot-loads deployments over a REST client; imports it."""
+    module = importlib.import_module("fireworks.training.sdk.deployment")
+    return module.DeploymentManager(api_key=api_key, base_url=base_url)
+
+
+def deployment_sampler(base_url: str, model: str, api_key: str) -> Any:
+    """What asks a deployment for completions over a REST client; imports it."""
+    module = importlib.import_module("fireworks.training.sdk.sampling")
+    return module.DeploymentSampler(base_url, model, api_key)
+
+
+def service_client(base_url: str, api_key: str) -> Any:
+    """What opens a session at a trainer over the SDK's own client; imports it."""
+    module = importlib.import_module("fireworks.training.sdk._core")
+    return module.ServiceClient(base_url=base_url, api_key=api_key)
+
+
 def sync_client_of(holder: Any) -> Any:
     """A REST client's sync httpx client, read as the SDK reads it."""
     return holder._sync_client
@@ -163,6 +201,11 @@ def is_healthy(manager: Any, base_url: str) -> bool:
     """One health check, as the SDK polls it while it waits for a trainer."""
     healthy: bool = manager._check_healthz(base_url)
     return healthy
+
+
+def post(holder: Any, path: str) -> Any:
+    """One request of the SDK to a server that its base URL names."""
+    return holder._post(path, json={})
 
 
 def get(holder: Any, path: str) -> Any:

@@ -23,6 +23,7 @@ def test_defaults_are_those_that_the_readme_lists() -> None:
         "strict": False,
         "child_processes": True,
         "routes": (),
+        "deployments": True,
         "warmup_successes": 3,
         "warmup_timeout": 120.0,
         "warmup_probe_path": "/api/v1/get_server_capabilities",

@@ -196,6 +196,7 @@ class PlainSettingValues(TypedDict, total=False):
     strict: bool
     child_processes: bool
     routes: tuple[str, ...] | list[str] | str
+    deployments: bool
     warmup_successes: int
     warmup_timeout: float
     warmup_probe_path: str
@@ -268,6 +269,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     """Patterns of base URLs that are guarded beside that of Fireworks' trainer jobs, such as
     `https://trainers.example.com/{_tenant}/{job}`: see `parse_pattern` in `policy/route.py`. In a
     variable, commas or whitespace separate them."""
+    deployments: bool = True
+    """Whether hot-loads of Fireworks' deployments are guarded too."""
     warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""

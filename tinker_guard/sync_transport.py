@@ -71,6 +71,8 @@ class SyncGuardTransport(httpx.BaseTransport):
         state = None
         try:
             state = ROUTES.find(request.url, guard._patterns)
+            if state is None and guard._guards_deployments:
+                state = ROUTES.find_deployment(request)
             # As below for coroutines, which cost more than all the rest: a request needs them on a
             # route that is not warm, after a 404, or where it is observed.
             is_untouched = (

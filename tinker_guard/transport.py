@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import httpx
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.core.findings import ProbingEnd
+
+
+_OF_DEPLOYMENTS: Final = {"warmup_probe_path": "/hot_load", "warmup_successes": 0}
+"""What differs on the route of a deployment. The state of its hot-load shows that it is reached,
+and its first request needs no gate, since a hot-load can be sent again."""
 
 
 class GuardTransport(httpx.AsyncBaseTransport):
@@ -76,6 +81,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
             return await sent_on.handle_async_request(request)
         try:
             state = ROUTES.find(request.url, self._patterns)
+            if state is None and self._guards_deployments:
+                state = ROUTES.find_deployment(request)
         except Exception:
             faults.log_fault("reading the route")
             state = None
@@ -157,13 +164,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
     ) -> GuardedRequest | None:
         try:
             # A process with many routes may have forgotten this one since the request was sent.
-            state = ROUTES.find(request.url, self._patterns)
+            state = ROUTES.find(request.url, self._patterns) or ROUTES.find_deployment(request)
             assert state is not None
             return GuardedRequest(
                 request,
                 state,
                 self._line,
-                self._settings,
+                self._settings if state.route.deployment is None else self._for_deployments,
                 self._control_plane,
                 report,
                 came_cold=is_at_gate and state.is_cold,
@@ -188,6 +195,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._control_plane = SharedControlPlane(settings, control_plane)
         self._patterns = patterns_of(settings.routes)
         self._is_enabled = settings.enabled
+        self._guards_deployments = settings.deployments
+        self._for_deployments = settings.model_copy(update=_OF_DEPLOYMENTS)
 
     def release(self) -> httpx.AsyncBaseTransport:
         """From now on hand every request through, and return the first wrapped transport.

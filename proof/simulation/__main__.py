@@ -1,7 +1,7 @@
 """Runs many schedules, or one again.
 
 python -m proof.simulation [--n N] [--seed FIRST] [--jobs J]
-python -m proof.simulation --replay SEED | --replay-file SCHEDULE.json
+python -m proof.simulation --replay SEED [--threads] | --replay-file SCHEDULE.json
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from proof.simulation.coverage import IMPORTANT
 from proof.simulation.run import run
 from proof.simulation.schedule import Schedule, draw
 from proof.simulation.shrink import shrink
+from proof.simulation.threads import for_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,12 +40,12 @@ console: Final = Console()
 
 
 def simulate(first: int, n: int, jobs: int) -> int:
-    """Run `n` schedules; how many seeds failed, or situations were never met."""
+    """Run `n` schedules, some in threads too; how many failed, or situations were never met."""
     began = time.perf_counter()
     end = first + n
     tasks = [(start, min(start + _CHUNK, end)) for start in range(first, end, _CHUNK)]
     met: Counter[str] = Counter()
-    failed: list[int] = []
+    failed: list[Schedule] = []
     exchanges = 0
     progress = Progress(
         SpinnerColumn(), *Progress.get_default_columns()[:2], MofNCompleteColumn(),
@@ -59,7 +60,7 @@ def simulate(first: int, n: int, jobs: int) -> int:
             failed += chunk.failed
             progress.update(bar, advance=stop - start)
             if not console.is_terminal and stop // (n // 10 or 1) > start // (n // 10 or 1):
-                seeds = f", seeds {failed[:20]}" if failed else ""
+                seeds = f", seeds {_seeds(failed)}" if failed else ""
                 console.print(f"{stop - first} of {n} schedules, {len(failed)} failed{seeds}")
     seconds = time.perf_counter() - began
     missed = [name for name in IMPORTANT if not met[name]] if n >= _ENOUGH_TO_MEET_ALL else []
@@ -71,8 +72,8 @@ def simulate(first: int, n: int, jobs: int) -> int:
     for name in missed:
         console.print(f"never met: {name}", style="red")
     if failed:
-        console.print(f"failing seeds: {failed[:20]}", style="red")
-        replay(draw(failed[0]), shrinks=True)
+        console.print(f"failing seeds: {_seeds(failed)}", style="red")
+        replay(failed[0], shrinks=True)
     return len(failed) + len(missed)
 
 
@@ -98,10 +99,15 @@ def replay(schedule: Schedule, *, shrinks: bool) -> int:
         console.print("as JSON, for --replay-file:")
         console.print(small.to_json(), markup=False, soft_wrap=True, highlight=False)
     if result.violations:
-        console.print(f"replay: python -m proof.simulation --replay {schedule.seed}", style="bold")
+        replay_of = f"{schedule.seed}{' --threads' if schedule.setup.in_threads else ''}"
+        console.print(f"replay: python -m proof.simulation --replay {replay_of}", style="bold")
     else:
         console.print("all invariants hold", style="green")
     return len(result.violations)
+
+
+def _seeds(schedules: list[Schedule]) -> str:
+    return ", ".join(f"{s.seed}{' in threads' * s.setup.in_threads}" for s in schedules[:20])
 
 
 def _print_run(schedule: Schedule, trace: list[tuple[object, ...]]) -> None:
@@ -129,10 +135,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="FIRST", help="the first seed")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run this seed again, aloud")
+    parser.add_argument("--threads", action="store_true", help="replay it with the sync guard")
     parser.add_argument("--replay-file", type=Path, metavar="JSON", help="run a stored schedule")
     given = parser.parse_args()
     if given.replay is not None:
-        sys.exit(bool(replay(draw(given.replay), shrinks=True)))
+        schedule = draw(given.replay)
+        schedule = for_threads(schedule) if given.threads else schedule
+        sys.exit(bool(replay(schedule, shrinks=True)))
     if given.replay_file is not None:
         sys.exit(bool(replay(Schedule.from_json(given.replay_file.read_text()), shrinks=False)))
     sys.exit(bool(simulate(given.seed, given.n, given.jobs)))

@@ -391,7 +391,8 @@ class _Facts:
         for call in self.world.calls:
             if not call.is_over or call.is_lost_with_its_loop:
                 continue
-            limit = max(self._latest_end(call), call.held_below_until + self._slack(call))
+            latest_end = self._when_not_cut(call, self._latest_end(call))
+            limit = max(latest_end, call.held_below_until + self._slack(call))
             if call.ended_at > limit:
                 yield (
                     f"call {call.number}: ended at {call.ended_at:.3f}, {limit:.3f} was the latest"
@@ -431,7 +432,8 @@ class _Facts:
         first = call.sends[0]
         if late[0] is call.sends[1]:
             ends_at = max(ends_at, self.truth.first_question_ends_at(call, first))
-        if len(late) > 1 or (late[0].began_at > ends_at + self._slack(call) and late[0].is_over):
+        ends_at = self._when_not_cut(call, ends_at + self._slack(call))
+        if len(late) > 1 or (late[0].began_at > ends_at and late[0].is_over):
             yield f"call {call.number}: resent after its budget"
 
     def _fails_fast(self, call: Call) -> Iterator[str]:
@@ -484,6 +486,24 @@ class _Facts:
         )
         return EPSILON + sum(seconds for seconds in lost if seconds > 0)
 
+    def _when_not_cut(self, call: Call, limit: float) -> float:
+        """A limit for a call. In threads, what was begun by then goes on to its own end.
+
+        That is a probe, and the first question about its 404, of the call or of one that
+        it waits for; each is closed.
+        """
+        if not self.world.setup.in_threads:
+            return limit
+        like = [call, *self.truth.like(call)]
+        numbers = {one.number for one in like}
+        asked = [question for question in self.world.questions if question.call.number in numbers]
+        probes = [(probe.began_at, probe.body_at) for one in like for probe in one.probes]
+        for ends in (probes, [(question.began_at, question.settled_at) for question in asked]):
+            closed = [(began_at, end + self.world.setup.close_takes) for began_at, end in ends]
+            under_way = [end for began_at, end in closed if began_at <= limit + EPSILON < end]
+            limit = max(under_way, default=limit) + EPSILON
+        return limit
+
     def _latest_end(self, call: Call) -> float:
         settings = self.settings
         slack = self._slack(call)
@@ -504,6 +524,7 @@ class _Facts:
                 first_ends_at = met[0].body_at + settings.control_plane_timeout
                 if other is call or met[0].began_at <= closes_at or self._is_handed_over(met[0]):
                     gate = max(gate, first_ends_at)
+        gate = self._when_not_cut(call, gate)
         if not call.sends:
             return gate + slack
         first, last = call.sends[0], call.sends[-1]

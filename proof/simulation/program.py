@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from proof.simulation.model import ModelWorld
     from proof.simulation.schedule import Caller
+    from proof.simulation.threads import ThreadedGuard
     from tinker_guard import GuardSettings, GuardTransport
     from tinker_guard.control_plane.protocol import ControlPlane
 
@@ -43,7 +44,7 @@ class Program:
     def __init__(
         self,
         world: ModelWorld,
-        guards: list[GuardTransport],
+        guards: list[GuardTransport | ThreadedGuard],
         others: GuardSettings,
         plane: ControlPlane | None,
     ) -> None:
@@ -383,7 +384,7 @@ def _url(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
-async def _close(guard: GuardTransport) -> None:
+async def _close(guard: GuardTransport | ThreadedGuard) -> None:
     await guard.aclose()
 
 

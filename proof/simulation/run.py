@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +27,7 @@ from proof.simulation.plane import control_plane
 from proof.simulation.program import Program
 from proof.simulation.record import CALL
 from proof.simulation.schedule import Caller
+from proof.simulation.threads import ThreadedGuard, blocking_control_plane, virtual_threads
 from tinker_guard import GuardSettings, GuardTransport, faults
 from tinker_guard.core.attempts import JITTER
 from tinker_guard.core.routes import ROUTES
@@ -62,7 +63,9 @@ def run(schedule: Schedule) -> Run:
     result = Run(schedule)
     loop = MainLoop(schedule.seed)
     clock = Clock(loop)
-    with _clean_process(schedule, clock) as watched:
+    is_sync = schedule.setup.in_threads
+    threads = virtual_threads(loop, schedule.seed) if is_sync else nullcontext()
+    with _clean_process(schedule, clock) as watched, threads:
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(_play(schedule, watched, clock, result))
@@ -95,9 +98,13 @@ async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run
         },
         is_alone=is_alone,
     )
-    plane = control_plane(world, settings.control_plane_timeout)
-    guards = [
-        GuardTransport(
+    is_sync = schedule.setup.in_threads
+    find_plane = blocking_control_plane if is_sync else control_plane
+    plane = find_plane(world, settings.control_plane_timeout)
+    guards: list[GuardTransport | ThreadedGuard] = [
+        ThreadedGuard(world, slot, settings, plane)
+        if is_sync
+        else GuardTransport(
             world.add_transport(slot),
             settings=settings,
             control_plane=plane,

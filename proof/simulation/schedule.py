@@ -286,6 +286,7 @@ class Setup:
         is_recorded: Whether spans and metrics are recorded.
         has_two_loops: Whether every second transport is used on another event loop, which takes
             turns with the first.
+        in_threads: Whether the guard is that of sync clients, each call in a thread of its own.
     """
 
     settings: dict[str, float]
@@ -305,6 +306,7 @@ class Setup:
     routes_kept: int = 1024
     is_recorded: bool = False
     has_two_loops: bool = False
+    in_threads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

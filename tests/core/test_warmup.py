@@ -692,3 +692,17 @@ async def test_a_transport_that_cancels_itself_in_a_probe_cancels_no_request() -
 
     gateway = FakeGateway(answer)
     assert await send(guard(gateway)) == 200
+
+
+async def test_nobody_waits_longer_at_the_gate_because_the_next_leader_has_more_time() -> None:
+    """The next one to lead need not be the next one whose time is over."""
+
+    async def send_at(at: float, transport: GuardTransport) -> tuple[int, float]:
+        await asyncio.sleep(at)
+        return await send(transport), loop_time()
+
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane()
+    guards = [guard(gateway, plane, warmup_timeout=seconds) for seconds in (5.0, 20.0, 6.0)]
+    ended = await asyncio.gather(*(send_at(float(at), one) for at, one in enumerate(guards)))
+    assert ended == [(404, 5.0), (404, 21.0), (404, 8.0)]
+    assert gateway.sent == []

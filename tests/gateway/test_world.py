@@ -275,3 +275,69 @@ def test_a_slow_control_plane_answers_in_the_end(is_closing: bool) -> None:
     with pytest.raises(StopIteration) as end:
         steps.send(102.0 if is_closing else 110.0)
     assert json_of(end.value.value)["state"] == "JOB_STATE_RUNNING"
+
+
+# -- deployments, and the serverless trainer -------------------------------------------------------
+
+DEPLOYMENT = "accounts/demo/deployments/dep-1"
+
+
+def hot_load(world: Asked, method: str = "POST", name: str = DEPLOYMENT) -> Reply:
+    headers = {"fireworks-deployment": name}
+    body = json.dumps({"identity": "snapshot-1"}).encode() if method == "POST" else b""
+    return ended(
+        world.answer(Call(method, "/hot_load/v1/models/hot_load", headers, body), world.now)
+    )
+
+
+def complete(world: Asked, model: str = DEPLOYMENT) -> Reply:
+    body = json.dumps({"model": model, "prompt": [1]}).encode()
+    return ended(world.answer(Call("POST", "/inference/v1/completions", {}, body), world.now))
+
+
+def test_a_deployment_loads_and_answers() -> None:
+    world = Asked()
+    before = json_of(hot_load(world, "GET"))["replicas"][0]
+    assert (before["current_snapshot_identity"], before["readiness"]) == (None, True)
+    assert hot_load(world).status == 200
+    assert world.serving.loaded == ["snapshot-1"]
+    after = json_of(hot_load(world, "GET"))["replicas"][0]
+    assert after["current_snapshot_identity"] == "snapshot-1"
+    answer = complete(world)
+    assert answer.media_type == "text/event-stream"
+    assert answer.content.endswith(b"data: [DONE]\n\n")
+    assert [exchange.path for exchange in world.exchanges[-2:]] == [
+        "/hot_load/v1/models/hot_load",
+        "/inference/v1/completions",
+    ]
+
+
+def test_only_the_one_deployment_is_known() -> None:
+    world = Asked()
+    assert hot_load(world, name="accounts/demo/deployments/other").status == 404
+    assert hot_load(world, name="").status == 404
+    assert complete(world, "accounts/other/deployments/dep-1").status == 404
+    assert world.ask(f"/v1/{DEPLOYMENT}").status == 200
+    assert json_of(world.ask(f"/v1/{DEPLOYMENT}"))["state"] == "READY"
+    assert world.ask("/v1/accounts/demo/deployments/other").status == 404
+    assert world.ask("/v1/accounts/other/deployments/dep-1").status == 404
+
+
+def test_a_deployment_is_lost_with_its_route_and_stops_with_the_job() -> None:
+    world = Asked(Fault(races=(Race("hot_load", 2, 1.0),), job_states=((5.0, "JOB_STATE_FAILED"),)))
+    assert [hot_load(world).status, hot_load(world).status, complete(world).status] == [
+        *(200, 404, 404)
+    ]
+    world.now += 1.0
+    assert complete(world).status == 200
+    world.now += 4.0
+    assert hot_load(world).status == 404
+    assert json_of(world.ask(f"/v1/{DEPLOYMENT}"))["state"] == "FAILED"
+    assert world.serving.loaded == ["snapshot-1"]
+
+
+def test_the_serverless_trainer_is_behind_the_same_replicas() -> None:
+    world = Asked(Fault(races=(Race("create_sampling_route", 1, 0.0),)))
+    call = Call("POST", "/training/v1/serverless/api/v1/create_sampling_route", {}, b"{}")
+    statuses = [ended(world.answer(call, world.now)).status for _ in range(2)]
+    assert statuses == [404, 200]

@@ -20,6 +20,7 @@ from testkit.rest_clients import (
     MODULE,
     REST_CLIENT,
     async_client_of,
+    deployment_manager,
     forget_how_it_was_built,
     get,
     is_healthy,
@@ -28,6 +29,7 @@ from testkit.rest_clients import (
     put_async_client,
     put_sync_client,
     rest_module,
+    set_account,
     sync_client_of,
     trainer_manager,
     write_stand_in,
@@ -245,6 +247,22 @@ def test_an_async_client_that_retries_has_its_waits_once() -> None:
         assert runner.run(run()) == [20.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("deployments", [True, False])
+def test_a_false_404_of_a_hot_load(deployments: bool) -> None:
+    with sdk.Gateway(Fault(races=(Race("hot_load", 1, 0.5),))) as gateway:
+        install_guard(deployments=deployments)
+        manager = deployment_manager(gateway.origin, gateway.api_key)
+        set_account(manager, "demo")
+        if deployments:
+            manager.hotload("dep-1", "accounts/fireworks/models/m", "snapshot-1")
+        else:
+            with pytest.raises(httpx.HTTPStatusError):
+                manager.hotload("dep-1", "accounts/fireworks/models/m", "snapshot-1")
+        assert gateway.world.serving.loaded == ["snapshot-1"] * deployments
+        assert (gateway.questions > 0) is deployments
+        manager.close()
+
+
 def test_requests_off_the_trainer_routes_pass_unseen(spans: InMemorySpanExporter) -> None:
     """A 404 of the control plane says that there is no such job, and is no verdict of ours."""
     gateway = FakeGateway(lambda _: gateway_404())
@@ -402,15 +420,15 @@ def test_status_tells_which_clients_are_guarded_and_which_requests_are_not() -> 
         sync_client_of(holder)
     lines = str(status()).splitlines()
     assert "  fireworks-ai, REST clients: guarded on trainer routes (2 clients)" in lines
-    hot_load, own = status().unguarded
-    assert hot_load == (
-        "fireworks-ai's deployments, hot-load and inference: they are no trainer routes"
-    )
+    completions, own = status().unguarded
+    assert completions == "fireworks-ai's completions, whose bodies alone name the deployment"
     assert "SyncGuardTransport" in own
     assert [line for line in lines if "not guarded: " in line] == [
-        f"  not guarded: {hot_load}",
+        f"  not guarded: {completions}",
         f"  not guarded: {own}",
     ]
+    install_guard(deployments=False, replace=True)
+    assert status().unguarded[0] == "fireworks-ai's hot-loads (deployments=False)"
 
 
 def only(findings: Iterator[Finding]) -> Finding:
@@ -424,7 +442,8 @@ def test_the_doctor_tells_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.detail == "those of fireworks-ai are guarded on trainer routes"
     off = only(check_rest_clients(REST, GuardSettings(enabled=False)))
     assert "would be guarded" in off.detail
-    assert "hot-load" in only(check_unguarded()).detail
+    assert "hot-load" not in only(check_unguarded(GuardSettings())).detail
+    assert "hot-load" in only(check_unguarded(GuardSettings(deployments=False))).detail
     monkeypatch.setattr("tinker_guard.cli.doctor.sdks.install_guard", lambda *_, **__: None)
     found = only(check_rest_clients(REST, GuardSettings()))
     assert found.status is Status.PROBLEM

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinker_guard.policy.job import PHASES, RESUMABLE, JobPhase, phase_of
+from tinker_guard.policy.job import DEPLOYMENT_PHASES, PHASES, RESUMABLE, JobPhase, phase_of
 
 RUNNING = {"RUNNING"}
 STOPPED = {
@@ -53,6 +53,28 @@ def test_the_states_of_an_installed_fireworks_are_known() -> None:
         for path in Path(folder).rglob("*.py"):
             found |= set(re.findall(r"JOB_STATE_[A-Z_]*[A-Z]", path.read_text("utf-8", "replace")))
     assert found - set(PHASES) == set()
+
+
+def test_the_states_of_a_deployment() -> None:
+    """All that `types/deployment.py` of fireworks-ai 1.2.30 names."""
+    assert DEPLOYMENT_PHASES == {
+        "STATE_UNSPECIFIED": JobPhase.STARTING,
+        "CREATING": JobPhase.RUNNING,
+        "READY": JobPhase.RUNNING,
+        "UPDATING": JobPhase.RUNNING,
+        "DELETING": JobPhase.STOPPED,
+        "DELETED": JobPhase.STOPPED,
+        "FAILED": JobPhase.STOPPED,
+    }
+
+
+def test_the_states_of_a_deployment_of_an_installed_fireworks_are_known() -> None:
+    spec = importlib.util.find_spec("fireworks")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("fireworks-ai is not installed")
+    source = Path(spec.submodule_search_locations[0], "types", "deployment.py").read_text("utf-8")
+    (names,) = re.findall(r"\n    state: Optional\[Literal\[(.*?)\]\]", source, re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', names)) <= set(DEPLOYMENT_PHASES)
 
 
 @pytest.mark.parametrize(

@@ -297,6 +297,8 @@ BASE = b"/training/v1/rlorTrainerJobs/acc/job-1/api/v1"
         (BASE + b"/telemetry/x", False),
         (BASE + b"/telemetry_config", False),
         (BASE + b"/unfinish", False),
+        (b"/hot_load/v1/models/hot_load", True),
+        (b"/hot_load/v1/models", False),
         (BASE + b"/Telemetry", False),
         (BASE + b"/get_info?of=/telemetry", False),
         (b"/training/v1/rlorTrainerJobs/acc/telemetry/api/v1/optim_step", False),

@@ -55,6 +55,11 @@ REACHING: Headers = [
     (b"Modal-Secret", b"ws-1"),
     (b"Twinkle-Authorization", b"Bearer tw-1"),
 ]
+BEHIND: Headers = [
+    (b"Fireworks-Deployment", b"accounts/acc/deployments/dep-1"),
+    (b"fireworks-model", b"accounts/fireworks/models/m"),
+]
+"""They go with probes alone: a control plane at the same origin is not behind the gateway."""
 STAYING: Headers = [
     # A probe must not look like a repeat of the request.
     (b"Idempotency-Key", b"i-1"),
@@ -77,6 +82,13 @@ STAYING: Headers = [
     (b"Range", b"bytes=0-9"),
     (b"X-Unheard-Of", b"1"),
 ]
+
+
+def test_what_names_a_deployment_goes_past_the_gateway_alone() -> None:
+    reach = Reach.of(request([*REACHING, *BEHIND, *STAYING], sni_hostname="sni.test"))
+    assert list(reach.headers) == [*REACHING, *BEHIND]
+    assert list(reach.to_origin().headers) == REACHING
+    assert reach.to_origin().extensions == {"sni_hostname": "sni.test"}
 
 
 def test_an_allow_list_of_headers_is_copied() -> None:

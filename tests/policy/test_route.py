@@ -29,6 +29,46 @@ def route_of(url: str, *patterns: str) -> Route | None:
     return None if found is None else found[0].route(there.scheme, host, there.port, found[1])
 
 
+# -- deployments ---------------------------------------------------------------------------------
+
+
+def test_the_route_of_a_deployment() -> None:
+    route = Route.of_deployment("https", "h.test", None, "accounts/acc/deployments/dep-1")
+    assert route is not None
+    assert route.url == "https://h.test/hot_load/v1/models"
+    assert (route.account, route.job, route.deployment) == ("acc", None, "dep-1")
+    assert route.recorded_url == str(route) == "https://h.test/v1/accounts/acc/deployments/dep-1"
+    assert route.subject == "deployment acc/dep-1"
+    assert not route.is_named_by_job
+    assert not route.is_fireworks
+
+
+def test_the_route_of_a_deployment_at_a_port() -> None:
+    route = Route.of_deployment("http", "::1", 81, "accounts/a/deployments/d")
+    assert route is not None
+    assert route.origin == "http://[::1]:81"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "accounts/a/deployments/", "accounts//deployments/d", "accounts/a/deployments/d/"),
+        *("accounts/a/deployments/d/e", "accounts/../deployments/d", "accounts/a/deployments/.."),
+        *("accounts/a/deployments/.", "accounts/a/deployments/%2e", "accounts/a/models/d"),
+        *("/accounts/a/deployments/d", "accounts/a/deployments/d\n", "accounts/a/deployments/d?e"),
+    ],
+)
+def test_what_is_no_name_of_a_deployment(name: str) -> None:
+    """It would be a part of what the control plane is asked for."""
+    assert Route.of_deployment("https", "h.test", None, name) is None
+
+
+def test_a_placeholder_of_that_name_makes_no_deployment() -> None:
+    route = route_of("https://h.test/t/d-1/x", "/t/{deployment}")
+    assert route is not None
+    assert route.deployment is None
+
+
 # -- what a pattern explains -----------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,12 +21,16 @@ from proof.simulation.schedule import (
     draw,
 )
 from proof.simulation.shrink import shrink
+from proof.simulation.threads import Condition, for_threads
 from tests import ROOT
+from tinker_guard.core.single_flight import ThreadFlight
+from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from proof.simulation.schedule import Event
 
 SCHEDULES = 2_000
+IN_THREADS = 200
 ENOUGH_TO_FAIL = 400
 """Schedules within which a broken guard must be found out."""
 
@@ -38,6 +42,55 @@ def test_no_schedule_breaks_an_invariant_and_all_that_matters_is_met() -> None:
         assert result.violations == [], f"python -m proof.simulation --replay {seed}"
         met += result.situations
     assert [name for name in IMPORTANT if not met[name]] == []
+
+
+def test_nor_in_threads() -> None:
+    """The guard of sync clients, with threads that take turns."""
+    met: Counter[str] = Counter()
+    # In the last of them, one that came later leads at the gate before one that came sooner.
+    for seed in (*range(IN_THREADS), 7347, 8693):
+        result = run(for_threads(draw(seed)))
+        assert result.violations == [], f"python -m proof.simulation --replay {seed} --threads"
+        met += result.situations
+    assert met
+
+
+def test_the_same_seed_gives_the_same_trace_in_threads() -> None:
+    for seed in range(20):
+        schedule = for_threads(draw(seed))
+        first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
+        assert first.trace == again.trace
+
+
+async def _each_by_itself(_: Any, compute: Any, *, accepts: Any = None) -> Any:
+    del accepts
+    return await compute()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "breaks", "first"),
+    [
+        pytest.param(ThreadFlight, "run", _each_by_itself, {4}, 0, id="each-asks-for-itself"),
+        # Few schedules end a request's time between two exchanges.
+        pytest.param(runtime, "begin", lambda: None, {3}, 1837, id="begins-after-its-time"),
+        pytest.param(Condition, "notify_all", lambda _: None, {3}, 0, id="tells-nobody"),
+    ],
+)
+def test_a_broken_guard_of_threads_breaks_exactly_its_invariants(
+    owner: Any,
+    name: str,
+    broken: Any,
+    breaks: set[int],
+    first: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, name, broken)
+    for seed in range(first, first + ENOUGH_TO_FAIL):
+        result = run(for_threads(draw(seed)))
+        if result.violations:
+            assert result.broken == breaks
+            return
+    pytest.fail("the simulation found nothing")
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:

@@ -234,3 +234,52 @@ def test_a_task_that_is_cancelled_knows_it() -> None:
         return False
 
     assert asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("passed", "begins"), [(4.999, True), (5.0, False), (6.0, False)])
+def test_what_cannot_be_ended_does_not_begin_late(passed: float, begins: bool) -> None:
+    time, begun = _Time(), False
+
+    async def use() -> None:
+        nonlocal begun
+        runtime.begin()
+        async with runtime.timeout(60.0), runtime.timeout(5.0):
+            # An exchange that took so long.
+            time.now += passed
+            runtime.begin()
+            begun = True
+
+    if begins:
+        runtime.run_blocking(use(), time.threads)
+    else:
+        with pytest.raises(TimeoutError):
+            runtime.run_blocking(use(), time.threads)
+    assert begun is begins
+
+
+def test_a_timeout_that_was_put_off_ends_nothing() -> None:
+    time = _Time()
+
+    async def use() -> tuple[object, float]:
+        async with runtime.timeout_at(5.0) as limit:
+            limit.reschedule(None)
+            await runtime.sleep(60.0)
+            limit.reschedule(70.0)
+            assert runtime.time_left() == (limit, 10.0)
+            limit.reschedule(None)
+            return runtime.time_left()
+
+    assert runtime.run_blocking(use(), time.threads) == (None, math.inf)
+    assert time.now == 60.0
+
+
+def test_of_two_timeouts_the_one_that_is_never_over_ends_nothing() -> None:
+    time = _Time()
+
+    async def use() -> None:
+        async with runtime.timeout_at(None), runtime.timeout(5.0):
+            await runtime.sleep(60.0)
+
+    with pytest.raises(TimeoutError):
+        runtime.run_blocking(use(), time.threads)
+    assert time.now == 5.0

@@ -20,7 +20,7 @@ from tinker_guard.control_plane.protocol import (
     RouteControlPlane,
 )
 from tinker_guard.control_plane.ray_serve import ray_serve
-from tinker_guard.policy.job import JobPhase
+from tinker_guard.policy.job import DEPLOYMENT_PHASES, JobPhase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +68,9 @@ def asks_about(plane: AnyControlPlane | None, route: Route, *, is_default: bool)
         route: The route.
         is_default: Whether neither settings nor program name one.
     """
+    if route.deployment is not None:
+        # What others are asked about are trainers.
+        return isinstance(plane, FireworksControlPlane)
     if isinstance(plane, FireworksControlPlane):
         # Another server's route may have an account and a job too.
         return route.is_fireworks if is_default else route.is_named_by_job
@@ -107,6 +110,14 @@ async def ask(
     """
     if isinstance(plane, ImportedControlPlane):
         plane = _imported(plane.name)
+    if route.deployment is not None and isinstance(plane, FireworksControlPlane):
+        state = await plane.deployment_state(
+            route.account or "",
+            route.deployment,
+            origin=route.origin,
+            credentials=credentials,
+        )
+        return state, None if state is None else DEPLOYMENT_PHASES.get(state, JobPhase.STARTING)
     if isinstance(plane, RouteControlPlane):
         state = await plane.route_state(route.names, origin=route.origin, credentials=credentials)
     else:

@@ -1,4 +1,7 @@
-"""Fireworks: `GET /v1/accounts/{account}/rlorTrainerJobs/{job}`, and the state in its answer."""
+"""Fireworks: `GET /v1/accounts/{account}/rlorTrainerJobs/{job}`, and the state in its answer.
+
+Of a deployment, `GET /v1/accounts/{account}/deployments/{deployment}`.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,24 @@ class FireworksControlPlane(HasKey):
             ControlPlaneError: The answer was none that can be used.
         """
         url = self.url_for(account, job, origin=origin)
+        return await self._state_at(url, _TEMPLATE, credentials)
+
+    async def deployment_state(
+        self, account: str, deployment: str, *, origin: str, credentials: Mapping[str, str]
+    ) -> str | None:
+        """Say what state a deployment is in, as `job_state` does of a job.
+
+        Raises:
+            ControlPlaneError: The answer was none that can be used.
+        """
+        path = _DEPLOYMENT.format(account=account, deployment=deployment)
+        return await self._state_at(
+            httpx.URL((self.url or origin) + path), _DEPLOYMENT, credentials
+        )
+
+    async def _state_at(
+        self, url: httpx.URL, template: str, credentials: Mapping[str, str]
+    ) -> str | None:
         extensions: Mapping[str, Any] = {}
         if self.api_key is not None:
             headers = [(b"x-api-key", self.api_key.get_secret_value().encode())]
@@ -72,12 +93,13 @@ class FireworksControlPlane(HasKey):
             extensions=extensions,
             timeout=self.timeout,
             transport=self.transport,
-            template=_TEMPLATE,
+            template=template,
         )
         return state_in(url, document)
 
 
 _TEMPLATE: Final = "/v1/accounts/{account}/rlorTrainerJobs/{job}"
+_DEPLOYMENT: Final = "/v1/accounts/{account}/deployments/{deployment}"
 
 
 def state_in(url: httpx.URL, document: object) -> str | None:

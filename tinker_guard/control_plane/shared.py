@@ -140,7 +140,7 @@ class SharedControlPlane:
         if not (isinstance(plane, _OVER_HTTP) and plane.is_at(origin)):
             yield plane
             return
-        plane = replace(plane, reach=Reach.of(request))
+        plane = replace(plane, reach=Reach.of(request).to_origin())
         if line is None or plane.transport is not None:
             yield plane
             return

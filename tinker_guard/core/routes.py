@@ -15,7 +15,13 @@ from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
-from tinker_guard.policy.route import RoutePatterns, patterns_of
+from tinker_guard.policy.route import (
+    DEPLOYMENT_HEADER,
+    HOT_LOAD,
+    Route,
+    RoutePatterns,
+    patterns_of,
+)
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 
     from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.policy.judgement import JobAnswer, Judgement
-    from tinker_guard.policy.route import Route, RoutePattern
 
 
 _Owner: TypeAlias = asyncio.AbstractEventLoop | runtime.Threads
@@ -206,6 +211,7 @@ _RECENT: Final = 256
 
 
 _DEFAULT: Final = patterns_of()
+_HOT_LOADS: Final = f"{HOT_LOAD}/"
 
 
 class RouteTable:
@@ -258,7 +264,27 @@ class RouteTable:
             return None
         pattern, base = found
         key = (pattern.text, scheme, host, port, base)
-        state = self._states.get(key) or self._add(key, pattern)
+        state = self._states.get(key) or self._add(key, pattern.route(*key[1:]))
+        self._note_use(state)
+        return state
+
+    def find_deployment(self, request: httpx.Request) -> RouteState | None:
+        """The state of the deployment's route that a hot-load is on; None for any other request.
+
+        Args:
+            request: The request. Its URL is on no trainer route.
+        """
+        scheme, _, host, port, path, _, _ = request.url._uri_reference
+        if not path.startswith(_HOT_LOADS):
+            return None
+        name = request.headers.get(DEPLOYMENT_HEADER, "")
+        key = (DEPLOYMENT_HEADER, scheme, host, port, name)
+        state = self._states.get(key)
+        if state is None:
+            route = Route.of_deployment(*key[1:])
+            if route is None:
+                return None
+            state = self._add(key, route)
         self._note_use(state)
         return state
 
@@ -273,13 +299,13 @@ class RouteTable:
         # After a fork, a thread that held the lock does not exist in the child.
         self._lock = threading.Lock()
 
-    def _add(self, key: _Key, pattern: RoutePattern) -> RouteState:
+    def _add(self, key: _Key, route: Route) -> RouteState:
         with self._lock:
             # Another thread may have met the same route meanwhile.
             state = self._states.get(key)
             if state is None:
                 self._make_room()
-                state = RouteState(pattern.route(*key[1:]))
+                state = RouteState(route)
                 # Before another thread can see it: it would be the first one to be dropped.
                 state.last_used = self._next_use()
                 self._states[key] = state

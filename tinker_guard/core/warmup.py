@@ -9,6 +9,7 @@ from tinker_guard import telemetry
 from tinker_guard.core.findings import INCONCLUSIVE, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
+from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from tinker_guard.core.findings import ProbingEnd
@@ -25,14 +26,17 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     has_gate = settings.warmup_successes > 0 and not state.is_probe_path_unsupported
     if not (state.is_cold and has_gate):
         return INCONCLUSIVE
+    ends_at = guarded.arrived_at + settings.warmup_timeout
+    end: ProbingEnd = INCONCLUSIVE
     report.promote()
     try:
-        while True:
-            end = await guarded.flights.warmup.run(partial(_warm_up, guarded))
-            is_over = guarded.clock() >= guarded.arrived_at + settings.warmup_timeout
-            # The leader's time may be over before that of a request which came later.
-            if is_over or not isinstance(end, TimedOut):
-                break
+        end = await guarded.flights.warmup.run(partial(_warm_up, guarded))
+        while isinstance(end, TimedOut) and guarded.clock() < ends_at:
+            # The leader's time was over before that of this request, which came later.
+            end = await _wait_again(guarded, ends_at)
+    except TimeoutError:
+        # With what the last leader has found.
+        pass
     finally:
         report.waited(guarded.clock() - guarded.arrived_at)
     if isinstance(end, Routable):
@@ -43,6 +47,18 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
         note = report.raced if isinstance(end, TimedOut) else report.judged
         note(end.race)
     return end
+
+
+async def _wait_again(guarded: GuardedRequest, ends_at: float) -> ProbingEnd:
+    """Wait for another leader, which may have more time than this request, or lead."""
+    async with runtime.timeout_at(ends_at) as limit:
+
+        async def lead() -> ProbingEnd:
+            # A leader ends by itself, with its last probe.
+            limit.reschedule(None)
+            return await _warm_up(guarded)
+
+        return await guarded.flights.warmup.run(lead)
 
 
 async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:

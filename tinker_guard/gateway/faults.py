@@ -5,7 +5,7 @@ are seconds after the gateway's first request of any kind, and "the n-th request
 arrival of an operation at the gateway, from 1, resent requests included.
 
 An operation is the path below the trainer's `/api/v1/`, for instance `forward_backward` or
-`client/config`.
+`client/config`; of a deployment, `hot_load` or `completions`.
 """
 
 from __future__ import annotations

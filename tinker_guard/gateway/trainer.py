@@ -180,6 +180,8 @@ class Trainer:
             ("POST", "create_session"): self._create_session,
             ("POST", "session_heartbeat"): lambda call: Reply.json({"type": "session_heartbeat"}),
             ("POST", "sessions/finish"): lambda call: Reply.json({}),
+            # Of Fireworks' serverless trainer.
+            ("POST", "create_sampling_route"): lambda call: Reply.json({}),
             ("POST", "create_model"): self._create_model,
             ("POST", "get_info"): self._get_info,
             ("POST", "unload_model"): self._unload_model,

@@ -15,12 +15,13 @@ from http.cookies import SimpleCookie
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from .deployment import PATHS, Deployment, named_by
 from .faults import FAULTS, Fault
 from .trainer import Trainer
 from .wire import Call, Reply, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Hashable
+    from collections.abc import Callable, Generator, Hashable
 
 __all__ = ["Exchange", "World"]
 
@@ -63,8 +64,8 @@ NOT_FOUND = {
 AFFINITY_COOKIE = "gateway-replica"
 """Name of the cookie that pins a client to a replica; its value is the replica's index."""
 
-_ROUTE: Final = re.compile(r"/training/v1/rlorTrainerJobs/([^/]+)/([^/]+)(/.*)")
-_JOB: Final = re.compile(r"/v1/accounts/([^/]+)/rlorTrainerJobs/([^/]+)")
+_ROUTE: Final = re.compile(r"/training/v1/(?:rlorTrainerJobs/([^/]+)/([^/]+)|serverless)(/.*)")
+_JOB: Final = re.compile(r"/v1/accounts/([^/]+)/(rlorTrainerJobs|deployments)/([^/]+)")
 _LOGIN: Final = Reply(200, b"<html><body>Please sign in.</body></html>", "text/html; charset=utf-8")
 
 
@@ -83,7 +84,7 @@ class Exchange:
         body_sha256: Digest of the request's body as sent.
         body_size: Its length in bytes.
         at: Arrival, in seconds after the world's first call.
-        answered_by: Who answered.
+        answered_by: Who answered; a deployment too is a trainer.
     """
 
     method: str
@@ -118,12 +119,16 @@ class _Outage:
 
 @dataclass
 class World:
-    """Gateway replicas and a control plane in front of one trainer.
+    """Gateway replicas and a control plane in front of one trainer, and of one deployment.
+
+    The trainer is Fireworks' serverless one too, under a path that names no job.
 
     Args:
         fault: What goes wrong. Default nothing.
         account: Account of the one job. Default `demo`.
         job: Name of the one job; None takes every job for this one. Default `job-1`.
+        deployment: Name of the one deployment. Default `dep-1`. It is in the state of the job,
+            READY if that runs, and is lost with its route.
         api_key: Key that the control plane asks for. The trainer route takes any.
         hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
         sample_seconds: How long samples take. Default 0.05 s.
@@ -133,12 +138,14 @@ class World:
     fault: Fault = FAULTS["none"]
     account: str = "demo"
     job: str | None = "job-1"
+    deployment: str = "dep-1"
     api_key: str = "tml-local-gateway-key"
     hold_seconds: float = 2.0
     sample_seconds: float = 0.05
     keeps_log: bool = True
 
     trainer: Trainer = field(init=False)
+    serving: Deployment = field(init=False, default_factory=Deployment)
     connections: dict[Hashable, _Connection] = field(init=False, default_factory=dict)
     arrivals: Counter[str] = field(init=False, default_factory=Counter)
     """How often each operation came."""
@@ -197,8 +204,17 @@ class World:
             self._began_at = at
         number = next(self._exchange_numbers)
         if (route := _ROUTE.fullmatch(call.path)) is not None:
-            replica, answered_by, reply = yield from self._answer_route(call, route, at)
+            is_ours = route[1] is None or self._is_our_job(route[1], route[2])
+            replica, answered_by, reply = yield from self._answer_route(
+                call, call.operation, at, self.trainer.answer if is_ours else None
+            )
             path, seq_id = route[3], call.seq_id
+        elif (operation := PATHS.get(call.path)) is not None:
+            is_ours = named_by(call) == f"accounts/{self.account}/deployments/{self.deployment}"
+            replica, answered_by, reply = yield from self._answer_route(
+                call, operation, at, self.serving.answer if is_ours else None
+            )
+            path, seq_id = call.path, None
         elif (job := _JOB.fullmatch(call.path)) is not None:
             self.questions += 1
             reply = yield from self._answer_question(call, job, at)
@@ -230,19 +246,23 @@ class World:
     # -- the route ---------------------------------------------------------------------------
 
     def _answer_route(
-        self, call: Call, route: re.Match[str], at: float
+        self,
+        call: Call,
+        operation: str,
+        at: float,
+        answer: Callable[[Call, float], Steps] | None,
     ) -> Generator[float, float, tuple[int, Author, Reply]]:
-        operation = call.operation
+        """What a replica answers; None knows of nobody behind it."""
         connection = self._connection(call)
         pinned = self._pinned_replica(call, connection)
         replica = connection.replica = self._next_replica() if pinned is None else pinned
         self.arrivals[operation] += 1
         arrival = operation, self.arrivals[operation]
-        is_routed = self._is_routed(arrival, replica, at) and self._is_our_job(route)
+        is_routed = self._is_routed(arrival, replica, at)
         answered_by: Author = "gateway"
         reply = NOT_FOUND[self.fault.body]
-        if is_routed:
-            from_trainer = yield from self.trainer.answer(call, at)
+        if is_routed and answer is not None:
+            from_trainer = yield from answer(call, at)
             if all(
                 (lost.operation, lost.occurrence) != arrival for lost in self.fault.lost_replies
             ):
@@ -293,12 +313,20 @@ class World:
                 {"error": {"message": "Unauthorized", "code": "UNAUTHENTICATED"}}, 401
             )
         state = self._job_state(at)
-        if state is None or not self._is_our_job(job):
+        is_job = job[2] == "rlorTrainerJobs"
+        is_ours = (
+            self._is_our_job(job[1], job[3])
+            if is_job
+            else (job[1], job[3]) == (self.account, self.deployment)
+        )
+        if state is None or not is_ours:
             return Reply.json({"error": {"message": "Job not found", "code": "NOT_FOUND"}}, 404)
+        if not is_job:
+            state = state.removeprefix("JOB_STATE_").replace("RUNNING", "READY")
         if mode == "not_json":
             return Reply(200, b"JOB_STATE_RUNNING", "text/plain; charset=utf-8")
         known = {
-            "name": f"accounts/{job[1]}/rlorTrainerJobs/{job[2]}",
+            "name": job[0].removeprefix("/v1/"),
             "displayName": "tinker-guard demo",
             "state": state,
         }
@@ -322,8 +350,8 @@ class World:
 
     # -- common ------------------------------------------------------------------------------
 
-    def _is_our_job(self, named: re.Match[str]) -> bool:
-        return named[1] == self.account and self.job in (None, named[2])
+    def _is_our_job(self, account: str, job: str) -> bool:
+        return account == self.account and self.job in (None, job)
 
     def _elapsed(self, at: float) -> float:
         return at - (at if self._began_at is None else self._began_at)

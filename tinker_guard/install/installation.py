@@ -646,7 +646,7 @@ def describe() -> GuardStatus:
         sdks=sdks,
         clients=places,
         rest_clients=rest_clients,
-        unguarded=unguarded_requests(),
+        unguarded=unguarded_requests(None if current is None else current.settings),
         has_own_control_plane=current is not None and current.control_plane is not None,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinker_guard.install.clients import AnyClient
+    from tinker_guard.settings import GuardSettings
 
 
 class UnsupportedSdkError(RuntimeError):
@@ -142,6 +143,8 @@ class RestClients:
     """Attributes that hold a client, and the function that builds it from `verify`."""
     unguarded: str
     """Which requests of such an SDK the guard does not see, and why."""
+    hot_loads: str
+    """Which it does not see without the setting `deployments`."""
 
     def is_installed(self) -> bool:
         """Whether any release of the SDK is installed, with such clients or without."""
@@ -178,15 +181,23 @@ REST_CLIENTS: Final = (
         "fireworks.training.sdk._rest_client",
         "_RestClient",
         (("_sync_client", "_make_sync_client"), ("_async_client", "_make_async_client")),
-        unguarded="fireworks-ai's deployments, hot-load and inference: they are no trainer routes",
+        unguarded="fireworks-ai's completions, whose bodies alone name the deployment",
+        hot_loads="fireworks-ai's hot-loads (deployments=False)",
     ),
 )
 
 
-def unguarded_requests() -> list[str]:
-    """Which requests of a program are never guarded."""
+def unguarded_requests(settings: GuardSettings | None) -> list[str]:
+    """Which requests of a program are never guarded.
+
+    Args:
+        settings: How the guard behaves; None if it is not installed.
+    """
+    installed = [rest for rest in REST_CLIENTS if rest.is_installed()]
+    guards_hot_loads = settings is None or settings.deployments
     return [
-        *(rest.unguarded for rest in REST_CLIENTS if rest.is_installed()),
+        *(rest.hot_loads for rest in installed if not guards_hot_loads),
+        *(rest.unguarded for rest in installed),
         "clients of the program's own, unless they send over a GuardTransport or a "
         "SyncGuardTransport",
     ]

@@ -124,8 +124,8 @@ ROUTE: Final = _declare(
     str,
     (On.REQUEST, On.QUESTION, On.WARMUP, On.METRICS),
     "The base URL of a trainer that account and job do not name, such as `http://head:8000/api/v1/"
-    "model/{_model}`: what the setting `routes` hides is left as it stands there. On metrics only "
-    "if asked for.",
+    "model/{_model}`: what the setting `routes` hides is left as it stands there. Of a "
+    "deployment, the URL of its state. On metrics only if asked for.",
 )
 JOB_STATE: Final = _declare(
     "tinker_guard.job.state",

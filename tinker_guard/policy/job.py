@@ -32,6 +32,14 @@ PHASES: Final[dict[str, JobPhase]] = {
 }
 """Every state that fireworks-ai 1.2.30 names, in any of its modules."""
 
+DEPLOYMENT_PHASES: Final[dict[str, JobPhase]] = {
+    "STATE_UNSPECIFIED": JobPhase.STARTING,
+    **dict.fromkeys(("CREATING", "READY", "UPDATING"), JobPhase.RUNNING),
+    **dict.fromkeys(("DELETED", "DELETING", "FAILED"), JobPhase.STOPPED),
+}
+"""Every state of a deployment that fireworks-ai 1.2.30 names. It says that one for hot-loads may
+stay CREATING although it serves; an UPDATING one has its replicas replaced. Neither has stopped."""
+
 RESUMABLE: Final = frozenset(f"JOB_STATE_{name}" for name in _RESUMABLE)
 """Stopped states that a job may still show for some seconds after it was resumed."""
 

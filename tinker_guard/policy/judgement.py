@@ -244,8 +244,9 @@ def is_known_to_every_trainer(raw_path: bytes) -> bool:
 
 
 _BACKGROUND: Final = frozenset({b"telemetry", b"session_heartbeat", b"finish"})
-_REPEATED: Final = frozenset({b"healthz", b"completions"})
-"""What clients repeat by themselves: Fireworks' SDK polls the one and retries the other."""
+_REPEATED: Final = frozenset({b"healthz", b"completions", b"hot_load"})
+"""What clients repeat by themselves: Fireworks' SDK polls health and the state of a hot-load, and
+retries completions. A hot-load itself has the same path as its state."""
 
 
 def waits_once(raw_path: bytes) -> bool:

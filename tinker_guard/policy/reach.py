@@ -29,11 +29,17 @@ _HEADERS: Final = frozenset(
         b"modal-secret",
         # Twinkle's, for hosts that take `Authorization` for themselves.
         b"twinkle-authorization",
+        # What Fireworks' gateway finds a deployment by.
+        b"fireworks-deployment",
+        b"fireworks-model",
     }
 )
 """All that is copied. A cookie is not among them: a balancer's would pin every probe to the replica
 that lacks the route. Nor is anything that describes a body, a trace or the request's identity: a
 probe must not look like a repeat of the request (`Idempotency-Key`)."""
+
+_BEHIND_THE_GATEWAY: Final = frozenset({b"fireworks-deployment", b"fireworks-model"})
+"""What leads past a gateway that is a control plane too."""
 
 _STICKY: Final = frozenset({b"serve_multiplexed_model_id", b"serve-multiplexed-model-id"})
 """Ray Serve picks the replica by them."""
@@ -66,6 +72,11 @@ class Reach(NamedTuple):
             ),
             {name: request.extensions[name] for name in _EXTENSIONS if name in request.extensions},
         )
+
+    def to_origin(self) -> Reach:
+        """The same for a question to the gateway's own origin, not to what is behind it."""
+        kept = [pair for pair in self.headers if pair[0].lower() not in _BEHIND_THE_GATEWAY]
+        return Reach(tuple(kept), self.extensions)
 
 
 Cookies: TypeAlias = tuple[tuple[bytes, bytes], ...]

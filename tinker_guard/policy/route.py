@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 FIREWORKS: Final = "/training/v1/rlorTrainerJobs/{account}/{job}"
 """The pattern that is always there."""
 
+HOT_LOAD: Final = "/hot_load/v1/models"
+"""Base path of hot-loads at Fireworks. All deployments share it: a header names the one."""
+DEPLOYMENT_HEADER: Final = "fireworks-deployment"
+
 
 # -- what was captured -----------------------------------------------------------------------------
 
@@ -43,6 +47,23 @@ class Route:
         path = FIREWORKS.format(account=account, job=job)
         return cls(origin, path, (("account", account), ("job", job)), path)
 
+    @classmethod
+    def of_deployment(cls, scheme: str, host: str, port: int | None, name: str) -> Route | None:
+        """The route of a deployment of Fireworks, by which it is hot-loaded.
+
+        Args:
+            scheme: Of the URL.
+            host: Of the URL; an IPv6 address without brackets.
+            port: Of the URL; None if it is the scheme's.
+            name: What the header says: `accounts/{account}/deployments/{deployment}`. None comes
+                of anything else.
+        """
+        found = _DEPLOYMENT.fullmatch(name)
+        if found is None:
+            return None
+        captured = ("account", found[1]), ("deployment", found[2])
+        return cls(_origin(scheme, host, port), HOT_LOAD, captured, HOT_LOAD)
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """What each placeholder stands for, by its name. Not all may be recorded."""
@@ -57,6 +78,11 @@ class Route:
     def job(self) -> str | None:
         """What `{job}` stands for, if there is one in the pattern."""
         return self.names.get("job")
+
+    @cached_property
+    def deployment(self) -> str | None:
+        """The deployment of Fireworks that a header names; None on a trainer route."""
+        return self.names.get("deployment") if self.path == HOT_LOAD else None
 
     @cached_property
     def is_named_by_job(self) -> bool:
@@ -75,12 +101,16 @@ class Route:
 
     @property
     def recorded_url(self) -> str:
-        """The same as it may be shown."""
+        """The same as it may be shown; of a deployment, which no base URL names, the state's."""
+        if self.deployment is not None:
+            return f"{self.origin}/v1/accounts/{self.account}/deployments/{self.deployment}"
         return self.origin + self.recorded_path
 
     @cached_property
     def subject(self) -> str:
-        """What log lines call it: `job acc/job-1`, or its URL as it may be shown."""
+        """What log lines call it: `job acc/job-1`, `deployment acc/dep-1`, or its shown URL."""
+        if self.deployment is not None:
+            return f"deployment {self.account}/{self.deployment}"
         return f"job {self}" if self.is_named_by_job else str(self)
 
     def __str__(self) -> str:
@@ -97,6 +127,9 @@ class Route:
 _UNRESERVED: Final = "[A-Za-z0-9._~-]+"
 _SEGMENT: Final = re.compile(_UNRESERVED)
 _CAPTURED_SEGMENT: Final = rf"(?!\.{{1,2}}/)({_UNRESERVED})"
+_DEPLOYMENT: Final = re.compile(
+    rf"accounts/{_CAPTURED_SEGMENT}/deployments/(?!\.{{1,2}}\Z)({_UNRESERVED})"
+)
 _WHERE: Final = re.compile(r"(https?)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 _AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?")
 _LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
@@ -150,8 +183,6 @@ class RoutePattern(NamedTuple):
             at_host = self.label.fullmatch(host.partition(".")[0])
             assert at_host is not None
             values = (*at_host.groups(), *values)
-        authority = f"[{host}]" if ":" in host else host
-        origin = f"{scheme}://{authority}" + ("" if port is None else f":{port}")
         captured = tuple(zip(self.names, values, strict=True))
         public = dict(captured)
         shown = [
@@ -159,7 +190,12 @@ class RoutePattern(NamedTuple):
             for segment in self.segments
         ]
         recorded = "".join(f"/{segment}" for segment in shown)
-        return Route(origin, base, captured, recorded)
+        return Route(_origin(scheme, host, port), base, captured, recorded)
+
+
+def _origin(scheme: str, host: str, port: int | None) -> str:
+    authority = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{authority}" + ("" if port is None else f":{port}")
 
 
 def parse_pattern(text: str) -> RoutePattern:

@@ -24,7 +24,11 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         self.transport = transport
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and block the thread until it is answered."""
+        """Send a request, and block the thread until it is answered.
+
+        What is under way is not ended by the timeouts around; what has not begun in time is.
+        """
+        runtime.begin()
         return response_for_coroutines(self.transport.handle_request(request))
 
     async def aclose(self) -> None:

@@ -8,9 +8,10 @@ that a coroutine never suspends. There is no event loop then, and no thread besi
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -118,6 +119,13 @@ async def sleep(seconds: float) -> None:
     raise Expired(timeout)
 
 
+def begin() -> None:
+    """Begin something that blocks the thread and cannot be ended; not if a timeout is over."""
+    timeout, left = time_left()
+    if timeout is not None and left <= 0:
+        raise Expired(timeout)
+
+
 def wait(changed: threading.Condition) -> None:
     """Block until a condition is notified; the timeouts around end it."""
     timeout, left = time_left()
@@ -127,8 +135,8 @@ def wait(changed: threading.Condition) -> None:
         raise Expired(timeout)
 
 
-def timeout_at(when: float) -> AbstractAsyncContextManager[Any]:
-    """End a block at a time of `clock()`, with `TimeoutError`.
+def timeout_at(when: float | None) -> asyncio.Timeout | _BlockingTimeout:
+    """End a block at a time of `clock()`, with `TimeoutError`; None: never.
 
     Below a sync client it ends waits alone. A request under way has the timeouts of its own.
     """
@@ -188,11 +196,16 @@ class Expired(BaseException):
 
 
 class _BlockingTimeout:
-    def __init__(self, when: float) -> None:
-        self.when = when
+    def __init__(self, when: float | None) -> None:
+        self.reschedule(when)
 
-    async def __aenter__(self) -> None:
+    def reschedule(self, when: float | None) -> None:
+        """End it at another time, or never."""
+        self.when = math.inf if when is None else when
+
+    async def __aenter__(self) -> Self:
         _thread.timeouts += (self,)
+        return self
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         _thread.timeouts = _thread.timeouts[:-1]
@@ -205,4 +218,4 @@ def time_left() -> tuple[_BlockingTimeout | None, float]:
     if not _thread.timeouts:
         return None, float("inf")
     first = min(_thread.timeouts, key=lambda timeout: timeout.when)
-    return first, first.when - clock()()
+    return (None if first.when == math.inf else first), first.when - clock()()

@@ -82,7 +82,9 @@ class _Examination:
             check = partial(check_rest_clients, rest, self._settings)
             yield from _isolated(Section.SDKS, "REST clients", check)
         yield from _isolated(Section.SDKS, "SDK", check_any_sdk)
-        yield from _isolated(Section.SDKS, "other requests", check_unguarded)
+        yield from _isolated(
+            Section.SDKS, "other requests", partial(check_unguarded, self._settings)
+        )
         yield from _isolated(Section.GATEWAY, "base URL", self._base_url)
         yield from _isolated(Section.GATEWAY, "proxy", partial(check_proxy, self._url))
         yield from _isolated(Section.GATEWAY, "control plane", self._control_plane)

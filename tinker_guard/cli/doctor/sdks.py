@@ -158,9 +158,9 @@ def check_rest_clients(rest: RestClients, settings: GuardSettings) -> Iterator[F
         yield say(Status.OK, f"those of {rest.distribution} are {guarded} on trainer routes")
 
 
-def check_unguarded() -> Iterator[Finding]:
+def check_unguarded(settings: GuardSettings) -> Iterator[Finding]:
     """Say which requests are never guarded."""
-    detail = f"not guarded: {'; '.join(unguarded_requests())}"
+    detail = f"not guarded: {'; '.join(unguarded_requests(settings))}"
     yield Finding(Section.SDKS, "other requests", Status.SKIPPED, detail)
 
 

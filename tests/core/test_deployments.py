@@ -1,0 +1,315 @@
+"""Deployments of Fireworks: a second kind of route, which a header names and not the URL."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import httpx
+import pytest
+
+from testkit.fakes import KEY, ORIGIN, FakeControlPlane, FakeGateway, gateway_404, known_from, ok
+from testkit.threads import SyncFakeTransport, VirtualTime
+from testkit.virtual_time import VirtualTimeLoop
+from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
+from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from testkit.fakes import Exchange
+
+PATH = "/hot_load/v1/models/hot_load"
+NAME = "accounts/acc/deployments/dep-1"
+BODY = b'{"identity": "snapshot-1", "reset_prompt_cache": true}'
+
+
+def hot_load(
+    method: str = "POST", *, name: str | None = NAME, path: str = PATH, origin: str = ORIGIN
+) -> httpx.Request:
+    """A hot-load as fireworks-ai 1.2.30 sends it, or with GET the question for its state."""
+    headers = {
+        "Content-Type": "application/json",
+        "X-Api-Key": KEY,
+        "Authorization": f"Bearer {KEY}",
+        "fireworks-model": "accounts/fireworks/models/m",
+    }
+    if name is not None:
+        headers["fireworks-deployment"] = name
+    content = BODY if method == "POST" else b""
+    return httpx.Request(method, origin + path, headers=headers, content=content)
+
+
+@dataclass
+class Plane:
+    """What is at the control plane's end of the network."""
+
+    states: dict[str, str | None] = field(default_factory=lambda: {NAME: "READY"})
+    asked: list[httpx.Request] = field(default_factory=list)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        state = self.states.get(request.url.path.removeprefix("/v1/"))
+        if state is None:
+            return httpx.Response(404, json={"code": 5, "message": "not found"})
+        return httpx.Response(200, json={"name": NAME, "state": state})
+
+    def control_plane(self, **given: Any) -> FireworksControlPlane:
+        return FireworksControlPlane(transport=httpx.MockTransport(self.answer), **given)
+
+
+@pytest.fixture(autouse=True)
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    """The time of threads that wait."""
+    time = VirtualTime()
+    monkeypatch.setattr(runtime.THREADS, "clock", time.clock)
+    monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
+    return time
+
+
+def _send_sync(
+    gateway: FakeGateway, plane: Any, settings: GuardSettings, *requests: httpx.Request
+) -> list[tuple[int, float]]:
+    def new_transport() -> SyncFakeTransport:
+        return SyncFakeTransport(gateway.new_transport())
+
+    guard = SyncGuardTransport(
+        new_transport(), settings=settings, control_plane=plane, new_transport=new_transport
+    )
+    answered = []
+    for request in requests:
+        status_code = guard.handle_request(request).status_code
+        answered.append((status_code, runtime.THREADS.clock()))
+    return answered
+
+
+def _send_async(
+    gateway: FakeGateway, plane: Any, settings: GuardSettings, *requests: httpx.Request
+) -> list[tuple[int, float]]:
+    async def send() -> list[tuple[int, float]]:
+        guard = GuardTransport(
+            gateway.new_transport(),
+            settings=settings,
+            control_plane=plane,
+            new_transport=gateway.new_transport,
+        )
+        answered = []
+        for request in requests:
+            status_code = (await guard.handle_async_request(request)).status_code
+            answered.append((status_code, asyncio.get_running_loop().time()))
+        return answered
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(send())
+
+
+BOTH = pytest.mark.parametrize("send", [_send_async, _send_sync], ids=["async", "sync"])
+Send: TypeAlias = "Callable[..., list[tuple[int, float]]]"
+SETTINGS = GuardSettings(retry_timeout=10.0)
+
+
+def loads(gateway: FakeGateway) -> list[Exchange]:
+    return [exchange for exchange in gateway.exchanges if exchange.method == "POST"]
+
+
+@BOTH
+def test_a_false_404_of_a_hot_load_is_sent_again(send: Send, spans: InMemorySpanExporter) -> None:
+    gateway, plane = FakeGateway(known_from(2.0)), Plane()
+    ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, hot_load())
+    assert status_code == 200
+    assert 2.0 <= at <= 2.5
+    assert [exchange.body for exchange in loads(gateway)] == [BODY, BODY]
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes["tinker_guard.outcome"] == "recovered"
+    assert attributes["tinker_guard.verdict"] == "routing_race"
+    assert attributes["tinker_guard.verdict.reason"] == "job_running"
+    assert attributes["tinker_guard.operation"] == "hot_load"
+    assert attributes["tinker_guard.account"] == "acc"
+    assert attributes["tinker_guard.route"] == f"{ORIGIN}/v1/{NAME}"
+    assert root.name == "POST /hot_load"
+
+
+@BOTH
+def test_its_state_is_asked_at_the_control_plane(send: Send) -> None:
+    gateway, plane = FakeGateway(known_from(0.1)), Plane()
+    send(gateway, plane.control_plane(), SETTINGS, hot_load())
+    asked = plane.asked[0]
+    assert (asked.method, str(asked.url)) == ("GET", f"{ORIGIN}/v1/{NAME}")
+    assert asked.headers["x-api-key"] == KEY
+    # A gateway that is the control plane too would lead the question past itself.
+    assert not {"fireworks-deployment", "fireworks-model"} & set(asked.headers)
+
+
+@BOTH
+def test_a_split_control_plane_gets_the_key_of_the_request(send: Send) -> None:
+    gateway, plane = FakeGateway(known_from(0.1)), Plane()
+    control_plane = plane.control_plane(url="https://plane.test")
+    send(gateway, control_plane, SETTINGS, hot_load())
+    assert str(plane.asked[0].url) == f"https://plane.test/v1/{NAME}"
+    assert plane.asked[0].headers["x-api-key"] == KEY
+
+
+@BOTH
+def test_probes_ask_for_the_state_of_the_hot_load(send: Send) -> None:
+    gateway = FakeGateway(known_from(1.0))
+    send(gateway, Plane().control_plane(), SETTINGS, hot_load())
+    probes = [exchange for exchange in gateway.exchanges if exchange.method == "GET"]
+    assert probes
+    assert {exchange.path for exchange in probes} == {PATH}
+    assert {exchange.headers["fireworks-deployment"] for exchange in probes} == {NAME}
+    assert {exchange.headers["fireworks-model"] for exchange in probes} == {
+        "accounts/fireworks/models/m"
+    }
+
+
+@BOTH
+def test_a_healthy_hot_load_is_one_exchange(send: Send) -> None:
+    gateway, plane = FakeGateway(), Plane()
+    assert send(gateway, plane.control_plane(), SETTINGS, hot_load()) == [(200, 0.0)]
+    assert len(gateway.exchanges) == 1
+    assert plane.asked == []
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("state", "reason", "seconds", "questions"),
+    [
+        ("FAILED", "job_not_running", 0.0, 1),
+        ("DELETING", "job_not_running", 0.0, 1),
+        ("DELETED", "job_not_running", 0.0, 1),
+        (None, "job_missing", 2.0, 2),
+    ],
+)
+def test_a_404_that_is_true_is_handed_back(
+    send: Send,
+    state: str | None,
+    reason: str,
+    seconds: float,
+    questions: int,
+    spans: InMemorySpanExporter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane({NAME: state})
+    answered = send(gateway, plane.control_plane(), SETTINGS, hot_load())
+    assert answered == [(404, seconds)]
+    assert len(gateway.exchanges) == 1
+    assert len(plane.asked) == questions
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes["tinker_guard.verdict"] == "genuine_not_found"
+    assert attributes["tinker_guard.verdict.reason"] == reason
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert "404 for deployment acc/dep-1 handed back" in line
+    assert state is not None or "knows no such deployment. Check the account and deployment" in line
+
+
+@BOTH
+@pytest.mark.parametrize("state", ["READY", "UPDATING", "CREATING"])
+def test_states_of_one_that_serves(send: Send, state: str) -> None:
+    """CREATING too: the SDK says that a deployment for hot-loads may stay so while it serves."""
+    gateway, plane = FakeGateway(), Plane({NAME: state})
+    lost = iter([ok, gateway_404])
+    gateway.answer = lambda _: next(lost, ok)()
+    answered = send(gateway, plane.control_plane(), SETTINGS, hot_load(), hot_load())
+    assert [status_code for status_code, _ in answered] == [200, 200]
+
+
+@BOTH
+def test_one_that_is_in_no_known_state_has_to_be_reached(send: Send) -> None:
+    plane = Plane({NAME: "STATE_UNSPECIFIED"})
+    gateway = FakeGateway(known_from(3.0))
+    ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, hot_load())
+    assert status_code == 200
+    assert 3.0 <= at <= 4.0
+
+
+@BOTH
+def test_a_client_that_polls_has_its_waits_once(send: Send) -> None:
+    """The SDK asks every few seconds: each time a whole budget would be a multiple of its own."""
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
+    polls = [hot_load("GET") for _ in range(3)]
+    answered = send(gateway, plane.control_plane(), SETTINGS, *polls)
+    assert answered == [(404, 10.0)] * 3
+
+
+@BOTH
+def test_a_425_is_handed_through(send: Send) -> None:
+    gateway, plane = FakeGateway(lambda _: httpx.Response(425, stream=ok().stream)), Plane()
+    assert send(gateway, plane.control_plane(), SETTINGS, hot_load("GET")) == [(425, 0.0)]
+    assert len(gateway.exchanges) == 1
+    assert plane.asked == []
+
+
+@BOTH
+def test_deployments_know_nothing_of_each_other(send: Send) -> None:
+    other = "accounts/acc/deployments/dep-2"
+    gateway = FakeGateway(
+        lambda exchange: (
+            ok() if exchange.headers["fireworks-deployment"] == other else gateway_404()
+        )
+    )
+    plane = Plane({NAME: "DELETED", other: "READY"})
+    answered = send(
+        gateway, plane.control_plane(), SETTINGS, hot_load(), hot_load(name=other), hot_load()
+    )
+    assert answered == [(404, 0.0), (200, 0.0), (404, 0.0)]
+    assert {request.url.path for request in plane.asked} == {f"/v1/{NAME}"}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "request_",
+    [
+        hot_load(name=None),
+        hot_load(name="accounts/acc/deployments/"),
+        hot_load(name="accounts/acc/deployments/a/b"),
+        hot_load(name="accounts/../deployments/a"),
+        hot_load(name="accounts/acc/deployments/.."),
+        hot_load(name="accounts/acc/deployments/a%2fb"),
+        hot_load(name="accounts/acc/deployedModels/a"),
+        hot_load(path="/hot_load/v1/models"),
+        hot_load(path="/inference/v1/completions"),
+    ],
+    ids=lambda request: f"{request.url.path} {request.headers.get('fireworks-deployment')}",
+)
+def test_what_names_no_deployment_is_on_no_route(send: Send, request_: httpx.Request) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
+    assert send(gateway, plane.control_plane(), SETTINGS, request_) == [(404, 0.0)]
+    assert len(gateway.exchanges) == 1
+    assert plane.asked == []
+
+
+@BOTH
+def test_a_setting_leaves_them_alone(send: Send) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
+    settings = GuardSettings(deployments=False)
+    assert send(gateway, plane.control_plane(), settings, hot_load()) == [(404, 0.0)]
+    assert len(gateway.exchanges) == 1
+    assert plane.asked == []
+
+
+@BOTH
+def test_a_control_plane_of_trainers_is_not_asked_about_deployments(send: Send) -> None:
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane("JOB_STATE_DELETED")
+    ((status_code, at),) = send(gateway, plane, SETTINGS, hot_load())
+    assert status_code == 200
+    assert 1.0 <= at <= 2.0
+    assert plane.questions == 0
+
+
+@BOTH
+def test_an_answer_without_a_state_says_nothing(
+    send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=json.dumps({"a": 1})))
+    plane = FireworksControlPlane(transport=transport)
+    gateway = FakeGateway(lambda _: gateway_404())
+    ((status_code, _),) = send(gateway, plane, SETTINGS, hot_load())
+    assert status_code == 404
+    assert any("answered, but with no deployment's state in it" in line for line in caplog.messages)
