@@ -302,6 +302,8 @@ class Recovery:
             state.answered(self._clock())
             state.ambiguous_ends += isinstance(route, Ambiguous)
         logs.log_race_over(state, self._guarded.resends)
+        if self.response.status_code == 409:
+            logs.log_conflict(state, self._guarded.wait)
         return self.response
 
     @property
