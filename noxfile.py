@@ -244,6 +244,19 @@ def gateways_ray(session: nox.Session) -> None:
     through(session, "tests/gateways/test_ray_serve.py")
 
 
+@nox.session
+def cookbooks(session: nox.Session) -> None:
+    """Recipes of others before a server of others, some 7 GB: `-- docs/cookbooks.md`."""
+    install(session, "cookbooks", extras="all", loud=True)
+    # SkyRL asks for Python 3.12 and an SDK of last year; tinker-cookbook for a tml-renderers that
+    # is on no index.
+    session.install(
+        *("--no-deps", "--ignore-requires-python"),
+        *("skyrl==0.4.0", "tinker-cookbook==0.6.1", "tml-renderers==0.2.1"),
+    )
+    through(session, "tests/cookbooks")
+
+
 def through(session: nox.Session, tests: str) -> None:
     """Run tests that write a table, if the session is given a page."""
     page = session.posargs[0] if session.posargs else ""
