@@ -254,13 +254,13 @@ def cookbooks(session: nox.Session) -> None:
         *("--no-deps", "--ignore-requires-python"),
         *("skyrl==0.4.0", "tinker-cookbook==0.6.1", "tml-renderers==0.2.1"),
     )
-    through(session, "tests/cookbooks")
+    through(session, "tests/cookbooks", "-W", "ignore")
 
 
-def through(session: nox.Session, tests: str) -> None:
+def through(session: nox.Session, *tests: str) -> None:
     """Run tests that write a table, if the session is given a page."""
     page = session.posargs[0] if session.posargs else ""
-    session.run("pytest", tests, env={"TINKER_GUARD_GATEWAYS_PAGE": page})
+    session.run("pytest", *tests, env={"TINKER_GUARD_GATEWAYS_PAGE": page})
 
 
 @nox.session(name="fuzz-bytes")

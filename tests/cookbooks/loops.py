@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import tinker
 from tinker import types
 
 from tests.end_to_end import sdk
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from tinker_guard.gateway import LocalGateway
 
 RANK: Final = 4
-_TEXTS: Final = ("the cat sat on the mat", "a dog ran to the door", "rain fell on the old roof")
+TEXTS: Final = ("the cat sat on the mat", "a dog ran to the door", "rain fell on the old roof")
 
 
 def train_with_the_sdk(gateway: LocalGateway, model: str, _: Path) -> Any:
@@ -27,14 +26,14 @@ def train_with_the_sdk(gateway: LocalGateway, model: str, _: Path) -> Any:
         training = sdk.for_running_loop(
             service.create_lora_training_client(base_model=model, rank=RANK)
         )
-        data = [_datum(list(text.encode())) for text in _TEXTS]
+        data = [datum(list(text.encode())) for text in TEXTS]
         steps = []
         for _ in range(3):
             forward_backward = training.forward_backward(data, "cross_entropy")
             optim_step = training.optim_step(types.AdamParams(learning_rate=0.01))
-            outputs = forward_backward.result().loss_fn_outputs
-            loss = -sum(sum(output["logprobs"].data) for output in outputs)
-            steps.append((loss, optim_step.result().metrics))
+            result = forward_backward.result()
+            logprobs = [output["logprobs"].data for output in result.loss_fn_outputs]
+            steps.append((result.metrics, logprobs, optim_step.result().metrics))
         path = training.save_weights_for_sampler("final").result().path
         sampling = sdk.for_running_loop(service.create_sampling_client(model_path=path))
         prompt = types.ModelInput.from_ints(list(b"the "))
@@ -44,7 +43,8 @@ def train_with_the_sdk(gateway: LocalGateway, model: str, _: Path) -> Any:
     return steps, samples
 
 
-def _datum(tokens: list[int]) -> tinker.Datum:
+def datum(tokens: list[int], types: Any = types) -> Any:
+    """A sequence to train on, all of it; made of an SDK's types."""
     length = len(tokens) - 1
     return types.Datum(
         model_input=types.ModelInput.from_ints(tokens[:-1]),

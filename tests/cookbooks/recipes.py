@@ -49,11 +49,11 @@ _PAIRS: Final = (
 def supervised(gateway: LocalGateway, model: str, place: Path) -> Any:
     """Two steps, with the loss on held-out data before each."""
     file = place / "conversations.jsonl"
-    file.write_text("".join(json.dumps({"messages": _talk(q, a)}) + "\n" for q, a, _ in _PAIRS[:5]))
+    file.write_text("".join(json.dumps({"messages": _talk(q, a)}) + "\n" for q, a, _ in _PAIRS))
     config = train_supervised.Config(
         **_common(gateway, model, place),
         dataset_builder=FromConversationFileBuilder(
-            common_config=_chat(model), file_path=str(file), test_size=1
+            common_config=_chat(model), file_path=str(file), test_size=2
         ),
         eval_every=1,
     )
@@ -83,13 +83,16 @@ def rewards(gateway: LocalGateway, model: str, place: Path) -> Any:
 
 
 def rewards_while_sampling(gateway: LocalGateway, model: str, place: Path) -> Any:
-    """The same, where sampling goes on during a step."""
+    """The same by the loop that samples and trains at once, with one group under way at a time.
+
+    With more of them it does not repeat itself: what is sampled from which weights is by chance.
+    """
     return _rewards(
         gateway,
         model,
         place,
         async_config=train_rl.AsyncConfig(
-            max_steps_off_policy=1, groups_per_batch=2, loss_fn="importance_sampling"
+            max_steps_off_policy=0, groups_per_batch=1, loss_fn="importance_sampling"
         ),
     )
 

@@ -45,11 +45,10 @@ class Server:
         self._checkpoints = checkpoints
 
     def saved(self) -> dict[str, str]:
-        """All weights that have been saved for sampling: a digest for each path."""
-        return {
-            str(path): _digest(path)
-            for path in self._checkpoints.glob("*/sampler_weights/*.tar.gz")
-        }
+        """All weights that have been saved for sampling: a digest for each path, in their order."""
+        found = self._checkpoints.glob("*/sampler_weights/*.tar.gz")
+        ordered = sorted(found, key=lambda path: path.stat().st_mtime)
+        return {str(path): _digest(path) for path in ordered}
 
     def forget(self, model_ids: list[str]) -> None:
         """Unload models, so that the next one gets their place and nothing is compiled for it.

@@ -1,8 +1,8 @@
 """Starts SkyRL's server, or its engine, where SkyRL 0.4.0 by itself would not.
 
 The server starts its engine with `uv run` and no other way. Both want Python 3.12, for nothing but
-what pydantic says of `typing.TypedDict` on an older one. And where logprobs of a prompt are asked
-for, the one on JAX leaves out those of the first token, which has none; the SDK counts it.
+what pydantic says of `typing.TypedDict` on an older one. And the results of the backend on JAX lack
+what tinker 0.38 reads: the loss of a pass, and a place for the first token of a prompt.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import uvicorn
 if sys.version_info < (3, 12):
     typing.TypedDict = typing_extensions.TypedDict
 
-from skyrl.tinker import api, engine, proto_serialization
+from skyrl.tinker import api, engine
 from skyrl.tinker.config import EngineConfig, add_model, config_to_argv
 
-_serialize = proto_serialization.serialize_sample_output
+_serialize = api.serialize_result
 _THIS = [sys.executable, "-m", "tests.cookbooks.skyrl_program"]
 
 
@@ -29,9 +29,13 @@ def _engine_command(_: list[str], config: EngineConfig) -> list[str]:
     return [*_THIS, "engine", *config_to_argv(config)]
 
 
-def _serialize_all_tokens(sequences: Any, prompt: list[float | None] | None, topk: Any) -> bytes:
-    whole = None if prompt is None else [None, *prompt]
-    serialized: bytes = _serialize(sequences, whole, topk)
+def _serialize_completed(request_type: Any, result: dict[str, Any]) -> bytes:
+    if result.get("prompt_logprobs") is not None:
+        result["prompt_logprobs"].insert(0, None)
+    if "loss_fn_outputs" in result:
+        losses = [output["elementwise_loss"]["data"] for output in result["loss_fn_outputs"]]
+        result["metrics"].setdefault("loss:sum", sum(map(sum, losses)))
+    serialized: bytes = _serialize(request_type, result)
     return serialized
 
 
@@ -41,7 +45,7 @@ def _serve() -> None:
     parser.add_argument("--port", type=int)
     options = vars(parser.parse_args())
     port = options.pop("port")
-    proto_serialization.serialize_sample_output = _serialize_all_tokens
+    api.serialize_result = _serialize_completed
     api._build_uv_run_cmd_engine = _engine_command
     api.app.state.engine_config = EngineConfig.model_validate(options)
     uvicorn.run(api.app, host="127.0.0.1", port=port, timeout_keep_alive=600)

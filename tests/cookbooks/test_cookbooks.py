@@ -9,33 +9,36 @@ from __future__ import annotations
 
 import gc
 import importlib
-from importlib.util import find_spec
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
-from tinker_guard import install_guard, uninstall_guard
-from tinker_guard.core.routes import ROUTES
-from tinker_guard.gateway import FAULTS
+from tests.gateways.judge import put_table
+from tinker_guard import install_guard
+from tinker_guard.gateway import FAULTS, Fault, JobStop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.cookbooks.server import Server
 
-_MISSING: Final = [name for name in ("skyrl", "tinker_cookbook") if find_spec(name) is None]
-pytestmark = [
-    pytest.mark.skipif(
-        bool(_MISSING), reason=f"needs {', '.join(_MISSING)}; `make cookbooks` installs and runs it"
-    ),
-    pytest.mark.timeout(600),
-    # The clients' own, and those of what they leave behind.
-    pytest.mark.filterwarnings("ignore"),
-]
-
-_FAULTS: Final = ("dispatch", "poll", "sample", "reply-lost", "stale-replica", "deleted")
-_CLIENTS: Final = {"tinker's own client, supervised": "train_with_the_sdk"}
+_CLIENTS: Final = {
+    "tinker 0.38.0": "loops:train_with_the_sdk",
+    "tinker-cookbook 0.6.1, supervised": "recipes:supervised",
+    "tinker-cookbook 0.6.1, DPO": "recipes:preferences",
+    "tinker-cookbook 0.6.1, RL": "recipes:rewards",
+    "tinker-cookbook 0.6.1, asynchronous RL": "recipes:rewards_while_sampling",
+}
+"""Loops, each by its module here and its name there."""
+_NAMES: Final = ("dispatch", "poll", "sample", "reply-lost", "stale-replica")
+_GONE: Final = Fault(
+    "deleted",
+    "the job is deleted when the second forward_backward is sent",
+    stop=JobStop("forward_backward", occurrence=2),
+)
+_FAULTS: Final = (*(FAULTS[name] for name in _NAMES), _GONE)
 
 
 class Ended(NamedTuple):
@@ -69,10 +72,10 @@ class Client:
         self._model = model
         self._place = place
         self._runs = 0
-        self.fault_free = self.run("none")
+        self.fault_free: Ended = self.run(FAULTS["none"])
         """How a run without guard and fault ends."""
 
-    def run(self, fault: str) -> Ended:
+    def run(self, fault: Fault) -> Ended:
         """Train from the start."""
         from tests.cookbooks.server import Gateway
 
@@ -83,7 +86,7 @@ class Client:
         measured, died_of = None, None
         with (
             pytest.MonkeyPatch.context() as patch,
-            Gateway(self._server, FAULTS[fault]) as gateway,
+            Gateway(self._server, fault) as gateway,
         ):
             patch.setenv("NO_PROXY", "127.0.0.1")
             patch.setenv("TINKER_API_KEY", gateway.api_key)
@@ -104,20 +107,14 @@ class Client:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.cookbooks.model import make_model
-
-    place = tmp_path_factory.mktemp("model")
-    make_model(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from tests.cookbooks.server import running
-
-    with running(model, tmp_path_factory.mktemp("skyrl")) as server:
-        yield server
+def rows() -> Iterator[list[tuple[str, ...]]]:
+    """What the tests of this module found; written down if all of them did."""
+    found: list[tuple[str, ...]] = []
+    yield found
+    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
+    if page and len(found) == len(_CLIENTS) * len(_FAULTS):
+        head = ("client", "fault", "unguarded", "guarded", "404s met")
+        put_table(Path(page), [head, ("---",) * len(head), *found], "cookbooks")
 
 
 @pytest.fixture(scope="module", params=_CLIENTS)
@@ -127,27 +124,37 @@ def client(
     model: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Client:
-    train = getattr(importlib.import_module("tests.cookbooks.loops"), _CLIENTS[request.param])
+    module, _, name = _CLIENTS[request.param].partition(":")
+    train = getattr(importlib.import_module(f"tests.cookbooks.{module}"), name)
     return Client(request.param, train, server, model, tmp_path_factory.mktemp("runs"))
 
 
-def test_a_guarded_run_without_a_fault_is_the_unguarded_one(client: Client) -> None:
+def test_without_a_fault_a_guarded_run_is_the_unguarded_one(client: Client) -> None:
     assert client.fault_free.died_of is None
     install_guard()
-    assert client.run("none") == client.fault_free
+    assert client.run(FAULTS["none"]) == client.fault_free
 
 
-@pytest.mark.parametrize("fault", _FAULTS)
-def test_a_guarded_run_ends_as_without_the_fault(client: Client, fault: str) -> None:
+@pytest.mark.parametrize("fault", _FAULTS, ids=lambda fault: fault.name)
+def test_a_guarded_run_ends_as_it_should(
+    client: Client, fault: Fault, rows: list[tuple[str, ...]]
+) -> None:
     unguarded = client.run(fault)
-    print(client.name, fault, unguarded)
+    assert unguarded.died_of is not None
+
     install_guard()
     guarded = client.run(fault)
-    print("guarded", guarded)
     assert guarded.not_found > client.fault_free.not_found
-    if fault == "deleted":
-        assert guarded.died_of == unguarded.died_of is not None
+    if fault is _GONE:
+        assert guarded.died_of == unguarded.died_of
     else:
-        assert guarded[:3] == client.fault_free[:3]
-    uninstall_guard()
-    ROUTES.clear()
+        assert guarded._replace(not_found=0) == client.fault_free._replace(not_found=0)
+    rows.append(
+        (
+            client.name,
+            fault.description,
+            f"`{unguarded.died_of}`",
+            "equal" if guarded.died_of is None else f"`{guarded.died_of}`",
+            str(guarded.not_found - client.fault_free.not_found),
+        )
+    )
