@@ -1,6 +1,6 @@
-"""Loops of Fireworks' client and of its cookbook, on data that is made here.
+"""Loops of Fireworks' cookbook, on data that is made here.
 
-As in `loops`. The cookbook is no package: it is a checkout, which FIREWORKS_COOKBOOK names.
+As in `loops`. The cookbook is on no index: it is a checkout, which FIREWORKS_COOKBOOK names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from fireworks.training.sdk import types
+from tinker import types
 from fireworks.training.sdk.client import FiretitanServiceClient
 from fireworks.training.sdk.trainer import TrainerServiceEndpoint
 
@@ -24,14 +24,33 @@ from tinker_guard.gateway import LocalGateway
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tinker_guard.gateway import Fault
+
 _RANK: Final = 8
 _QUESTIONS: Final = ("where?", "who?", "when?", "why?", "how?", "what?")
 
 
 class Gateway(LocalGateway):
-    """The local gateway, with a key that is no tinker's."""
+    """The local gateway and trainer, with a key that is no tinker's."""
 
     api_key = "fw-local-gateway-key"
+
+
+class Trainer:
+    """The local trainer, which is a new one behind each gateway."""
+
+    def behind(self, fault: Fault) -> LocalGateway:
+        """Return a gateway with this fault."""
+        return Gateway(fault)
+
+    def saved(self) -> dict[str, str]:
+        """Return nothing: the loops measure what came out by another pass over the data."""
+        return {}
+
+    def forget(self, gateway: LocalGateway) -> None:
+        """See that all was done once: the trainer is gone."""
+        done = [applied.seq_id for applied in gateway.applied]
+        assert done == list(range(1, len(done) + 1))
 
 
 def _cookbook(module: str) -> Any:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tinker_guard.gateway import LocalGateway
 
 RANK: Final = 4
+_TIMEOUT: Final = 20.0
+"""Seconds after which no answer is waited for; the SDK repeats what met a conflict for 300 s."""
 TEXTS: Final = ("the cat sat on the mat", "a dog ran to the door", "rain fell on the old roof")
 
 
@@ -41,6 +43,23 @@ def train_with_the_sdk(gateway: LocalGateway, model: str, _: Path) -> Any:
         asked = [sampling.sample(prompt, 1, params) for _ in range(4)]
         samples = [(s.tokens, s.logprobs) for one in asked for s in one.result().sequences]
     return steps, samples
+
+
+def ask_for_everything(gateway: LocalGateway, model: str) -> None:
+    """Ask for all that a trainer does, each once."""
+    with sdk.connected(gateway) as service:
+        training = sdk.for_running_loop(
+            service.create_lora_training_client(base_model=model, rank=RANK)
+        )
+        training.forward_backward([datum([1, 2, 3])], "cross_entropy").result(_TIMEOUT)
+        training.optim_step(types.AdamParams(learning_rate=0.01)).result(_TIMEOUT)
+        kept = training.save_state("kept").result(_TIMEOUT).path
+        path = training.save_weights_for_sampler("kept").result(_TIMEOUT).path
+        sampling = sdk.for_running_loop(service.create_sampling_client(model_path=path))
+        prompt, params = types.ModelInput.from_ints([1, 2]), types.SamplingParams(max_tokens=2)
+        sampling.sample(prompt, 1, params).result(_TIMEOUT)
+        again = sdk.for_running_loop(service.create_training_client_from_state(kept))
+        again.get_info()
 
 
 def datum(tokens: list[int], types: Any = types) -> Any:

@@ -50,13 +50,18 @@ class Server:
         ordered = sorted(found, key=lambda path: path.stat().st_mtime)
         return {str(path): _digest(path) for path in ordered}
 
-    def forget(self, model_ids: list[str]) -> None:
+    def behind(self, fault: Fault) -> Gateway:
+        """Return a gateway with this fault."""
+        return Gateway(self, fault)
+
+    def forget(self, gateway: LocalGateway) -> None:
         """Unload models, so that the next one gets their place and nothing is compiled for it.
 
         SkyRL 0.4.0 would leave the gradients of a run that has died to the next model.
         """
+        assert isinstance(gateway, Gateway)
         adam = {"learning_rate": 0.0}
-        for model_id in model_ids:
+        for model_id in gateway.forwarding.models:
             self._do("optim_step", model_id=model_id, adam_params=adam)
             self._do("unload_model", model_id=model_id)
 
@@ -121,6 +126,8 @@ class Forwarding(Trainer):
         super().__init__()
         self.models: list[str] = []
         """Those that were created."""
+        self.answers: list[tuple[str, int, Any]] = []
+        """What the server has answered: operation, status, and what it promised."""
         self._url = url
         self._looped = looped
 
@@ -138,6 +145,10 @@ class Forwarding(Trainer):
             return Reply(0)
         response = asking.result()
         content = response.content
+        is_json = response.headers.get("content-type") == "application/json"
+        self.answers.append(
+            (call.operation, response.status_code, response.json() if is_json else None)
+        )
         if call.operation == "asample" and response.is_success:
             promised = response.json()
             ids = [f"{promised['request_id']}-{n}" for n in range(call.fields["num_samples"])]
