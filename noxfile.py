@@ -257,6 +257,16 @@ def cookbooks(session: nox.Session) -> None:
     through(session, "tests/cookbooks", "-W", "ignore")
 
 
+@nox.session(name="cookbooks-fireworks")
+def cookbooks_fireworks(session: nox.Session) -> None:
+    """Fireworks' cookbook before the local gateway; FIREWORKS_COOKBOOK says where it lies."""
+    if "FIREWORKS_COOKBOOK" not in os.environ:
+        session.error("FIREWORKS_COOKBOOK must name a checkout of github.com/fw-ai/cookbook")
+    install(session, "cookbooks-fireworks", loud=True)
+    session.install("--no-deps", "tinker-cookbook==0.4.3")
+    through(session, "tests/cookbooks/test_fireworks_cookbook.py", "-W", "ignore")
+
+
 def through(session: nox.Session, *tests: str) -> None:
     """Run tests that write a table, if the session is given a page."""
     page = session.posargs[0] if session.posargs else ""

@@ -13,9 +13,9 @@ import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from tinker import types
 from fireworks.training.sdk.client import FiretitanServiceClient
 from fireworks.training.sdk.trainer import TrainerServiceEndpoint
+from tinker import types
 
 from tests.cookbooks.loops import TEXTS, datum
 from tests.end_to_end import sdk
@@ -64,7 +64,7 @@ def reconnectable(gateway: LocalGateway, _model: str, _place: Path) -> Any:
     """Three steps by `ReconnectableClient`, and the logprobs of what came out."""
     client_class = _cookbook("utils.client").ReconnectableClient
     endpoint = TrainerServiceEndpoint("demo", "job-1", gateway.base_url)
-    data = [datum(list(text.encode()), types) for text in TEXTS]
+    data = [datum(list(text.encode())) for text in TEXTS]
     with (
         sdk.garbage_kept(),
         client_class(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import chz
@@ -30,6 +29,7 @@ from tests.cookbooks.loops import RANK
 from tests.end_to_end import sdk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tinker_guard.gateway import LocalGateway
