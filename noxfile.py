@@ -246,10 +246,33 @@ def gateways_ray(session: nox.Session) -> None:
     through(session, "tests/gateways/test_ray_serve.py")
 
 
-def through(session: nox.Session, tests: str) -> None:
+@nox.session
+def cookbooks(session: nox.Session) -> None:
+    """Recipes of others before a server of others, some 7 GB: `-- docs/cookbooks.md`."""
+    install(session, "cookbooks", extras="all", loud=True)
+    # SkyRL asks for Python 3.12 and an SDK of last year; tinker-cookbook for a tml-renderers that
+    # is on no index.
+    session.install(
+        *("--no-deps", "--ignore-requires-python"),
+        *("skyrl==0.4.0", "tinker-cookbook==0.6.1", "tml-renderers==0.2.1"),
+    )
+    through(session, "tests/cookbooks", "-W", "ignore")
+
+
+@nox.session(name="cookbooks-fireworks")
+def cookbooks_fireworks(session: nox.Session) -> None:
+    """Fireworks' cookbook before the local gateway; FIREWORKS_COOKBOOK says where it lies."""
+    if "FIREWORKS_COOKBOOK" not in os.environ:
+        session.error("FIREWORKS_COOKBOOK must name a checkout of github.com/fw-ai/cookbook")
+    install(session, "cookbooks-fireworks", loud=True)
+    session.install("--no-deps", "tinker-cookbook==0.4.3")
+    through(session, "tests/cookbooks/test_fireworks_cookbook.py", "-W", "ignore")
+
+
+def through(session: nox.Session, *tests: str) -> None:
     """Run tests that write a table, if the session is given a page."""
     page = session.posargs[0] if session.posargs else ""
-    session.run("pytest", tests, env={"TINKER_GUARD_GATEWAYS_PAGE": page})
+    session.run("pytest", *tests, env={"TINKER_GUARD_GATEWAYS_PAGE": page})
 
 
 @nox.session(name="fuzz-bytes")

@@ -176,6 +176,11 @@ def write(page: Path, rows: list[Row], target: str) -> None:
         )
         for gateway, not_found, fault, asked, unasked in rows
     ]
+    put_table(page, lines, target)
+
+
+def put_table(page: Path, lines: list[tuple[str, ...]], target: str) -> None:
+    """Put a table into a page, in the place of that of the target's last time."""
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     begin = _BEGIN.format(target)

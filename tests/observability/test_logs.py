@@ -19,6 +19,7 @@ from testkit.fakes import (
     loop_time,
     ok,
     post,
+    tracked,
     trainer_404,
 )
 from tinker_guard import GuardSettings, GuardTransport
@@ -173,6 +174,33 @@ async def test_a_trainers_404_after_a_race_ends_the_wait(caplog: pytest.LogCaptu
     first, last = caplog.messages
     assert first == starts(RETRY)
     assert last.startswith("job acc/job-1: its route answers after 2.")
+
+
+async def test_a_resend_that_ends_in_a_conflict_is_told_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The gateway lost the reply to each request; the trainer takes no repeat."""
+    met: set[bytes] = set()
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            return ok()
+        is_repeat = exchange.body in met
+        met.add(exchange.body)
+        if not is_repeat:
+            return gateway_404()
+        return tracked(409, b'{"detail": "exists"}', "application/json")
+
+    transport = guard(FakeGateway(answer))
+    for name in (b"a", b"b"):
+        request = post("/api/v1/save_weights", name)
+        assert (await transport.handle_async_request(request)).status_code == 409
+    (line,) = [line for line in caplog.messages if "409" in line]
+    assert line == (
+        "job acc/job-1: POST /api/v1/save_weights was sent again after a 404, and the trainer "
+        "answers that it conflicts (409). It has probably done it the first time: only the answer "
+        "was lost, and asking once more will not help."
+    )
 
 
 async def test_a_wait_that_a_request_itself_ends_is_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -173,6 +173,8 @@ class GuardedRequest:
             self.state.ambiguous_ends += isinstance(end, Ambiguous)
         if response.is_success or self.resends > 0:
             logs.log_race_over(self.state, self.resends)
+        if response.status_code == 409 and self.resends > 0:
+            logs.log_conflict(self.state, self.wait)
 
     async def look_up(
         self, not_found_at: float, deadline: float, *, is_first: bool

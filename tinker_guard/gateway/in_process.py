@@ -40,12 +40,12 @@ class LoopedWorld:
             self.world.trainer.unexpected.append(f"{call.method} {call.path}: {error!r}")
             return Reply.json({"error": {"message": "Internal error", "code": "INTERNAL"}}, 500)
         finally:
-            self._look_again()
+            self.look_again()
 
     def close(self) -> None:
         """Let go of everything that waits. Must be called on the event loop."""
         self.world.close()
-        self._look_again()
+        self.look_again()
 
     async def _answer(self, call: Call) -> Reply:
         now = self._now()
@@ -76,7 +76,8 @@ class LoopedWorld:
             self._waiting.discard(waiting)
         return False
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """Let all that waits look whether it still has to. Must be called on the event loop."""
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)

@@ -62,6 +62,7 @@ class RouteLog:
     """
 
     __slots__ = (
+        "conflict_at",
         "is_open",
         "judgement",
         "judgement_at",
@@ -89,6 +90,8 @@ class RouteLog:
         """The last verdict that was logged with a 404 handed back."""
         self.judgement_at: float = 0.0
         """When that was."""
+        self.conflict_at: float = float("-inf")
+        """When a resend that ended in a conflict was logged last."""
 
 
 @fail_open
@@ -186,6 +189,28 @@ def log_race_over(state: RouteState, resends: int) -> None:
                 "request" if log.more == 1 else "requests",
             )
             log.said_at, log.more = now, 0
+
+
+@fail_open
+def log_conflict(state: RouteState, wait: Wait) -> None:
+    """Log that a resend was answered 409; for `_REPEAT_AFTER` seconds, others at DEBUG only.
+
+    Args:
+        state: The route.
+        wait: The request's wait.
+    """
+    log, now = state.log, runtime.clock()()
+    is_news = now - log.conflict_at >= _REPEAT_AFTER
+    if is_news:
+        log.conflict_at = now
+    logger.log(
+        logging.WARNING if is_news else logging.DEBUG,
+        "%s: %s was sent again after a 404, and the trainer answers that it conflicts (409). It "
+        "has probably done it the first time: only the answer was lost, and asking once more will "
+        "not help.",
+        state.route.subject,
+        wait.asked,
+    )
 
 
 @fail_open
