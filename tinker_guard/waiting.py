@@ -17,7 +17,7 @@ from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.route import patterns_of, suggest_pattern
-from tinker_guard.settings import GuardSettings, variable
+from tinker_guard.settings import GuardSettings, check_variables, variable
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.renewable import RenewableTransport
@@ -118,10 +118,13 @@ async def until_routable(
 ) -> Readiness:
     """Wait on an event loop of your own; see `wait_until_routable`."""
     settings = settings or GuardSettings()
+    check_variables(settings)
     try:
         base_url = httpx.URL(f"{url}/")
     except (httpx.InvalidURL, ValueError):
         raise ValueError("this is no URL") from None
+    if base_url.scheme not in ("http", "https") or not base_url.host:
+        raise ValueError("this is no URL with http:// or https:// and a host")
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
     state = RouteTable().find(base_url, patterns_of(settings.routes))
     if state is None:
