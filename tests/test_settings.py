@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 
-from tinker_guard import GuardSettings, InvalidSettingsError, Verdict, install_guard
+from tinker_guard import (
+    GuardSettings,
+    InvalidSettingsError,
+    Verdict,
+    install_guard,
+    wait_until_routable,
+)
 from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
 
 if TYPE_CHECKING:
@@ -109,6 +115,17 @@ def test_help_is_short() -> None:
     for documented, lines in ((GuardSettings, 40), (Verdict, 35)):
         assert len(pydoc.render_doc(documented).splitlines()) < lines
     assert "retry_timeout" in dir(GuardSettings)
+
+
+@pytest.mark.parametrize("given", [60, {"retry_timeout": 60}, {}, "retry_timeout=60"])
+def test_what_is_no_settings_is_refused_with_what_would_be_right(given: Any) -> None:
+    said = (
+        rf"settings: must be .* type {type(given).__name__}; .* GuardSettings\(retry_timeout=60\)"
+    )
+    with pytest.raises(InvalidSettingsError, match=said):
+        install_guard(given)
+    with pytest.raises(InvalidSettingsError, match=said):
+        wait_until_routable("https://gateway.test", settings=given)
 
 
 def test_settings_are_given_once() -> None:

@@ -506,6 +506,19 @@ def misspelt_variables() -> Iterator[tuple[str, str | None]]:
             yield name, near[0]
 
 
+def check_type(settings: GuardSettings) -> None:
+    """Refuse what is given in the place of settings: a bare number, or a dictionary.
+
+    Raises:
+        InvalidSettingsError: It is no `GuardSettings`.
+    """
+    if not isinstance(settings, GuardSettings):
+        raise InvalidSettingsError(
+            f"settings: must be a GuardSettings, and is of type {type(settings).__name__}; give "
+            "settings by name, such as GuardSettings(retry_timeout=60)"
+        )
+
+
 def check_variables(settings: GuardSettings) -> None:
     """Log each variable that looks like a setting and is none, once.
 

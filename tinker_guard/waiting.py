@@ -17,7 +17,7 @@ from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.route import patterns_of, suggest_pattern
-from tinker_guard.settings import GuardSettings, check_variables, variable
+from tinker_guard.settings import GuardSettings, check_type, check_variables, variable
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.renewable import RenewableTransport
@@ -117,7 +117,9 @@ async def until_routable(
     new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
 ) -> Readiness:
     """Wait on an event loop of your own; see `wait_until_routable`."""
-    settings = settings or GuardSettings()
+    if settings is None:
+        settings = GuardSettings()
+    check_type(settings)
     check_variables(settings)
     try:
         base_url = httpx.URL(f"{url}/")
