@@ -385,6 +385,19 @@ def test_what_is_no_url_is_called_so(url: str) -> None:
     )
 
 
+def test_a_port_that_cannot_be_is_refused() -> None:
+    ended = invoke("wait", BASE.replace("gateway.test", "gateway.test:99999"))
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == "tinker-guard wait: this URL must have a port from 1 to 65535\n"
+
+
+@pytest.mark.parametrize("key", ["SECRET\n", "SECR\u00c9T", " SECRET", "SECRET\x00"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(ValueError, match=r"^no header can carry this API key: ") as raised:
+        wait_until_routable(BASE, api_key=key)
+    assert "SECR" not in str(raised.value)
+
+
 def test_how_it_ended_reads() -> None:
     assert [str(end).partition(":")[0] for end in Readiness] == [
         *("Ready", "Timed out", "Gone", "Not verifiable")

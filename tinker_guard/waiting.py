@@ -127,6 +127,13 @@ async def until_routable(
         raise ValueError("this is no URL") from None
     if base_url.scheme not in ("http", "https") or not base_url.host:
         raise ValueError("this is no URL with http:// or https:// and a host")
+    if base_url.port is not None and not 0 < base_url.port < 65536:
+        raise ValueError("this URL must have a port from 1 to 65535")
+    if api_key is not None and not can_be_sent(api_key):
+        raise ValueError(
+            "no header can carry this API key: look for a line break or a space at its end, or a "
+            "character that is not ASCII"
+        )
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
     state = RouteTable().find(base_url, patterns_of(settings.routes))
     if state is None:
@@ -187,6 +194,11 @@ async def until_routable(
             return Readiness.TIMED_OUT
         case _:
             assert_never(end)
+
+
+def can_be_sent(key: str) -> bool:
+    """Whether a header can carry a key."""
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str | None:
