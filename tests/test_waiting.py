@@ -385,6 +385,24 @@ def test_what_is_no_url_is_called_so(url: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bypassed", "said"),
+    [
+        ("", "nothing listens at the proxy for localhost:9."),
+        ("localhost", "nothing listens at localhost:9."),
+    ],
+)
+def test_a_proxy_that_is_not_there_is_told_from_the_gateway(
+    bypassed: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, bypassed)
+    url = "http://localhost:9/training/v1/rlorTrainerJobs/acc/job-1"
+    assert wait_until_routable(url, timeout=0.1) is Readiness.UNVERIFIABLE
+    assert caplog.messages[0].endswith(said)
+
+
 def test_a_port_that_cannot_be_is_refused() -> None:
     ended = invoke("wait", BASE.replace("gateway.test", "gateway.test:99999"))
     assert (ended.exit_code, ended.stdout) == (2, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -174,7 +175,8 @@ async def until_routable(
                 may_send=False,
                 settle=settle,
             )
-            obstacle = _obstacle(end, guarded, base_url)
+            is_proxied = new_transport is None and _is_proxied(base_url)
+            obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
             if obstacle is None:
                 break
             guarded.log_waiting(None, deadline, obstacle=obstacle)
@@ -201,7 +203,16 @@ def can_be_sent(key: str) -> bool:
     return key.isascii() and key.isprintable() and key == key.strip()
 
 
-def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str | None:
+def _is_proxied(url: httpx.URL) -> bool:
+    """Whether the environment names a proxy for a URL."""
+    proxies = urllib.request.getproxies()
+    has_proxy = url.scheme in proxies or "all" in proxies
+    return has_proxy and not urllib.request.proxy_bypass(url.host)
+
+
+def _obstacle(
+    end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL, *, is_proxied: bool
+) -> str | None:
     """What may pass by waiting, where nothing could be found out; None where that may not help."""
     if not isinstance(end, Inconclusive):
         return None
@@ -214,24 +225,27 @@ def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str |
         return "the control plane cannot be reached" if is_down else None
     place = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
     if end.failed.failure is not None:
-        return _reason(end.failed.failure, url.host, place)
+        return _reason(end.failed.failure, url.host, place, is_proxied=is_proxied)
     status = end.failed.status_code
     is_passing = status is not None and (status >= 500 or status == 429)
     return f"{place} answers {status}" if is_passing else None
 
 
-def _reason(failure: Failure, host: str, place: str) -> str:
+def _reason(failure: Failure, host: str, place: str, *, is_proxied: bool) -> str:
+    # A proxy is what is looked up and connected to; TLS is spoken with the gateway behind it.
+    through = " through the proxy" if is_proxied else ""
     match failure.kind:
         case "unknown_name":
-            return f"the name {host} is not known (DNS)"
+            name = f"of the proxy for {host}" if is_proxied else host
+            return f"the name {name} is not known (DNS)"
         case "tls":
             return f"TLS with {place} fails ({failure.error_type})"
         case "refused":
-            return f"nothing listens at {place}"
+            return f"nothing listens at {'the proxy for ' if is_proxied else ''}{place}"
         case "late":
-            return f"{place} does not answer in time"
+            return f"{place} does not answer in time{through}"
         case "other":
-            return f"{place} cannot be reached ({failure.error_type})"
+            return f"{place} cannot be reached{through} ({failure.error_type})"
         case _:
             assert_never(failure.kind)
 
