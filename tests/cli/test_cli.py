@@ -141,7 +141,10 @@ def test_a_bare_install_has_these(arguments: list[str], code: int, says: str) ->
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["wiat", BASE_URL], "tinker-guard: error: there is no command 'wiat'; did you mean wait?"),
+        (
+            ["docter", BASE_URL],
+            "tinker-guard: error: there is no command 'docter'; did you mean doctor?",
+        ),
         (["--doctor"], "tinker-guard: error: there is no command '--doctor'; did you mean doctor?"),
         (
             ["wait", BASE_URL, "--timout", "3"],
