@@ -110,5 +110,5 @@ clean:
 $(NOX):
 	@echo "Making the task runner's environment, $(RUNNER) ..."
 	@$(PYTHON) -m venv --clear $(RUNNER)
-	@$(RUNNER)/bin/python -m pip install --quiet --disable-pip-version-check 'nox>=2025.5.1'
+	@$(RUNNER)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check 'nox>=2025.5.1'
 	@touch $@

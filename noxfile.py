@@ -35,7 +35,7 @@ def install(
     *groups: str,
     extras: str = "",
     also: tuple[str, ...] = (),
-    loud: bool = False,
+    is_awaited: bool = False,
 ) -> None:
     """Install this checkout and dependency groups, unless the environment has just that.
 
@@ -44,7 +44,8 @@ def install(
         groups: Dependency groups of pyproject.toml.
         extras: Extras of the package, with commas; "-" leaves the package out.
         also: Further requirements.
-        loud: Whether pip shows its progress.
+        is_awaited: Whether somebody watches: pip shows its progress, and compiles no module, which
+            takes half of its time (transformers alone has thousands, and the demo imports none).
     """
     project = nox.project.load_toml(ROOT / "pyproject.toml")
     wanted = [*nox.project.dependency_groups(project, *groups), *also]
@@ -55,7 +56,7 @@ def install(
     stamp = Path(session.virtualenv.location) / "installed"
     if not stamp.exists() or stamp.read_text() != state:
         stamp.unlink(missing_ok=True)
-        session.install(*wanted, silent=not loud)
+        session.install(*(["--no-compile"] if is_awaited else []), *wanted, silent=not is_awaited)
         stamp.write_text(state)
 
 
@@ -155,7 +156,7 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def demo(session: nox.Session) -> None:
     """See the guard at work."""
-    install(session, "sdk", extras="demo", loud=True)
+    install(session, "sdk", extras="demo", is_awaited=True)
     session.run("tinker-guard", "demo", *session.posargs)
 
 

@@ -48,7 +48,7 @@ class _Lines(logging.Handler):
 
 
 def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, 100, subsequent_indent=" " * 10, break_on_hyphens=False)
+    return textwrap.wrap(line, 84, subsequent_indent=" " * 10, break_on_hyphens=False)
 
 
 async def _train(lines: list[str]) -> None:

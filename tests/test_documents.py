@@ -96,7 +96,7 @@ class MyControlPlane:
 
 
 SUPPLIED: Final = {
-    **{name: getattr(tinker_guard, name) for name in tinker_guard.__all__},
+    **{name: getattr(tinker_guard, name) for name in dir(tinker_guard)},
     "httpx": httpx,
     "logging": __import__("logging"),
     "my_cluster": Cluster(),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pydoc
 import re
+import subprocess
+import sys
+
+import pytest
 
 import tinker_guard
 from tinker_guard import GuardSettings
@@ -12,9 +16,25 @@ from tinker_guard import GuardSettings
 def test_the_first_page_names_all_that_is_public() -> None:
     description = tinker_guard.__doc__ or ""
     named = set(re.findall(r"\w+", description))
-    assert set(tinker_guard.__all__) - {"__version__"} <= named
+    assert set(dir(tinker_guard)) - {"__version__"} <= named
     assert len(description.splitlines()) <= 40
     assert max(map(len, description.splitlines())) <= 100
+
+
+LACKING = "import sys; sys.modules |= dict.fromkeys(['numpy', 'opentelemetry.instrumentation'])"
+
+
+@pytest.mark.parametrize("first", ["", LACKING], ids=["with extras", "without extras"])
+def test_help_is_a_page(first: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{first}\nimport tinker_guard; help(tinker_guard)"],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert (tinker_guard.__doc__ or "").splitlines()[-1] in shown
+    assert len(shown.splitlines()) < 80
 
 
 def test_help_shows_the_settings_and_not_what_they_are_made_with() -> None:

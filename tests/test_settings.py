@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 
-from tinker_guard import GuardSettings, InvalidSettingsError, Verdict, install_guard
+from tinker_guard import (
+    GuardSettings,
+    InvalidSettingsError,
+    Verdict,
+    install_guard,
+    wait_until_routable,
+)
 from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
 
 if TYPE_CHECKING:
@@ -112,6 +118,17 @@ def test_help_is_short() -> None:
     assert "retry_timeout" in dir(GuardSettings)
 
 
+@pytest.mark.parametrize("given", [60, {"retry_timeout": 60}, {}, "retry_timeout=60"])
+def test_what_is_no_settings_is_refused_with_what_would_be_right(given: Any) -> None:
+    said = (
+        rf"settings: must be .* type {type(given).__name__}; .* GuardSettings\(retry_timeout=60\)"
+    )
+    with pytest.raises(InvalidSettingsError, match=said):
+        install_guard(given)
+    with pytest.raises(InvalidSettingsError, match=said):
+        wait_until_routable("https://gateway.test", settings=given)
+
+
 def test_settings_are_given_once() -> None:
     with pytest.raises(InvalidSettingsError, match="either settings or retry_timeout, not both"):
         install_guard(GuardSettings(), retry_timeout=5)
@@ -133,7 +150,7 @@ def test_a_misspelt_variable_is_known_by_the_right_one(
     monkeypatch.setenv("TINKER_BASE_URL", "https://tinker.test")
     monkeypatch.setenv("TINKER_GUARD_INHERITED", "{}")
     monkeypatch.setenv(name, "3")
-    assert list(misspelt_variables("TINKER_GUARD_INHERITED")) == [(name, meant)]
+    assert list(misspelt_variables()) == [(name, meant)]
 
 
 def test_strict_guards() -> None:

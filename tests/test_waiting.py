@@ -203,7 +203,7 @@ async def test_it_leaves_no_knowledge_behind() -> None:
     assert not state.is_warm
 
 
-@pytest.mark.parametrize("url", ["https://tinker.test/services", "nonsense"])
+@pytest.mark.parametrize("url", ["https://tinker.test/services", "http://localhost:8000"])
 def test_a_url_on_no_trainer_route_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"no trainer route; it should look like https://HOST/tr"):
         wait_until_routable(url)
@@ -339,6 +339,81 @@ def test_the_command_says_what_settling_is() -> None:
     assert "(default: 30)" in said
     assert SETTLE_SECONDS == 30.0
     assert invoke("wait", BASE, "--settle", "-1").exit_code == 2
+
+
+@pytest.mark.parametrize("variables", [{}, {"TINKER_GUARD_WARMUP_TIMEOUT": "600"}])
+def test_the_command_waits_as_long_as_a_run_would(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[object] = []
+
+    def wait(_: str, **options: object) -> Readiness:
+        waited.append(options["timeout"])
+        return Readiness.READY
+
+    monkeypatch.setattr(command, "wait_until_routable", wait)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert invoke("wait", BASE).exit_code == 0
+    assert waited == [600.0 if variables else 120.0]
+
+
+@pytest.mark.meets_fault
+def test_a_misspelt_variable_is_named_by_a_wait_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "TINKER_GUARD_WARMUP_TIMOUT is no setting; did you mean TINKER_GUARD_WARMUP_TIMEOUT?"
+    monkeypatch.setenv("TINKER_GUARD_WARMUP_TIMOUT", "600")
+    with pytest.raises(ValueError, match="no trainer route"):
+        wait_until_routable("https://gateway.test")
+    assert caplog.messages == [said]
+    monkeypatch.setenv("TINKER_GUARD_STRICT", "true")
+    ended = invoke("wait", BASE)
+    assert ended == (
+        2,
+        "",
+        f"tinker-guard wait: strict is set, but:\n  {said}\n",
+    )
+
+
+@pytest.mark.parametrize("url", ["gateway.test/training", "notaurl", "", "ftp://h/", "https://"])
+def test_what_is_no_url_is_called_so(url: str) -> None:
+    ended = invoke("wait", url)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "tinker-guard wait: this is no URL with http:// or https:// and a host\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bypassed", "said"),
+    [
+        ("", "nothing listens at the proxy for localhost:9."),
+        ("localhost", "nothing listens at localhost:9."),
+    ],
+)
+def test_a_proxy_that_is_not_there_is_told_from_the_gateway(
+    bypassed: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, bypassed)
+    url = "http://localhost:9/training/v1/rlorTrainerJobs/acc/job-1"
+    assert wait_until_routable(url, timeout=0.1) is Readiness.UNVERIFIABLE
+    assert caplog.messages[0].endswith(said)
+
+
+def test_a_port_that_cannot_be_is_refused() -> None:
+    ended = invoke("wait", BASE.replace("gateway.test", "gateway.test:99999"))
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == "tinker-guard wait: this URL must have a port from 1 to 65535\n"
+
+
+@pytest.mark.parametrize("key", ["SECRET\n", "SECR\u00c9T", " SECRET", "SECRET\x00"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(ValueError, match=r"^no header can carry this API key: ") as raised:
+        wait_until_routable(BASE, api_key=key)
+    assert "SECR" not in str(raised.value)
 
 
 def test_how_it_ended_reads() -> None:

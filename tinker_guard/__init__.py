@@ -32,77 +32,47 @@ In tests of your own (extra: demo):
     Fault, Race, LostReply, JobStop         what goes wrong there; FAULTS, SAMPLING_FAULTS by name
     Exchange, Applied, Sampled              what the gateway answered, what the trainer did
 
-In a shell: tinker-guard --help. The rest of this page is all of these in detail.
+Each in detail: help(tinker_guard.install_guard), and so on. In a shell: tinker-guard --help.
 """
 
 __version__ = "0.1.0"
 
 # Names are looked up when they are used: `tinker-guard run` imports this package into every Python
 # process, and those that never use an SDK shall not pay for httpx and pydantic.
+# Type checkers take an alias of the same name for public (PEP 484). An `__all__` would say it too,
+# but `help(tinker_guard)` prints what it names with all inherited members: 2,000 lines.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tinker_guard.control_plane.protocol import (
-        ControlPlane,
-        ControlPlaneError,
-        RouteControlPlane,
-    )
-    from tinker_guard.export.lifecycle import start_export
-    from tinker_guard.gateway import (
-        FAULTS,
-        SAMPLING_FAULTS,
-        Applied,
-        Exchange,
-        Fault,
-        JobStop,
-        LocalGateway,
-        LostReply,
-        Race,
-        Sampled,
-    )
-    from tinker_guard.hooks import install_guard, status, uninstall_guard
-    from tinker_guard.install.installation import AlreadyInstalledError, UnguardedError
-    from tinker_guard.install.instrumentor import TinkerGuardInstrumentor
-    from tinker_guard.install.sdks import UnsupportedSdkError
-    from tinker_guard.install.status import GuardStatus
-    from tinker_guard.policy.judgement import Verdict
-    from tinker_guard.settings import GuardSettings, InvalidSettingsError
-    from tinker_guard.sync_transport import SyncGuardTransport
-    from tinker_guard.transport import GuardTransport
-    from tinker_guard.waiting import Readiness, until_routable, wait_until_routable
-
-__all__ = [
-    "FAULTS",
-    "SAMPLING_FAULTS",
-    "AlreadyInstalledError",
-    "Applied",
-    "ControlPlane",
-    "ControlPlaneError",
-    "Exchange",
-    "Fault",
-    "GuardSettings",
-    "GuardStatus",
-    "GuardTransport",
-    "InvalidSettingsError",
-    "JobStop",
-    "LocalGateway",
-    "LostReply",
-    "Race",
-    "Readiness",
-    "RouteControlPlane",
-    "Sampled",
-    "SyncGuardTransport",
-    "TinkerGuardInstrumentor",
-    "UnguardedError",
-    "UnsupportedSdkError",
-    "Verdict",
-    "__version__",
-    "install_guard",
-    "start_export",
-    "status",
-    "uninstall_guard",
-    "until_routable",
-    "wait_until_routable",
-]
+    from tinker_guard.control_plane.protocol import ControlPlane as ControlPlane
+    from tinker_guard.control_plane.protocol import ControlPlaneError as ControlPlaneError
+    from tinker_guard.control_plane.protocol import RouteControlPlane as RouteControlPlane
+    from tinker_guard.export.lifecycle import start_export as start_export
+    from tinker_guard.gateway import FAULTS as FAULTS
+    from tinker_guard.gateway import SAMPLING_FAULTS as SAMPLING_FAULTS
+    from tinker_guard.gateway import Applied as Applied
+    from tinker_guard.gateway import Exchange as Exchange
+    from tinker_guard.gateway import Fault as Fault
+    from tinker_guard.gateway import JobStop as JobStop
+    from tinker_guard.gateway import LocalGateway as LocalGateway
+    from tinker_guard.gateway import LostReply as LostReply
+    from tinker_guard.gateway import Race as Race
+    from tinker_guard.gateway import Sampled as Sampled
+    from tinker_guard.hooks import install_guard as install_guard
+    from tinker_guard.hooks import status as status
+    from tinker_guard.hooks import uninstall_guard as uninstall_guard
+    from tinker_guard.install.installation import AlreadyInstalledError as AlreadyInstalledError
+    from tinker_guard.install.installation import UnguardedError as UnguardedError
+    from tinker_guard.install.instrumentor import TinkerGuardInstrumentor as TinkerGuardInstrumentor
+    from tinker_guard.install.sdks import UnsupportedSdkError as UnsupportedSdkError
+    from tinker_guard.install.status import GuardStatus as GuardStatus
+    from tinker_guard.policy.judgement import Verdict as Verdict
+    from tinker_guard.settings import GuardSettings as GuardSettings
+    from tinker_guard.settings import InvalidSettingsError as InvalidSettingsError
+    from tinker_guard.sync_transport import SyncGuardTransport as SyncGuardTransport
+    from tinker_guard.transport import GuardTransport as GuardTransport
+    from tinker_guard.waiting import Readiness as Readiness
+    from tinker_guard.waiting import until_routable as until_routable
+    from tinker_guard.waiting import wait_until_routable as wait_until_routable
 
 _MODULE_OF = {
     "FAULTS": "gateway",
@@ -137,8 +107,11 @@ _MODULE_OF = {
     "wait_until_routable": "waiting",
 }
 
-# What needs an extra, by the module that holds it.
-_EXTRA_OF = {"gateway": "demo", "install.instrumentor": "instrument"}
+# What needs an extra, by the module that holds it: the extra, and the modules that it brings.
+_EXTRA_OF = {
+    "gateway": ("demo", ("numpy", "uvicorn")),
+    "install.instrumentor": ("instrument", ("opentelemetry.instrumentation",)),
+}
 
 
 def __getattr__(name: str) -> object:
@@ -151,11 +124,18 @@ def __getattr__(name: str) -> object:
         value: object = getattr(import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
         if module in _EXTRA_OF:
-            error.add_note(f"{name} needs: pip install 'tinker-guard[{_EXTRA_OF[module]}]'")
+            extra, _ = _EXTRA_OF[module]
+            error.add_note(f"{name} needs: pip install 'tinker-guard[{extra}]'")
         raise
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is public, without that whose extra is not installed: `help()` looks each name up."""
+    from importlib.util import find_spec
+
+    lacking = {
+        module for module, (_, brought) in _EXTRA_OF.items() if not all(map(find_spec, brought))
+    }
+    return [*(name for name, module in _MODULE_OF.items() if module not in lacking), "__version__"]

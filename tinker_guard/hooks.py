@@ -10,6 +10,7 @@ from tinker_guard.settings import (
     InvalidSettingsError,
     PlainSettingValues,
     SettingValues,
+    check_type,
 )
 
 if TYPE_CHECKING:
@@ -45,35 +46,35 @@ def install_guard(
         replace: Whether to put these settings in the place of other ones.
         **values: Settings, by name; times are in seconds.
 
-            enabled: False installs nothing (default: True).
-            strict: True stops what would run unguarded (False).
-            child_processes: Whether Python processes that this one starts guard too (True).
-            routes: Patterns of base URLs that are guarded beside Fireworks' trainer jobs, such as
-                `http://head:8000` or `https://trainers.example.com/{_tenant}/{job}` (none).
-            deployments: False leaves hot-loads of Fireworks' deployments alone (True).
-            warmup_successes: Probes in a row that open a new route; 0 is no warmup (3).
-            warmup_timeout: How long a request waits for a new route (120).
-            warmup_probe_path: Path that is probed (/api/v1/get_server_capabilities).
-            unreached_timeout: How long a request waits for the first sign of a trainer on a route
-                without a control plane (10).
-            probe_timeout: How long one probe may take (5).
-            retry_timeout: How long a request waits after a 404 on a route that worked (30).
-            backoff_initial, backoff_max: First and longest wait between two resends (0.1, 3).
-            trainer_404: What your server's own 404 looks like, such as `{"members": {"kind":
-                "not_found", "reason": "{text}"}}`, or a list of such (none).
-            control_plane_url: Where to ask for a job's state (the route's own origin).
-            control_plane_object: What to ask about: `NAMESPACE/KIND/NAME` of Kubernetes, the
-                application of Ray Serve (None).
-            control_plane_state, control_plane_running, control_plane_stopped: For `http`, where the
-                state stands in the answer, and which states run and are stopped (state, running,
-                and Fireworks' states).
-            control_plane_timeout: How long one question may take (5).
-            control_plane_api_key: Key for that URL (the one that the request carries).
-            verdict_ttl: How long one answer serves every request of a route (1).
-            trace: Which requests have spans: all, work, eventful or off (work).
-            metrics_by_job: Whether metrics carry account and job (False).
-            export: Where spans go if the program has set up no OpenTelemetry: console, otlp or
-                jsonl:PATH (None).
+            - `enabled`: False installs nothing (default: True).
+            - `strict`: True stops what would run unguarded (False).
+            - `child_processes`: Whether Python processes that this one starts guard too (True).
+            - `routes`: Patterns of base URLs that are guarded beside Fireworks' trainer jobs, such
+              as `http://head:8000` or `https://trainers.example.com/{_tenant}/{job}` (none).
+            - `deployments`: False leaves hot-loads of Fireworks' deployments alone (True).
+            - `warmup_successes`: Probes in a row that open a new route; 0 is no warmup (3).
+            - `warmup_timeout`: How long a request waits for a new route (120).
+            - `warmup_probe_path`: Path that is probed (/api/v1/get_server_capabilities).
+            - `unreached_timeout`: How long a request waits for the first sign of a trainer on a
+              route without a control plane (10).
+            - `probe_timeout`: How long one probe may take (5).
+            - `retry_timeout`: How long a request waits after a 404 on a route that worked (30).
+            - `backoff_initial`, `backoff_max`: First and longest wait between two resends (0.1, 3).
+            - `trainer_404`: What your server's own 404 looks like, such as `{"members": {"kind":
+              "not_found", "reason": "{text}"}}`, or a list of such (none).
+            - `control_plane_url`: Where to ask for a job's state (the route's own origin).
+            - `control_plane_object`: What to ask about: `NAMESPACE/KIND/NAME` of Kubernetes, the
+              application of Ray Serve (None).
+            - `control_plane_state`, `control_plane_running`, `control_plane_stopped`: For `http`,
+              where the state stands in the answer, and which states run and are stopped (state,
+              running, and Fireworks' states).
+            - `control_plane_timeout`: How long one question may take (5).
+            - `control_plane_api_key`: Key for that URL (the one that the request carries).
+            - `verdict_ttl`: How long one answer serves every request of a route (1).
+            - `trace`: Which requests have spans: all, work, eventful or off (work).
+            - `metrics_by_job`: Whether metrics carry account and job (False).
+            - `export`: Where spans go if the program has set up no OpenTelemetry: console, otlp or
+              jsonl:PATH (None).
 
     Raises:
         InvalidSettingsError: A setting or a `TINKER_GUARD_*` variable has a value that cannot
@@ -86,11 +87,13 @@ def install_guard(
     if isinstance(control_plane, str):
         named["control_plane"] = control_plane
         control_plane = None
-    if settings is not None and named:
-        raise InvalidSettingsError(
-            f"give either settings or {', '.join(named)}, not both; "
-            "GuardSettings(...) takes the same names."
-        )
+    if settings is not None:
+        check_type(settings)
+        if named:
+            raise InvalidSettingsError(
+                f"give either settings or {', '.join(named)}, not both; "
+                "GuardSettings(...) takes the same names."
+            )
     given = GuardSettings(**named) if named else settings
     installation.install(given, control_plane, replace=replace, is_automatic=False)
 

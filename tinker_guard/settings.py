@@ -41,6 +41,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tinker_guard import faults
 from tinker_guard.policy.not_found_shapes import parse_shape
 from tinker_guard.policy.route import FIREWORKS, parse_pattern
 from tinker_guard.policy.template import names_in
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "TINKER_GUARD_"
 _KEY: Final = "control_plane_api_key"
+_INHERITED: Final = f"{_PREFIX}INHERITED"
+"""The guard's own variable for child processes, which is no setting."""
 _LOST: Final = "is_control_plane_key_lost"
 """Member of the JSON for child processes that says that a key was left out."""
 
@@ -504,11 +507,8 @@ _LIKENESS: Final = 0.9
 """How alike a variable of another prefix must be to one of ours to be called a misspelt one."""
 
 
-def misspelt_variables(*others: str) -> Iterator[tuple[str, str | None]]:
+def misspelt_variables() -> Iterator[tuple[str, str | None]]:
     """Variables of the environment that look like a setting and are none, each with the right one.
-
-    Args:
-        others: Further variables that are the guard's.
 
     Yields:
         The variable's name, and that of the setting that it resembles most; None if it resembles
@@ -517,7 +517,7 @@ def misspelt_variables(*others: str) -> Iterator[tuple[str, str | None]]:
     known = [variable(name) for name in GuardSettings.model_fields]
     for name in sorted(os.environ):
         upper = name.upper()
-        if upper in known or upper in others:
+        if upper in known or upper == _INHERITED:
             continue
         if upper.startswith(_PREFIX):
             # Without the prefix, which they all share.
@@ -525,3 +525,34 @@ def misspelt_variables(*others: str) -> Iterator[tuple[str, str | None]]:
             yield name, variable(near[0]) if near else None
         elif near := get_close_matches(upper, known, n=1, cutoff=_LIKENESS):
             yield name, near[0]
+
+
+def check_type(settings: GuardSettings) -> None:
+    """Refuse what is given in the place of settings: a bare number, or a dictionary.
+
+    Raises:
+        InvalidSettingsError: It is no `GuardSettings`.
+    """
+    if not isinstance(settings, GuardSettings):
+        raise InvalidSettingsError(
+            f"settings: must be a GuardSettings, and is of type {type(settings).__name__}; give "
+            "settings by name, such as GuardSettings(retry_timeout=60)"
+        )
+
+
+def check_variables(settings: GuardSettings) -> None:
+    """Log each variable that looks like a setting and is none, once.
+
+    Raises:
+        InvalidSettingsError: There is one, and `strict` is set.
+    """
+    problems = {
+        name: f"{name} is no setting" + (f"; did you mean {meant}?" if meant else ".")
+        for name, meant in misspelt_variables()
+    }
+    if problems and settings.strict:
+        raise InvalidSettingsError("\n  ".join(["strict is set, but:", *problems.values()]))
+    for name, problem in problems.items():
+        if name not in faults.already_logged:
+            faults.already_logged.add(name)
+            faults.logger.warning("%s", problem)

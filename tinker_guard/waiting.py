@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.request
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -17,7 +18,7 @@ from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.route import patterns_of, suggest_pattern
-from tinker_guard.settings import GuardSettings, variable
+from tinker_guard.settings import GuardSettings, check_type, check_variables, variable
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.renewable import RenewableTransport
@@ -117,11 +118,23 @@ async def until_routable(
     new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
 ) -> Readiness:
     """Wait on an event loop of your own; see `wait_until_routable`."""
-    settings = settings or GuardSettings()
+    if settings is None:
+        settings = GuardSettings()
+    check_type(settings)
+    check_variables(settings)
     try:
         base_url = httpx.URL(f"{url}/")
     except (httpx.InvalidURL, ValueError):
         raise ValueError("this is no URL") from None
+    if base_url.scheme not in ("http", "https") or not base_url.host:
+        raise ValueError("this is no URL with http:// or https:// and a host")
+    if base_url.port is not None and not 0 < base_url.port < 65536:
+        raise ValueError("this URL must have a port from 1 to 65535")
+    if api_key is not None and not can_be_sent(api_key):
+        raise ValueError(
+            "no header can carry this API key: look for a line break or a space at its end, or a "
+            "character that is not ASCII"
+        )
     # A table of its own: nothing of this is to be taken for a guarded run's knowledge.
     state = RouteTable().find(base_url, patterns_of(settings.routes))
     if state is None:
@@ -162,7 +175,8 @@ async def until_routable(
                 may_send=False,
                 settle=settle,
             )
-            obstacle = _obstacle(end, guarded, base_url)
+            is_proxied = new_transport is None and _is_proxied(base_url)
+            obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
             if obstacle is None:
                 break
             guarded.log_waiting(None, deadline, obstacle=obstacle)
@@ -184,7 +198,21 @@ async def until_routable(
             assert_never(end)
 
 
-def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str | None:
+def can_be_sent(key: str) -> bool:
+    """Whether a header can carry a key."""
+    return key.isascii() and key.isprintable() and key == key.strip()
+
+
+def _is_proxied(url: httpx.URL) -> bool:
+    """Whether the environment names a proxy for a URL."""
+    proxies = urllib.request.getproxies()
+    has_proxy = url.scheme in proxies or "all" in proxies
+    return has_proxy and not urllib.request.proxy_bypass(url.host)
+
+
+def _obstacle(
+    end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL, *, is_proxied: bool
+) -> str | None:
     """What may pass by waiting, where nothing could be found out; None where that may not help."""
     if not isinstance(end, Inconclusive):
         return None
@@ -197,24 +225,27 @@ def _obstacle(end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL) -> str |
         return "the control plane cannot be reached" if is_down else None
     place = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
     if end.failed.failure is not None:
-        return _reason(end.failed.failure, url.host, place)
+        return _reason(end.failed.failure, url.host, place, is_proxied=is_proxied)
     status = end.failed.status_code
     is_passing = status is not None and (status >= 500 or status == 429)
     return f"{place} answers {status}" if is_passing else None
 
 
-def _reason(failure: Failure, host: str, place: str) -> str:
+def _reason(failure: Failure, host: str, place: str, *, is_proxied: bool) -> str:
+    # A proxy is what is looked up and connected to; TLS is spoken with the gateway behind it.
+    through = " through the proxy" if is_proxied else ""
     match failure.kind:
         case "unknown_name":
-            return f"the name {host} is not known (DNS)"
+            name = f"of the proxy for {host}" if is_proxied else host
+            return f"the name {name} is not known (DNS)"
         case "tls":
             return f"TLS with {place} fails ({failure.error_type})"
         case "refused":
-            return f"nothing listens at {place}"
+            return f"nothing listens at {'the proxy for ' if is_proxied else ''}{place}"
         case "late":
-            return f"{place} does not answer in time"
+            return f"{place} does not answer in time{through}"
         case "other":
-            return f"{place} cannot be reached ({failure.error_type})"
+            return f"{place} cannot be reached{through} ({failure.error_type})"
         case _:
             assert_never(failure.kind)
 

@@ -20,7 +20,7 @@ import pytest
 from testkit.cli import invoke as invoke_in_process
 from testkit.otlp import backend
 from tinker_guard import __version__
-from tinker_guard.cli.app import COMMANDS
+from tinker_guard.cli.app import COMMANDS, NAMES
 from tinker_guard.cli.demo import commands, judge, screen, spans
 from tinker_guard.cli.demo.run import Run
 from tinker_guard.cli.demo.serve import line_of
@@ -29,6 +29,7 @@ from tinker_guard.gateway import FAULTS, SAMPLING_FAULTS, Exchange, Fault, Local
 if TYPE_CHECKING:
     from pathlib import Path
 
+BASE_URL = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1"
 LOSSES = (4.158883083359672, 3.966264687323382, 3.77521673198419)
 HEALTHY = Run(losses=LOSSES, seconds=0.3, applied=(1, 2, 3, 4, 5, 6))
 RECOVERED = replace(HEALTHY, resends=2, questions=1, verdicts=Counter(routing_race=2))
@@ -137,6 +138,40 @@ def test_a_bare_install_has_these(arguments: list[str], code: int, says: str) ->
     assert says in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["docter", BASE_URL],
+            "tinker-guard: error: there is no command 'docter'; did you mean doctor?",
+        ),
+        (["--doctor"], "tinker-guard: error: there is no command '--doctor'; did you mean doctor?"),
+        (
+            ["wait", BASE_URL, "--timout", "3"],
+            "[--timeout SECONDS] [--settle SECONDS] [--quiet] [--json] URL "
+            "tinker-guard wait: error: unrecognized arguments: --timout 3",
+        ),
+        (
+            ["--strict", "run", "python"],
+            "COMMAND ... tinker-guard: error: unrecognized arguments: --strict",
+        ),
+    ],
+)
+def test_a_mistyped_word_is_refused_with_what_would_be_right(
+    arguments: list[str], says: str
+) -> None:
+    exit_code, text = invoke(*arguments)
+    assert exit_code == 2
+    assert text.endswith(says)
+
+
+@pytest.mark.parametrize("name", ["", *NAMES])
+def test_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = invoke_in_process(*filter(None, [name]), "--help")
+    assert max(map(len, ended.stdout.splitlines())) <= 80
+
+
 def test_help_imports_next_to_nothing() -> None:
     """It is there in under 0.3 s: three times what Python takes by itself, not thirty."""
     code = (
@@ -230,7 +265,7 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> No
         (("wait", "https://tinker.test", "--timeout", "soon"), "'soon' is no number of seconds"),
         (("wait", "https://tinker.test", "--timeout", "0"), "must be at least 0.1"),
         (("wait", "https://tinker.test", "--settle", "inf"), "must be at least 0"),
-        (("docter",), "invalid choice: 'docter'"),
+        (("trane",), "invalid choice: 'trane'"),
     ],
 )
 def test_a_wrong_option_is_refused_before_anything_runs(

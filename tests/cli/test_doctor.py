@@ -164,6 +164,16 @@ def test_control_planes_that_are_not_asked_over_http(
     assert found.status is (Status.SKIPPED if kind == "none" else Status.PROBLEM)
 
 
+@pytest.mark.parametrize("key", ["tml-SECRET\n", "tml-SECR\u00c9T"])
+def test_a_key_that_cannot_be_sent_is_named_and_not_tried(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OWN_KEY, key)
+    found = of(check_sdk(OWN, GuardSettings()), OWN_KEY)
+    assert (found.status, found.detail) == (Status.PROBLEM, "set, but no header can carry it")
+    assert find_key() is None
+
+
 def test_a_problem_is_exit_code_1_in_text_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = Fault(job_states=((0.0, "JOB_STATE_DELETED"),))
     with sdk.Gateway(fault) as gateway:
@@ -458,6 +468,7 @@ def test_the_key_of_an_installed_sdk_comes_first(monkeypatch: pytest.MonkeyPatch
         ("api.test/training", Status.PROBLEM, "no URL with http"),
         ("https://", Status.PROBLEM, "no URL with http"),
         ("https://[", Status.PROBLEM, "no URL with http"),
+        (ROUTE.replace("api.test", "api.test:99999"), Status.PROBLEM, "a port up to 65535"),
     ],
 )
 def test_what_a_base_url_is_recognised_as(url: str | None, status: Status, says: str) -> None:

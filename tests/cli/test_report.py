@@ -736,6 +736,30 @@ def test_the_slowest_race_is_drawn(tmp_path: Path) -> None:
     ]
 
 
+def test_the_picture_has_what_another_request_of_the_race_found_out(tmp_path: Path) -> None:
+    def recovered(trace: Trace, start: float, resend: float) -> str:
+        request = trace.request(start, resend + 1, "recovered", 1, RACE)
+        trace.resend(1, resend, resend + 1, request)
+        return request
+
+    trace, other = Trace(), Trace("job-2")
+    recovered(trace, 0.0, 9.0)
+    for each, start, resend in ((trace, 0.5, 8.5), (other, 0.0, 8.0)):
+        leader = recovered(each, start, resend)
+        each.add(QUESTION, start + 0.5, start + 0.6, RACE, parent=leader)
+        for at, result in ((start + 1.5, "not_found"), (resend - 0.5, "reached")):
+            attributes = {"tinker_guard.probe.result": result}
+            each.add("probe GET", at, at + 0.1, attributes, parent=leader, has_job=False)
+    report, _ = reported(written(tmp_path, otlp_lines(trace.spans + other.spans)))
+    assert report.slowest[0].lost == 9 * SECOND
+    assert race.as_text(report.slowest[0], 51)[:4] == [
+        f"request    {'-' * 36}{'=' * 4}",
+        f"probes     {' ' * 8}x{' ' * 23}o",
+        f"questions  {' ' * 4}?",
+        f"resends    {' ' * 36}!",
+    ]
+
+
 def test_a_race_that_was_met_at_the_gate_alone_is_among_the_slowest(tmp_path: Path) -> None:
     trace = Trace()
     waited = RACE | {"tinker_guard.warmup.wait": 5.0}
@@ -966,7 +990,7 @@ def test_the_page_stands_alone(tmp_path: Path) -> None:
     assert all(element.get("role") == "img" for element in pictures)
     said = [element.get("aria-label") or "" for element in pictures]
     # What was answered meanwhile began and ended at once in these spans.
-    assert "questions over time: 0 s job_running" in said
+    assert "questions over time: 0 s job_running, 500 ms job_running" in said
     assert "races recovered of acc/job-1 over time: 3 in all, at most 2 in one bar" in said
     assert len([element for element in found if element.tag == "details"]) == 3
     drawn = sum(len(element) for element in pictures if element.get("class") == "recovered")

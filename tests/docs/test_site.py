@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
 import re
 import sys
@@ -15,6 +16,8 @@ import tinker_guard
 from tests import ROOT
 from tinker_guard import GuardSettings
 from tinker_guard.cli.app import COMMANDS
+from tinker_guard.cli.demo.run import Run
+from tinker_guard.cli.demo.screen import table_of
 from tinker_guard.policy.job import PHASES, JobPhase
 from tinker_guard.policy.judgement import Outcome, Reason, Verdict
 from tinker_guard.waiting import Readiness
@@ -147,7 +150,7 @@ def test_every_error_text_is_one_that_the_code_writes() -> None:
 def test_the_reference_names_all_that_is_public() -> None:
     text = page("api")
     named = {one.rpartition(".")[2] for one in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)}
-    assert set(tinker_guard.__all__) - {"__version__"} <= named
+    assert set(dir(tinker_guard)) - {"__version__"} == named
     assert "`tinker_guard.__version__`" in text
 
 
@@ -164,6 +167,16 @@ def script(name: str) -> Any:
         patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
     return module
+
+
+def test_the_picture_of_the_demo_is_of_this_demo() -> None:
+    run = Run(losses=(1.0,), seconds=1.0)
+    table = table_of([("no fault", run), ("no guard", run), ("guarded", run)], last_is_right=True)
+    shown = html.unescape((DOCS / "demo.svg").read_text()).replace("\xa0", " ")
+    rows = [str(cell) for cell in table.columns[0].cells]
+    assert len(rows) == 8
+    for words in (*rows, *(str(column.header) for column in table.columns), "5 of 5 losses"):
+        assert words in shown, "run `tinker-guard demo --svg docs/demo.svg`"
 
 
 def test_the_pictures_are_as_drawn() -> None:

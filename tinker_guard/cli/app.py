@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -57,6 +58,7 @@ COMMANDS: Final = {
     "completion": _Command("completion:completion", "cli", ("shtab",)),
 }
 """All commands but `run`, which becomes another program."""
+NAMES: Final = ("run", *COMMANDS)
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -75,7 +77,14 @@ def execute(arguments: Sequence[str]) -> int:
     if not arguments:
         parser.print_help()
         return USAGE_ERROR
-    parsed = parser.parse_args(arguments)
+    first = arguments[0]
+    if first not in NAMES and (near := get_close_matches(first, NAMES, n=1)):
+        parser.error(f"there is no command {first!r}; did you mean {near[0]}?")
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        # argparse by itself shows the usage of `tinker-guard`, which has none of these options.
+        of_command = parser if parsed.command == "run" else parsed.parser
+        of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.command == "run":
         # Options before `run` have been refused already.
         from tinker_guard.cli.run import run
@@ -123,13 +132,15 @@ def build_parser(*, is_brief: bool = False) -> argparse.ArgumentParser:
 
     def add(name: str, summary: str, more: str = "") -> argparse.ArgumentParser:
         extra = COMMANDS[name].extra if name in COMMANDS else ""
-        return commands.add_parser(
+        command = commands.add_parser(
             name,
             help=f"{summary} (extra: {extra})" if extra else summary,
             description=summary
             if is_brief
             else f"{summary[0].upper()}{summary[1:]}. {more}".strip(),
         )
+        command.set_defaults(parser=command)
+        return command
 
     run = add("run", "start a program with the guard in it")
     run.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -195,9 +206,8 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=_seconds(0.1),
-        default=120.0,
         metavar="SECONDS",
-        help="how long to wait at the most (default: 120)",
+        help="how long to wait at the most (default: TINKER_GUARD_WARMUP_TIMEOUT, else 120)",
     )
     parser.add_argument(
         "--settle",

@@ -14,19 +14,21 @@ from tinker_guard.install.child_env import STRICT, inject
 USAGE = """\
 Usage: tinker-guard run [--strict] [--] COMMAND [ARGUMENT]...
 
-Starts a program with the guard in it and in every Python process that it starts. Nothing else
-changes: same process, same signals, same exit code.
+Starts a program with the guard in it and in every Python process that it
+starts. Nothing else changes: same process, same signals, same exit code.
 
     tinker-guard run python train.py --steps 100
     tinker-guard run train.py
     tinker-guard run -m my_package.train
     tinker-guard run torchrun --nproc-per-node 4 train.py
 
-With --strict, what would run unguarded stops with an error instead: an SDK that the guard does not
-know its way into, a Python without tinker_guard, a setting that cannot work.
+With --strict, what would run unguarded stops with an error instead: an SDK
+that the guard does not know its way into, a Python without tinker_guard, a
+setting that cannot work.
 
-An SDK (tinker, fireworks-ai) is guarded when the program imports it, by the TINKER_GUARD_*
-variables. A program that imports none is left alone. With OpenTelemetry's launcher:
+An SDK (tinker, fireworks-ai) is guarded when the program imports it, by the
+TINKER_GUARD_* variables. A program that imports none is left alone. With
+OpenTelemetry's launcher:
 
     tinker-guard run opentelemetry-instrument python train.py
 """

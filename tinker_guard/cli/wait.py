@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tinker_guard.cli.app import USAGE_ERROR, say
 from tinker_guard.cli.terminal import Spinner
 from tinker_guard.faults import logger
+from tinker_guard.settings import GuardSettings, InvalidSettingsError
 from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 def wait(arguments: argparse.Namespace) -> int:
     """Wait until a trainer's route answers; returns the exit code."""
-    timeout, began_at = arguments.timeout, time.monotonic()
-    is_quiet = arguments.quiet
+    is_quiet, began_at = arguments.quiet, time.monotonic()
+    try:
+        timeout = arguments.timeout or GuardSettings().warmup_timeout
+    except InvalidSettingsError as error:
+        return _refuse(error)
     spinner = Spinner(
         lambda passed: f"waiting for the trainer's route, {max(timeout - passed, 0):.0f} s left",
         is_wanted=not is_quiet,
@@ -40,9 +44,7 @@ def wait(arguments: argparse.Namespace) -> int:
                 settle=arguments.settle,
             )
     except ValueError as error:
-        # Includes `InvalidSettingsError`; both messages say what is wrong and what would be right.
-        say(f"tinker-guard wait: {error}")
-        return USAGE_ERROR
+        return _refuse(error)
     finally:
         logger.removeHandler(handler)
         level, logger.propagate = before
@@ -58,6 +60,12 @@ def wait(arguments: argparse.Namespace) -> int:
     elif not is_quiet:
         sys.stdout.write(f"{readiness}\n")
     return int(readiness)
+
+
+def _refuse(error: ValueError) -> int:
+    """Print what is wrong and what would be right, which the messages of both kinds say."""
+    say(f"tinker-guard wait: {error}")
+    return USAGE_ERROR
 
 
 class _Lines(logging.Handler):

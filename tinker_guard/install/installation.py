@@ -44,7 +44,7 @@ from tinker_guard.install.sdks import (
     unguarded_requests,
 )
 from tinker_guard.install.status import GuardStatus, Place, RestStatus
-from tinker_guard.settings import GuardSettings, InvalidSettingsError, misspelt_variables
+from tinker_guard.settings import GuardSettings, check_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -418,7 +418,7 @@ def install(
         Exception: What `install_guard()` raises.
     """
     settings = given or GuardSettings()
-    _check_variables(settings)
+    check_variables(settings)
     if not for_children:
         # Child processes read the variables themselves, but may have to go without a key.
         if given is not None:
@@ -429,20 +429,6 @@ def install(
     is_done = False
     while not is_done:  # again, if another thread installs it meanwhile
         is_done = _change_installed(request) or _install_anew(request, is_wanted)
-
-
-def _check_variables(settings: GuardSettings) -> None:
-    """Log each variable that looks like a setting and is none, once; with `strict`, refuse it."""
-    problems = {
-        name: f"{name} is no setting" + (f"; did you mean {meant}?" if meant else ".")
-        for name, meant in misspelt_variables(SETTINGS)
-    }
-    if problems and settings.strict:
-        raise InvalidSettingsError("\n  ".join(["strict is set, but:", *problems.values()]))
-    for name, problem in problems.items():
-        if name not in faults.already_logged:
-            faults.already_logged.add(name)
-            faults.logger.warning("%s", problem)
 
 
 def _change_installed(request: _Request) -> bool:

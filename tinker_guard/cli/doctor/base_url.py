@@ -54,7 +54,9 @@ def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding
     parsed = parse(url)
     if parsed is None:
         yield say(
-            Status.PROBLEM, "this is no URL with http:// or https:// and a host", _like(_EXPECTED)
+            Status.PROBLEM,
+            "this is no URL with http:// or https://, a host, and a port up to 65535 if any",
+            _like(_EXPECTED),
         )
         return
     if parsed.userinfo or parsed.query or parsed.fragment:
@@ -192,13 +194,15 @@ def parse(url: str) -> httpx.URL | None:
 
 
 def parse_any(url: str) -> httpx.URL | None:
-    """Parse a URL of any scheme; None if it has no host."""
+    """Parse a URL of any scheme; None if it has no host, or a port that cannot be."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return None
     # httpx escapes characters that cannot be part of a host name.
-    return parsed if parsed.host and "%" not in parsed.host else None
+    has_host = bool(parsed.host) and "%" not in parsed.host
+    has_good_port = parsed.port is None or 0 < parsed.port < 65536
+    return parsed if has_host and has_good_port else None
 
 
 def origin(url: httpx.URL) -> str:

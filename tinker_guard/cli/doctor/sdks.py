@@ -18,6 +18,7 @@ from tinker_guard.install.clients import transports_of
 from tinker_guard.install.sdks import SDKS, UnsupportedSdkError, unguarded_requests
 from tinker_guard.sync_transport import SyncGuardTransport
 from tinker_guard.transport import GuardTransport
+from tinker_guard.waiting import can_be_sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,11 +47,12 @@ class Key(NamedTuple):
 
 
 def find_key() -> Key | None:
-    """The key that the first installed SDK would take from the environment."""
+    """The key that the first installed SDK would take from the environment, if it can be sent."""
     found = [
         (not sdk.is_installed(), Key(variable, SecretStr(os.environ[variable])))
         for sdk in SDKS
-        if os.environ.get(variable := KEY_VARIABLES[sdk.distribution])
+        if (value := os.environ.get(variable := KEY_VARIABLES[sdk.distribution]))
+        and can_be_sent(value)
     ]
     return min(found, key=lambda entry: entry[0])[1] if found else None
 
@@ -230,6 +232,12 @@ def _look_at_key(sdk: Sdk, client_class: type[Any]) -> Finding:
     variable = KEY_VARIABLES[sdk.distribution]
     say = partial(Finding, Section.SDKS, variable)
     is_set = bool(os.environ.get(variable))
+    if not can_be_sent(os.environ.get(variable, "")):
+        return say(
+            Status.PROBLEM,
+            "set, but no header can carry it",
+            "Look for a line break or a space at its end, or a character that is not ASCII.",
+        )
     try:
         client_class(base_url="http://localhost")
     except Exception as error:

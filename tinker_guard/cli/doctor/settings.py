@@ -114,7 +114,7 @@ def _is_key_lost() -> bool:
 
 
 def _misspelt_variables() -> Iterator[Finding]:
-    for name, meant in misspelt_variables(SETTINGS):
+    for name, meant in misspelt_variables():
         yield Finding(
             Section.GUARD,
             "settings",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from tinker_guard.cli.report.race import KINDS, lanes_of, said
+from tinker_guard.cli.report.race import KINDS, REQUEST, lanes_of, said
 from tinker_guard.cli.report.runs import JobName
 from tinker_guard.cli.report.screen import (
     JOB_COLUMNS,
@@ -241,11 +241,13 @@ def _race_lane(name: str, marks: Sequence[Mark], length: int) -> str:
             f'<rect class="{mark.kind}" x="{x:.1f}" y="3" width="{width:.1f}" height="14">'
             f"<title>{escape(title)}</title></rect>"
         )
+    # The marks of the request itself are its parts.
+    count = "" if name == REQUEST else f" <b>{len(marks):,}</b>"
     label = f"{name} over time: " + ", ".join(
         f"{duration(mark.start)} {mark.meaning}" for mark in marks[:_SAID]
     )
     return (
-        f'<span class="name">{escape(name)} <b>{len(marks):,}</b></span>'
+        f'<span class="name">{escape(name)}{count}</span>'
         f'<svg class="race" viewBox="0 0 {_RACE_WIDTH} {_HEIGHT}" preserveAspectRatio="none" '
         f'role="img" aria-label="{escape(label)}">{"".join(shapes)}</svg>'
     )
@@ -398,10 +400,10 @@ svg.unverified { fill: var(--unverified); } svg.error { fill: var(--error); }
 table { border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.9rem 0.3rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); font-weight: normal; }
-thead th { font-weight: 600; white-space: nowrap; }
+thead th { font-weight: 600; white-space: nowrap; vertical-align: bottom; }
 tbody th, td { min-width: 12rem; max-width: 22rem; overflow-wrap: anywhere; }
 td:last-child { min-width: 20rem; } td.number, td.number:last-child { min-width: 0; }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; } thead .number { white-space: normal; }
 summary { cursor: pointer; font-size: 0.85rem; color: var(--soft); }
 dt { font-weight: 600; } dd { margin: 0 0 0.5rem; color: var(--soft); max-width: 46rem; }
 @media (max-width: 40rem) { .lanes { grid-template-columns: 1fr; }

@@ -30,6 +30,8 @@ KINDS: Final = {
 }
 """What a mark means: its character, and in words."""
 
+REQUEST: Final = "request"
+"""The lane of the request itself."""
 _LANES: Final = {"gate": "gate", "probe": "probes", "question": "questions", "resend": "resends"}
 
 
@@ -50,7 +52,7 @@ def lanes_of(recovery: Recovery) -> dict[str, list[Mark]]:
     if answered_at < length:
         took = duration(length - answered_at)
         own.append(Mark(answered_at, length, "passes", f"is answered within {took}"))
-    return {"request": own} | {_LANES[kind]: lanes[kind] for kind in _LANES if kind in lanes}
+    return {REQUEST: own} | {_LANES[kind]: lanes[kind] for kind in _LANES if kind in lanes}
 
 
 def _meaning(event: Event) -> tuple[str, str]:

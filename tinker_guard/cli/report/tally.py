@@ -164,7 +164,7 @@ class Recovery(NamedTuple):
     is_whole: bool
     """Whether its whole duration counts, because the resend that was answered was not found."""
     events: tuple[Event, ...]
-    """What the guard did meanwhile, in order."""
+    """What the guard did meanwhile, in order; of the slowest, for others of its race too."""
 
 
 @dataclass(slots=True)
@@ -208,6 +208,8 @@ class Tally:
         self._max_families = max_families
         self._events = 0
         self._slowest: list[Recovery] = []
+        self._slowest_leaders: list[Recovery] = []
+        """Those of requests that probed or asked; the others of a race wait for what they find."""
 
     @property
     def families(self) -> int:
@@ -256,7 +258,10 @@ class Tally:
             timeline.merge(job.timeline)
         jobs.sort(key=_by_interest)
         runs.sort(key=lambda run: (run.start, str(run.job), str(run.process)))
-        return Report(total, timeline, jobs, runs, self._slowest[::-1])
+        slowest = self._slowest[::-1]
+        if slowest:
+            slowest[0] = self._with_leaders(slowest[0])
+        return Report(total, timeline, jobs, runs, slowest)
 
     def _job(self, account: str | None, job: str | None) -> Job:
         found = self._jobs.get((account, job))
@@ -388,10 +393,28 @@ class Tally:
             run.died.add(end - lost, end)
 
     def _keep_slowest(self, recovery: Recovery) -> None:
-        insort(self._slowest, recovery, key=_slowness)
-        del self._slowest[:-SLOWEST]
+        has_led = any(event.kind in _SHARED for event in recovery.events)
+        for kept in (self._slowest, self._slowest_leaders) if has_led else (self._slowest,):
+            insort(kept, recovery, key=_slowness)
+            del kept[:-SLOWEST]
+
+    def _with_leaders(self, recovery: Recovery) -> Recovery:
+        """Add what other requests of the same run probed and asked meanwhile."""
+        request = recovery.request
+        shared = [
+            event
+            for led in self._slowest_leaders
+            if led.request.span_id != request.span_id
+            and (led.request.account, led.request.job, led.request.process)
+            == (request.account, request.job, request.process)
+            for event in led.events
+            if event.kind in _SHARED and request.start < event.end and event.start < request.end
+        ]
+        return recovery._replace(events=tuple(sorted([*recovery.events, *shared])))
 
 
+_SHARED: Final = ("probe", "question")
+"""What one request of a race does for all of them."""
 _REQUEST: Final = ("requests",)
 _WARMUP: Final = ("warmups",)
 
