@@ -230,7 +230,7 @@ def test_both_do_the_same_on_a_warm_route_that_is_not_observed(
     situation: Situation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sync request needs no coroutine there, until it meets a 404."""
-    for module in ("transport", "telemetry"):
+    for module in ("sync_transport", "transport", "telemetry"):
         monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
     settings = GuardSettings(**{"warmup_successes": 0, "retry_timeout": 30.0} | situation.settings)
     found = []

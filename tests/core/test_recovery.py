@@ -39,6 +39,7 @@ from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core import attempts
 from tinker_guard.core.routes import ROUTES
+from tinker_guard.observability.providers import NOTHING
 from tinker_guard.policy.not_found import BODY_LIMIT
 
 if TYPE_CHECKING:
@@ -1773,12 +1774,13 @@ async def test_probes_that_another_application_answers_prove_nothing() -> None:
 
 @pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_FAILED", None])
 @pytest.mark.parametrize("is_recorded", [True, False])
+@pytest.mark.usefixtures("spans")
 async def test_an_answer_that_comes_after_a_verdict_shows_that_the_trainer_is_there(
-    state: str | None, is_recorded: bool, request: pytest.FixtureRequest
+    state: str | None, is_recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control plane that is wrong about a job does not make its trainer's 404s a race."""
-    if is_recorded:
-        request.getfixturevalue("spans")
+    if not is_recorded:
+        monkeypatch.setattr("tinker_guard.transport.enabled", lambda: NOTHING)
     may_answer = asyncio.Event()
 
     async def answer(exchange: Exchange) -> httpx.Response:

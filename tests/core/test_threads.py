@@ -415,8 +415,11 @@ def test_a_lookup_at_the_routes_origin_goes_over_the_requests_own_transport(
     assert Transport.seen == [post().url.path, "/v1/accounts/acc/rlorTrainerJobs/job-1"]
 
 
+JSON = {"content-type": "application/json"}
+
+
 def gateway_404_of_client() -> httpx.Response:
-    return httpx.Response(404, content=GATEWAY_BODY, headers={"content-type": "application/json"})
+    return httpx.Response(404, content=GATEWAY_BODY, headers=JSON)
 
 
 def test_a_closed_transport_closes_what_it_wraps() -> None:
@@ -467,6 +470,29 @@ def test_a_404_elsewhere_is_the_inner_transports_own() -> None:
     stream = answer.stream
     assert guard.handle_request(httpx.Request("GET", ELSEWHERE)) is answer
     assert answer.stream is stream
+
+
+@pytest.mark.usefixtures("unobserved")
+def test_an_answer_that_comes_after_a_verdict_shows_that_the_trainer_is_there() -> None:
+    class Slow(Answers):
+        """Answers a poll only when another request has been told that the job has stopped."""
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith("retrieve_future"):
+                assert guard.handle_request(post("/api/v1/optim_step")).status_code == 404
+                plane.state = "JOB_STATE_RUNNING"
+            return super().handle_request(request)
+
+    router_404 = httpx.Response(404, content=b'{"detail": "Not Found"}', headers=JSON)
+    inner = Slow(httpx.Response(200), gateway_404_of_client(), httpx.Response(200), router_404)
+    plane = FakeControlPlane("JOB_STATE_FAILED")
+    guard = SyncGuardTransport(
+        inner, settings=GuardSettings(warmup_successes=0), control_plane=plane
+    )
+    guard.handle_request(post())
+    assert guard.handle_request(post("/api/v1/retrieve_future")).status_code == 200
+    assert guard.handle_request(post("/api/v1/client/dynamic_config")).status_code == 404
+    assert (len(inner.sent), plane.questions) == (4, 1)
 
 
 @pytest.mark.parametrize("is_observed", [True, False])

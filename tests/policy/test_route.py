@@ -69,6 +69,19 @@ def test_a_placeholder_of_that_name_makes_no_deployment() -> None:
     assert route.deployment is None
 
 
+@pytest.mark.parametrize(
+    ("url", "job"),
+    [
+        ("https://h.test/training/v1/rlorTrainerJobs/acc/j-1/api/v1/x", "j-1"),
+        ("http://head:8000/t/j.2/", "j.2"),
+        ("https://h.test/elsewhere", None),
+    ],
+)
+def test_which_of_the_patterns_explains_a_url(url: str, job: str | None) -> None:
+    route = patterns_of(("http://head:8000/t/{job}",)).route_of(httpx.URL(url))
+    assert (route and route.job) == job
+
+
 # -- what a pattern explains -----------------------------------------------------------------------
 
 
