@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import random
+from contextlib import suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -385,7 +386,9 @@ async def _read(response: httpx.Response, world: ModelWorld, call: Call) -> None
         raise
     except BaseException:
         try:
-            await response.aclose()
+            # What went wrong first is what it raises: above all, a cancellation.
+            with suppress(OSError):
+                await response.aclose()
         finally:
             call.held_below_until = world.loop.time()
         raise
