@@ -7,7 +7,7 @@ import random
 import selectors
 import sys
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from testkit.virtual_time import VirtualTimeLoop
 
@@ -55,13 +55,23 @@ class _NoSelector(selectors.BaseSelector):
         return {}
 
 
+class _SideSelector(_NoSelector):
+    """For a loop on the side: what wakes it may be the other one's."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # All that it had was a timer that is cancelled.
+        return [] if timeout is None else super().select(timeout)
+
+
 class _Loop(VirtualTimeLoop):
     """One with no way out of the model: no files, no threads, not even a pipe to be woken by."""
+
+    selector: ClassVar[type[_NoSelector]] = _NoSelector
 
     def __init__(self, errors: list[str]) -> None:
         self.errors = errors
         """What was raised where nobody could catch it, or done where the model does not reach."""
-        super().__init__(_NoSelector(self))
+        super().__init__(self.selector(self))
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """Run nothing: what asks for a thread is about to look up a real host."""
@@ -75,6 +85,8 @@ class _Loop(VirtualTimeLoop):
 
 class SideLoop(_Loop):
     """A second loop on the thread and in the time of another one, which gives it its turns."""
+
+    selector = _SideSelector
 
     def __init__(self, main: MainLoop, number: int) -> None:
         self._main = main

@@ -143,7 +143,8 @@ class Truth:
     def _reasons_alone(self, call: Call, last: Exchange) -> Iterator[str]:
         """Why a 404 that the trainer did not write may have been handed back."""
         is_over = max(call.ended_at, last.body_at) >= self.budget(call).earliest - ROUNDING
-        if is_over or self.may_be_spared(call) or self.cannot_be_kept(last):
+        is_at_once = self.may_be_spared(call) or self.may_be_without_patience(call)
+        if is_over or is_at_once or self.cannot_be_kept(last):
             yield "unverified"
         if call.caller.asks == "upload":
             yield "unverified"

@@ -38,9 +38,11 @@ from testkit.fakes import (
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core import attempts
+from tinker_guard.core.findings import NotFound, Refused
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.providers import NOTHING
-from tinker_guard.policy.not_found import BODY_LIMIT
+from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING, JobAnswer, Judgement
+from tinker_guard.policy.not_found import BODY_LIMIT, Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -1770,6 +1772,54 @@ async def test_probes_that_another_application_answers_prove_nothing() -> None:
     assert (await send(transport)).status_code == 404
     # Were its answers to probes the trainer's word, the request would follow each of them at once.
     assert len(gateway.sent) < len(gateway.probes) / 3
+
+
+@pytest.mark.parametrize("body_takes", [2.0, 5.0, 20.0])
+async def test_a_404_that_came_before_a_budget_was_spent_does_not_renew_it(
+    body_takes: float,
+) -> None:
+    """The trainer's own, whose body took until the route was lost to everybody."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.path.endswith("missing"):
+            response = trainer_404()
+            response.stream = TrackedStream([TRAINER_BODY], pause=body_takes)
+            return response
+        return ok() if exchange.at == 0 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, retry_timeout=1)
+    await send(transport)
+    slow = asyncio.create_task(send(transport, post("/api/v1/missing")))
+    await asyncio.sleep(0.1)
+    assert (await send(transport)).status_code == 404
+    assert (await slow).content == TRAINER_BODY
+    began = loop_time()
+    assert (await send(transport, post("/api/v1/telemetry"))).status_code == 404
+    assert loop_time() == began
+
+
+@pytest.mark.parametrize(
+    ("judgement", "met_at", "serves"),
+    [
+        # The probe met its 404 at 1.0; the last lookup began at 3.1, and the one before at 1.1.
+        (JOB_NOT_RUNNING, 3.0, True),
+        (JOB_NOT_RUNNING, 3.1, True),
+        (JOB_NOT_RUNNING, 3.2, False),
+        # Of a missing job, the first of the two answers has to be about the other 404 too.
+        (JOB_MISSING, 0.5, True),
+        (JOB_MISSING, 1.0, True),
+        (JOB_MISSING, 1.05, False),
+        (JOB_MISSING, 3.0, False),
+    ],
+)
+async def test_whom_a_refusal_of_probing_serves(
+    judgement: Judgement, met_at: float, serves: bool
+) -> None:
+    found = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
+    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2))
+    assert refused.serves(met_at, needs_proof=True) is serves
+    assert refused.serves(met_at, needs_proof=False) is serves
 
 
 @pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_FAILED", None])

@@ -349,13 +349,18 @@ def test_a_route_is_cold_then_warm_and_may_be_exhausted_or_stopped() -> None:
     state.answered(9.0)
     assert seen() == (False, True, True, 5.0, 1)
     # A request's budget is over: no request waits at a gate, and it has been up since.
-    state.is_warm, state.is_exhausted = False, True
+    state.exhausted(15.0)
     assert seen() == (False, False, True, 5.0, 1)
+    # An answer came before that, and took until now to be judged.
+    state.answered(14.9)
+    assert (state.is_exhausted, *seen()) == (True, False, False, True, 5.0, 1)
     state.answered(20.0)
     assert seen() == (False, True, True, 5.0, 2)
     assert not state.is_exhausted
-    state.stopped()
+    state.stopped(25.0)
     assert seen() == (True, False, False, None, 2)
+    state.answered(24.9)
+    assert seen() == (True, False, True, None, 2)
     state.answered(30.0)
     assert seen() == (False, True, True, 30.0, 3)
 
@@ -363,7 +368,7 @@ def test_a_route_is_cold_then_warm_and_may_be_exhausted_or_stopped() -> None:
 def test_a_route_that_was_exhausted_before_it_ever_answered() -> None:
     """Found by the simulation: it counted as warm since the loop's beginning."""
     state = found(RouteTable(), "job")
-    state.is_exhausted = True
+    state.exhausted(5.0)
     assert (state.is_cold, state.warm_since) == (False, None)
     state.answered(7.0)
     assert (state.is_exhausted, state.warm_since) == (False, 7.0)

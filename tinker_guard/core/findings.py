@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import httpx
 
+from tinker_guard.policy.judgement import JOB_MISSING
 from tinker_guard.policy.not_found import BODY_LIMIT
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ class Refused(_End):
     answer: JobAnswer
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        return self.answer.asked_at >= met_at
+        # That a job is missing was said twice, for the first time after the probe's 404.
+        is_missing = self.judgement is JOB_MISSING
+        return (self.not_found.met_at if is_missing else self.answer.asked_at) >= met_at
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,9 +268,9 @@ class GuardedRequest:
         if not is_replayable and judgement.verdict is not Verdict.GENUINE_NOT_FOUND:
             self.report.cannot_be_resent()
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
-            self.state.stopped()
+            self.state.stopped(self.clock())
         elif judgement is not TRAINER_ANSWERED and is_replayable:
-            self.state.is_warm, self.state.is_exhausted = False, True
+            self.state.exhausted(self.clock())
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()
         logs.log_handed_back(

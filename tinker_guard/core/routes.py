@@ -82,6 +82,7 @@ class RouteState:
         "_balanced_until",
         "_flights",
         "_lock",
+        "_lost_at",
         "_router_doubted_until",
         "ambiguous_ends",
         "answers",
@@ -111,7 +112,7 @@ class RouteState:
         """How often in a row a request got through after probes had met only unknown 404s."""
         self.log: RouteLog = RouteLog()
         """What was logged of this route."""
-        self._balanced_until = self._router_doubted_until = float("-inf")
+        self._balanced_until = self._router_doubted_until = self._lost_at = float("-inf")
         self.last_used: int = 0
         """Position in the order of use of all routes."""
         self.guarded: set[object] = set()
@@ -129,19 +130,29 @@ class RouteState:
         """Whether probes say nothing about this route: its trainer does not know their path."""
         return self.ambiguous_ends >= _AMBIGUOUS_LIMIT
 
-    def answered(self, now: float) -> None:
-        """Note that the trainer has answered."""
-        if not self.is_warm:
+    def answered(self, at: float) -> None:
+        """Note that the trainer has answered.
+
+        Args:
+            at: When the answer came. If the route was lost after that, it shows only that the
+                trainer is there.
+        """
+        self.has_shown_trainer = True
+        if not self.is_warm and at >= self._lost_at:
             if self.warm_since is None:
-                self.warm_since = now
+                self.warm_since = at
             self.answers += 1
-            self.has_shown_trainer = self.is_warm = True
+            self.is_warm = True
             self.is_exhausted = False
 
-    def stopped(self) -> None:
+    def exhausted(self, now: float) -> None:
+        """Note that a request's whole budget has ended."""
+        self.is_warm, self.is_exhausted, self._lost_at = False, True, now
+
+    def stopped(self, now: float) -> None:
         """Note that the job is gone or stopped: one that is resumed is warmed anew."""
         self.is_warm = self.is_exhausted = self.has_shown_trainer = False
-        self.warm_since = None
+        self.warm_since, self._lost_at = None, now
 
     def meets_another_router(self, now: float) -> None:
         """Note that another application has answered what the trainer's router knows.
