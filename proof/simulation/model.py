@@ -435,7 +435,8 @@ class ModelTransport(httpx.AsyncBaseTransport):
                 try:
                     await _read(response, world, question.call)
                 except OSError:
-                    question.answer = "useless"
+                    # With its headers, and what they ask for.
+                    question.answer, question.asks_to_wait = "useless", 0.0
                     raise
             return response
         self.carries_requests = True

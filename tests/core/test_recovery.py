@@ -1799,6 +1799,26 @@ async def test_a_404_that_came_before_a_budget_was_spent_does_not_renew_it(
     assert loop_time() == began
 
 
+@pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_PENDING", "JOB_STATE_NEW"])
+async def test_a_job_on_its_way_does_not_make_a_spent_budget_a_genuine_404(
+    state: str, spans: InMemorySpanExporter
+) -> None:
+    """In the background, on a route that another request waits for in vain meanwhile."""
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane(states=[(1.05, state)], takes=0.1)
+    transport = guard(gateway, plane, retry_timeout=1, verdict_ttl=0)
+    first = asyncio.create_task(send(transport))
+    await asyncio.sleep(0.98)
+    assert (await send(transport, post("/api/v1/telemetry"))).status_code == 404
+    assert first.done()
+    ends = {
+        span.attributes["tinker_guard.verdict"]
+        for span in spans.get_finished_spans()
+        if span.attributes and "tinker_guard.outcome" in span.attributes
+    }
+    assert ends == {"routing_race"}
+
+
 @pytest.mark.parametrize(
     ("judgement", "met_at", "serves"),
     [

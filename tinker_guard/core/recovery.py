@@ -201,7 +201,12 @@ class Recovery:
             return self._race or CONTROL_PLANE_TIMEOUT
         if isinstance(judged, Judgement) and judged.verdict is not Verdict.UNVERIFIED:
             return judged
-        unproved = judged if isinstance(judged, Judgement) else JOB_NOT_RUNNING
+        if isinstance(judged, Judgement):
+            unproved = judged
+        else:
+            # Meanwhile another request may have waited in vain for the job to come up.
+            spent = None if self._may_wait else guarded.exhausted_with
+            unproved = spent or JOB_NOT_RUNNING
         if not (self._is_held and self._may_resend):
             return unproved
         self._route = route = await self._find_route(needs_proof=True)

@@ -197,6 +197,7 @@ class Expired(BaseException):
 
 class _BlockingTimeout:
     def __init__(self, when: float | None) -> None:
+        self.when: float = math.inf
         self.reschedule(when)
 
     def reschedule(self, when: float | None) -> None:
