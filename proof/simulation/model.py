@@ -438,6 +438,10 @@ class ModelTransport(httpx.AsyncBaseTransport):
                     # With its headers, and what they ask for.
                     question.answer, question.asks_to_wait = "useless", 0.0
                     raise
+                except asyncio.CancelledError:
+                    # It was there, and came no further.
+                    question.answer, question.asks_to_wait = "cut", 0.0
+                    raise
             return response
         self.carries_requests = True
         exchange = world.begin_exchange(self, request)
