@@ -224,6 +224,8 @@ class ModelWorld:
         return any(
             x.call.asker == call.asker
             and x.ended > stopped_at
+            # What the guard has of one that is cancelled then, it may not have noted.
+            and not x.call.cancels
             and x.call.slot not in self.released_slots
             and (x.has_reached if x.is_probe else x.author == "trainer" and x.status_code == 200)
             and x.stream is not None

@@ -392,7 +392,7 @@ class Truth:
         if last.shows_trainer:
             yield "trainer_answered"
             return
-        if last.shows:
+        if last.shows or self._shows_in_the_end(call, last):
             yield "trainer_answered"
         if self.is_alone:
             yield from self._reasons_alone(call, last)
@@ -422,6 +422,16 @@ class Truth:
             # It would have to be given away before a wait.
             yield from self._not_known(call, last)
 
+    def _shows_in_the_end(self, call: Call, last: Exchange) -> bool:
+        """Whether a trainer wrote a router's 404, and had shown itself before that was judged.
+
+        Until a transport is closed that the 404 was the last on, nobody is given it.
+        """
+        return last.author == "trainer" and any(
+            exchange is not last and exchange.ended_at <= call.ended_at
+            for exchange in self._worked.get(call.route, ())
+        )
+
     def _has_heard_otherwise(self, call: Call, last: Exchange, heard: list[Question]) -> bool:
         """Whether a call knew of its last 404 that the job has stopped, whatever came before.
 
@@ -445,6 +455,11 @@ class Truth:
                 continue
             if is_on_its_way(question.answer):
                 yield "job_not_running"
+                settled_at = question.settled_at
+                is_settling = settled_at < self._answers_since(call) + SETTLES_FOR
+                if is_settling and self.budget(call).earliest <= settled_at + SETTLES_FOR:
+                    # There is no time to ask again.
+                    yield "unverified"
             elif question.answer == "missing" or not is_usable(question.answer):
                 yield "unverified"
 

@@ -221,11 +221,10 @@ class GuardedRequest:
                 judged = judge(self.answer, was_missing=was_missing, warm_for=warm_for)
                 if not isinstance(judged, AskAgain):
                     return judged
-                is_missing, pause = self.answer.is_missing, judged.seconds
+                is_missing = self.answer.is_missing
                 missing_at = self.answer.asked_at if is_missing else None
-                if not is_missing:
-                    # Somebody else may have heard it some time ago.
-                    pause -= now - self.answer.answered_at
+                # Another request may have heard it some time ago.
+                pause = max(judged.seconds - (now - self.answer.answered_at), 0.0)
                 if now + pause >= deadline:
                     # One negative answer is not the truth, and there is no time for a second one.
                     return CONTROL_PLANE_ERROR
