@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).resolve().parent
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 """The versions that are tested; the workflow in .github and the classifiers name the same."""
 
-ON_TWO_CORES: Final = ("--numprocesses", "2", "--dist", "worksteal")
+ON_TWO_CORES: Final = ("--numprocesses", "2")
 UNIT: Final = (*ON_TWO_CORES, "-m", "unit")
 
 nox.needs_version = ">=2025.5.1"

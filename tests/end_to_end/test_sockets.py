@@ -7,7 +7,7 @@ import itertools
 import socket
 import sys
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,12 +50,13 @@ def established(port: int) -> int:
     return sum(1 for row in rows if row[1].endswith(wanted) and row[3] == "01")
 
 
-def open_sockets() -> int:
-    return sum(
-        1
-        for descriptor in Path("/proc/self/fd").iterdir()
-        if descriptor.is_symlink() and str(descriptor.readlink()).startswith("socket:")
-    )
+def open_sockets() -> set[str]:
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        # The folder's own, and what another test's client closes meanwhile, is gone by now.
+        with suppress(OSError):
+            found.add(str(descriptor.readlink()))
+    return {place for place in found if place.startswith("socket:")}
 
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="counts sockets in /proc")
@@ -79,7 +80,7 @@ def test_many_races_leave_nothing_behind(make: Callable[[], httpx.AsyncBaseTrans
         asyncio.run(run())
     races = sum(1 for e in gateway.requests if e.path.endswith("healthz") and e.status == 404)
     assert races >= 10
-    assert open_sockets() == before
+    assert open_sockets() <= before
 
 
 @pytest.mark.parametrize("make", [httpx.AsyncHTTPTransport, pyqwest_transport])
