@@ -60,6 +60,8 @@ _KINDS: Final = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its kind, unless it has a marker of its own."""
+    # What takes longest runs first: at the end, one worker would run it while the other one waits.
+    items.sort(key=lambda item: item.path.name != "test_ids.py")
     for item in items:
         if not any(item.get_closest_marker(kind) for kind in ("unit", "sockets", "tools")):
             first = item.path.relative_to(Path(__file__).parent).parts[0]
