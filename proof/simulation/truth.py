@@ -363,11 +363,13 @@ class Truth:
             return False
         warm = False
         for other in self.world.calls:
-            if other.route != call.route or other.response is None or other.ended_at >= at:
+            if other.route != call.route or other.response is None or other.ended_at > at:
                 continue
             if other.response.status_code == 404:
-                # Perhaps a true one, after which the route is cold.
+                # Perhaps a true one, after which the route is cold, and at the same moment may be.
                 return False
+            if other.ended_at == at:
+                continue
             if other.asker == call.asker and other.slot not in self.world.released_slots:
                 warm |= other.response.status_code == 200
         return warm
