@@ -277,7 +277,8 @@ def test_of_two_timeouts_the_one_that_is_never_over_ends_nothing() -> None:
     time = _Time()
 
     async def use() -> None:
-        async with runtime.timeout_at(None), runtime.timeout(5.0):
+        async with runtime.timeout(2.0) as limit, runtime.timeout(5.0):
+            limit.reschedule(None)
             await runtime.sleep(60.0)
 
     with pytest.raises(TimeoutError):

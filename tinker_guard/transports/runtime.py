@@ -135,8 +135,8 @@ def wait(changed: threading.Condition) -> None:
         raise Expired(timeout)
 
 
-def timeout_at(when: float | None) -> asyncio.Timeout | _BlockingTimeout:
-    """End a block at a time of `clock()`, with `TimeoutError`; None: never.
+def timeout_at(when: float) -> asyncio.Timeout | _BlockingTimeout:
+    """End a block at a time of `clock()`, with `TimeoutError`.
 
     Below a sync client it ends waits alone. A request under way has the timeouts of its own.
     """
@@ -196,9 +196,8 @@ class Expired(BaseException):
 
 
 class _BlockingTimeout:
-    def __init__(self, when: float | None) -> None:
-        self.when: float = math.inf
-        self.reschedule(when)
+    def __init__(self, when: float) -> None:
+        self.when: float = when
 
     def reschedule(self, when: float | None) -> None:
         """End it at another time, or never."""
