@@ -476,6 +476,26 @@ async def test_one_answer_that_there_is_no_such_job_is_not_believed(
     assert [at for at, *_ in plane.asked][:2] == [0.0, 2.0]
 
 
+@pytest.mark.parametrize("body_takes", [0.5, 1.0, 1.9])
+async def test_the_second_word_on_a_missing_job_is_asked_for_two_seconds_after_the_first(
+    body_takes: float,
+) -> None:
+    """Also by a request that has read its 404 until then, and uses what another one has heard."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = gateway_404()
+        if exchange.path.endswith("optim_step"):
+            response.stream = TrackedStream([GATEWAY_BODY], pause=body_takes)
+        return response
+
+    plane = FakeControlPlane(None)
+    transport = guard(FakeGateway(answer), plane, retry_timeout=2.3)
+    one = asyncio.create_task(send(transport))
+    assert (await send(transport, post("/api/v1/optim_step"))).status_code == 404
+    assert (await one).status_code == 404
+    assert ([at for at, *_ in plane.asked], loop_time()) == ([0.0, 2.0], 2.0)
+
+
 @pytest.mark.parametrize("other", ["JOB_STATE_RUNNING", "JOB_STATE_CREATING", "JOB_STATE_NEW"])
 @pytest.mark.parametrize("heard_at", [0.5, 1.0, 1.9])
 async def test_another_word_between_two_that_a_job_is_missing_takes_back_the_first(
