@@ -41,6 +41,7 @@ from tinker_guard.policy.judgement import (
     NO_CONTROL_PLANE,
     JobAnswer,
 )
+from tinker_guard.policy.not_found import BODY_LIMIT
 from tinker_guard.transports.cleanup import CLOSE_SECONDS
 from tinker_guard.transports.renewable import RenewableTransport
 from tinker_guard.waiting import Readiness, wait_until_routable
@@ -286,6 +287,44 @@ async def test_answers_that_are_none(response: httpx.Response, detail: str) -> N
     assert answer.status_code == response.status_code
     assert answer.detail.startswith(f"the control plane at {ORIGIN} ")
     assert detail in answer.detail
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CREATING", "PAUSED"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("Age", "1"), ("X-Cache", "Hit from cloudfront"), ("Cache-Status", "edge; hit")],
+)
+async def test_a_copy_from_a_cache_is_no_answer(name: str, value: str, state: str) -> None:
+    """It was said before the 404 that it would judge, nobody knows when."""
+    body = {"state": f"JOB_STATE_{state}"}
+    server = Server(httpx.Response(200, json=body, headers={name: value}))
+    answer = await server.ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert "answered with a copy from a cache. Set TINKER_GUARD_CONTROL_PLANE_" in answer.detail
+    assert server.requests[0].headers["cache-control"] == "no-cache, no-store"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"state": "JOB_STATE_RUNNING", "state": "JOB_STATE_FAILED"}',
+        b'{"state": "JOB_STATE_FAILED", "of": {"job": 1, "job": 2}}',
+        b'{"state": "JOB_STATE_FAILED", "at": ' + b"1" * 401 + b"}",
+        b'{"state": "JOB_STATE_FAILED"}' + b" " * BODY_LIMIT,
+    ],
+    ids=["twice", "twice-below", "number", "long"],
+)
+async def test_an_answer_that_readers_take_for_different_things_is_none(body: bytes) -> None:
+    answer = await Server(lambda: httpx.Response(200, stream=TrackedStream([body]))).ask()
+    assert answer.failure is CONTROL_PLANE_ERROR
+    assert "no job's state in it" in answer.detail
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_a_state_beside_numbers_that_are_no_json_is_an_answer(number: str) -> None:
+    """Servers in Python write them, where a loss is none."""
+    body = f'{{"loss": {number}, "state": "JOB_STATE_RUNNING"}}'
+    assert (await Server(httpx.Response(200, text=body)).ask()).state == "JOB_STATE_RUNNING"
 
 
 async def test_a_redirect_is_not_followed() -> None:

@@ -614,6 +614,25 @@ def test_the_limit_is_that_of_the_decoded_body_too(coding: str) -> None:
         ),
         pytest.param(200, JSON, b'{"message": "ready"}', id="message"),
         *(
+            pytest.param(200, JSON, b'{"a": 1, ' + more + b"}", id=f"well-{number}")
+            for number, more in enumerate(
+                (
+                    b'"ok": true',
+                    b'"success": "true"',
+                    b'"fault": null',
+                    b'"Error": ""',
+                    b'"code": "200"',
+                    b'"code": "4042"',
+                    b'"code": "\xc2\xb2"',
+                    b'"code": "-404"',
+                    b'"message": ""',
+                    b'"msg": "ok"',
+                    b'"status": "running"',
+                    b'"result": ["error"]',
+                )
+            )
+        ),
+        *(
             pytest.param(200, JSON, b'{"code": %d, "message": "x"}' % code, id=f"grpc-{code}")
             for code in (0, 17)
         ),
@@ -678,6 +697,27 @@ def test_the_trainers_own_answer(status_code: int, content_type: str, body: byte
         pytest.param(200, JSON, b'{"cloudflare_error": true}', id="cloudflare"),
         pytest.param(200, JSON, b'{"type": "about:blank", "title": "x"}', id="type-and-title"),
         pytest.param(200, JSON, b'{"success": false}', id="no-success"),
+        # Other ways in which gateways report an error with a good status.
+        *(
+            pytest.param(200, JSON, json.dumps(body).encode(), id=name)
+            for name, body in {
+                "kong": {"message": "no Route matched with those values"},
+                "aws": {"message": "Not Found"},
+                "msg": {"msg": "404 not found", "data": None},
+                "apigee": {"fault": {"faultstring": "unknown proxy"}},
+                "capital": {"Error": {"Code": "NoSuchKey"}},
+                "capital-number": {"StatusCode": 503},
+                "name": {"code": "NOT_FOUND", "message": "x"},
+                "name-of-a-job": {"status": "JOB_NOT_FOUND"},
+                "number-as-text": {"code": "404", "data": {}},
+                "status-as-text": {"status": "503"},
+                "word": {"status": "error", "message": "starting"},
+                "word-of-jsend": {"status": "Fail", "data": {}},
+                "result": {"result": "failure"},
+                "not-ok": {"ok": False},
+                "no-success-as-text": {"success": "False"},
+            }.items()
+        ),
         pytest.param(200, JSON, b'{"detail": "Not Found"}', id="detail-only"),
         pytest.param(200, JSON, b'{"type": "about:blank", "detail": "x"}', id="problem"),
         pytest.param(200, JSON, b'{"type": "x", "title": "y", "foo": 1}', id="problem-title"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.protocol import ControlPlaneError
-from tinker_guard.policy.codings import CodingError, decoded
-from tinker_guard.policy.not_found import BODY_LIMIT, is_control_planes_404
+from tinker_guard.policy.not_found import is_cached_copy, is_control_planes_404, read_json
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.transports import runtime
 from tinker_guard.transports.blocking import environment_transport
@@ -119,8 +117,12 @@ async def _fetch(
         follow_redirects=False,
         transport=transport or environment_transport(verify),
     ) as client:
-        # No coding but those that need no further package.
-        headers = [*headers, (b"accept-encoding", b"gzip, deflate")]
+        headers = [
+            *headers,
+            # No coding but those that need no further package.
+            (b"accept-encoding", b"gzip, deflate"),
+            (b"cache-control", b"no-cache, no-store"),
+        ]
         request = client.build_request("GET", url, headers=headers, extensions={**extensions})
         with telemetry.lookup_exchange(request, template) as exchange:
             response = await client.send(exchange.request, stream=True)
@@ -149,11 +151,7 @@ class Answer:
 
     def document(self) -> object:
         """The body as JSON; None if it is none."""
-        coding = "" if self.is_decoded else self.headers.get("content-encoding", "")
-        try:
-            return json.loads(decoded(coding, self.body, BODY_LIMIT))
-        except (CodingError, ValueError, RecursionError):
-            return None
+        return read_json(self.headers, self.body, is_decoded=self.is_decoded)
 
 
 def document_in(url: httpx.URL, answer: Answer) -> object:
@@ -164,9 +162,15 @@ def document_in(url: httpx.URL, answer: Answer) -> object:
     """
     place = place_of(url)
     status_code = answer.status_code
-    if status_code == 200:
+    if status_code == 200 and not is_cached_copy(answer.headers):
         return answer.document()
-    if status_code == 404:
+    if status_code == 200:
+        # Its state is that of some earlier time, which is not known.
+        problem = (
+            f"{place} answered with a copy from a cache. Set TINKER_GUARD_CONTROL_PLANE_URL to a "
+            "place where none stands in front of it."
+        )
+    elif status_code == 404:
         if is_control_planes_404(answer.headers, answer.body, is_decoded=answer.is_decoded):
             return MISSING
         problem = (

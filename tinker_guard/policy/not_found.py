@@ -15,7 +15,7 @@ from tinker_guard.policy.codings import CodingError, decoded
 from tinker_guard.policy.not_found_shapes import GATEWAYS, SERVERS, TRAINERS_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tinker_guard.policy.not_found_shapes import GatewayShape, ServerShape
 
@@ -257,11 +257,25 @@ _DIGITS: Final = 400
 number of a million digits takes seconds."""
 
 
-def _json_object(
-    headers: Mapping[str, str], body: bytes, *, is_decoded: bool, limit: int
-) -> _Json | None:
-    media_type = _media_type(headers)
-    if not _MEDIA_TYPE.fullmatch(media_type) or len(body) > limit:
+def read_json(
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    is_decoded: bool = False,
+    limit: int = BODY_LIMIT,
+    parse_constant: Callable[[str], object] | None = None,
+) -> object:
+    """The document that a body is; None if it is none, or one that can be read in two ways.
+
+    Args:
+        headers: The answer's headers, by names of any case.
+        body: The body, possibly only its beginning.
+        is_decoded: Whether something below has undone the Content-Encoding already.
+        limit: How many bytes are looked at, before and after decoding.
+        parse_constant: What NaN and Infinity become, which Python's own servers write. None reads
+            them as numbers.
+    """
+    if len(body) > limit:
         return None
     try:
         if not is_decoded:
@@ -270,11 +284,21 @@ def _json_object(
         if len(body) > limit:
             return None
         # `json.loads` finds UTF-8, UTF-16 and UTF-32 by itself, whatever the charset claims.
-        document = json.loads(
-            body, object_pairs_hook=_unique, parse_constant=_refuse, parse_int=_integer
+        document: object = json.loads(
+            body, object_pairs_hook=_unique, parse_constant=parse_constant, parse_int=_integer
         )
     except (CodingError, ValueError, RecursionError):
         return None
+    return document
+
+
+def _json_object(
+    headers: Mapping[str, str], body: bytes, *, is_decoded: bool, limit: int
+) -> _Json | None:
+    media_type = _media_type(headers)
+    if not _MEDIA_TYPE.fullmatch(media_type):
+        return None
+    document = read_json(headers, body, is_decoded=is_decoded, limit=limit, parse_constant=_refuse)
     return _Json(media_type, document) if isinstance(document, dict) else None
 
 
@@ -368,21 +392,45 @@ def _is_error_member(name: str) -> bool:
 
 def _reports_an_error(members: dict[str, Any]) -> bool:
     """Whether an answer is an error's although its status is a good one."""
+    # Apigee's errors stand in `fault`; some makers begin their names with a capital.
+    told = {name.casefold(): value for name, value in members.items()}
     return (
-        members.get("success") is False
+        any(_says_no(told.get(name)) for name in ("success", "ok"))
         or any(
-            _is_error_member(name) and value not in (None, False, "", [], {})
-            for name, value in members.items()
+            (_is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
+            for name, value in told.items()
         )
         or any(
-            type(number) is int and 400 <= number < 600
-            for number in map(members.get, ("status", "status_code", "statusCode", "code"))
+            _is_error_number(told.get(name))
+            for name in ("status", "status_code", "statuscode", "code")
         )
+        or any(_is_error_word(told.get(name)) for name in ("status", "result"))
         # gRPC's status, as JSON.
-        or ("message" in members and members.get("code") in range(1, 17))
-        or ("detail" in members and members.keys() <= _PROBLEM_MEMBERS | {"detail"})
-        or {"type", "title"} <= members.keys()
+        or ("message" in told and told.get("code") in range(1, 17))
+        or ("detail" in told and told.keys() <= _PROBLEM_MEMBERS | {"detail"})
+        or {"type", "title"} <= told.keys()
+        # What a router or a control plane says with 404, said with 200.
+        or any(told.get(name) and _is_reason_phrase(told[name]) for name in ("message", "msg"))
+        or _speaks_of_routes(told)
+        or _has_not_found_code(told)
     )
+
+
+def _says_no(value: object) -> bool:
+    return value is False or (isinstance(value, str) and value.casefold() == "false")
+
+
+def _is_error_number(value: object) -> bool:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:_DIGITS])
+    return type(value) is int and 400 <= value < 600
+
+
+def _is_error_word(value: object) -> bool:
+    return isinstance(value, str) and value.casefold() in _ERROR_WORDS
+
+
+_ERROR_WORDS: Final = frozenset({"error", "fail", "failed", "failure"})
 
 
 # -- gateways --------------------------------------------------------------------------------------
