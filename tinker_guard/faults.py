@@ -49,12 +49,18 @@ def log_unclosed(what: str) -> None:
 def _log_once(where: str, message: str) -> None:
     if where not in already_logged:
         already_logged.add(where)
-        if (error := sys.exception()) is not None:
-            # What went wrong before it is somebody else's, whose text may hold a header or a URL.
-            error.__suppress_context__ = True
         # A handler of the program's own may raise, whatever it is given.
         with suppress(Exception):
-            logger.warning(message, where, exc_info=True)
+            logger.warning(message, where, exc_info=_without_text(sys.exception()))
+
+
+def _without_text(error: BaseException | None) -> BaseException | None:
+    """An error's type and traceback: its text may be somebody else's, and hold a header."""
+    if error is None:
+        return None
+    kind = type(error)
+    twin: BaseException = type(kind.__qualname__, (Exception,), {"__module__": kind.__module__})()
+    return twin.with_traceback(error.__traceback__)
 
 
 def fail_open(function: Callable[_P, _T]) -> Callable[_P, _T | None]:

@@ -143,3 +143,25 @@ async def test_cleanup_is_skipped_only_where_nothing_can_be_awaited() -> None:
     coroutine.send(None)
     coroutine.close()
     assert len(done) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "kind", [RuntimeError, httpx.LocalProtocolError, asyncio.CancelledError], ids=repr
+)
+async def test_what_is_logged_has_nothing_of_an_errors_text(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The text of a transport's error may hold a header."""
+    secret = "sk-live-" + "1234"
+
+    async def close() -> None:
+        try:
+            raise ValueError(secret)
+        except ValueError as error:
+            raise kind(secret) from error
+
+    await close_quietly(close, f"what raises {kind.__name__}")
+    assert kind.__name__ in caplog.text
+    assert "in close" in caplog.text
+    assert secret not in caplog.text
