@@ -101,10 +101,15 @@ class Process:
         found: dict[str, Any] = {"event": "run", "job": plan.job, "losses": [], "tokens": []}
         began = time.monotonic()
         service: Any = None
+        submitted: deque[Any] = deque()
         try:
             service = tinker.ServiceClient(base_url=self._url(plan), api_key=plan.key)
-            (_train if plan.steps else _sample)(service, plan, found)
+            (_train if plan.steps else _sample)(service, plan, found, submitted)
         except Exception as error:
+            # Without this, the SDK goes on with an optimizer step whose run has ended, for up to
+            # five minutes after its client was closed, and pyqwest keeps its connections for it.
+            for future in submitted:
+                future.future().cancel()
             found["error"] = {
                 "type": f"{type(error).__module__}.{type(error).__qualname__}",
                 "text": str(error)[:500],
@@ -215,7 +220,7 @@ def remember_pools() -> None:
     InternalClientHolder._create_client_connection_pool = create
 
 
-def _train(service: Any, plan: Plan, found: dict[str, Any]) -> None:
+def _train(service: Any, plan: Plan, found: dict[str, Any], submitted: deque[Any]) -> None:
     """Train, then sample from what was learned."""
     client = _here(service.create_lora_training_client(base_model="tinker-guard/bigram", rank=8))
     data = [
@@ -230,27 +235,27 @@ def _train(service: Any, plan: Plan, found: dict[str, Any]) -> None:
         for tokens in SEQUENCES
     ]
     for _ in range(plan.steps):
-        forward_backward = client.forward_backward(data, "cross_entropy")
-        optim_step = client.optim_step(types.AdamParams(learning_rate=0.1))
-        found["losses"].append(forward_backward.result(PATIENCE).metrics["loss:sum"])
-        optim_step.result(PATIENCE)
+        submitted.append(client.forward_backward(data, "cross_entropy"))
+        submitted.append(client.optim_step(types.AdamParams(learning_rate=0.1)))
+        found["losses"].append(submitted.popleft().result(PATIENCE).metrics["loss:sum"])
+        submitted.popleft().result(PATIENCE)
         time.sleep(plan.pause)
     # By name: without one, the SDK's own retry of a reply that was lost sends another body.
     path = client.save_weights_for_sampler("learned").result(PATIENCE).path
     learned = _here(service.create_sampling_client(model_path=path))
-    for future in [_drawn(learned, seed) for seed in range(LAST_SAMPLES)]:
-        found["tokens"].append(list(future.result(PATIENCE).sequences[0].tokens))
+    submitted += [_drawn(learned, seed) for seed in range(LAST_SAMPLES)]
+    while submitted:
+        found["tokens"].append(list(submitted.popleft().result(PATIENCE).sequences[0].tokens))
 
 
-def _sample(service: Any, plan: Plan, found: dict[str, Any]) -> None:
+def _sample(service: Any, plan: Plan, found: dict[str, Any], submitted: deque[Any]) -> None:
     """Sample from an untrained model, many at a time."""
     client = _here(service.create_sampling_client(base_model="tinker-guard/bigram"))
-    waiting: deque[Any] = deque()
     for seed in range(SAMPLES + WINDOW):
         if seed < SAMPLES:
-            waiting.append(_drawn(client, seed))
+            submitted.append(_drawn(client, seed))
         if seed >= WINDOW:
-            result = waiting.popleft().result(PATIENCE)
+            result = submitted.popleft().result(PATIENCE)
             found["tokens"].append(list(result.sequences[0].tokens))
 
 
