@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -223,3 +224,20 @@ async def settle() -> None:
     """Let every task run until it waits for something."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def guard(gateway: FakeGateway, control_plane: Any = None, **settings: Any) -> GuardTransport:
+    """A guard before this gateway. Unless given, its control plane says that the job runs."""
+    return GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(**settings),
+        control_plane=control_plane or FakeControlPlane(),
+        new_transport=gateway.new_transport,
+    )
+
+
+async def send(transport: GuardTransport, request: httpx.Request | None = None) -> httpx.Response:
+    """Send a request and read the whole answer, which closes it."""
+    response = await transport.handle_async_request(request or post())
+    await response.aread()
+    return response

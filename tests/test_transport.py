@@ -15,6 +15,7 @@ from testkit.fakes import (
     FakeGateway,
     TrackedStream,
     gateway_404,
+    guard,
     known_from,
     ok,
     post,
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 pytestmark = pytest.mark.anyio
-
-
-def guard(gateway: FakeGateway, **settings: Any) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**settings),
-        control_plane=FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
 
 
 def test_the_public_names_are_these_and_no_others() -> None:

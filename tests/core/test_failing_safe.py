@@ -31,10 +31,12 @@ from testkit.fakes import (
     FakeTransport,
     TrackedStream,
     gateway_404,
+    guard,
     known_from,
     loop_time,
     ok,
     post,
+    send,
     settle,
     trainer_404,
 )
@@ -59,21 +61,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-
-def guard(gateway: FakeGateway, control_plane: Any = None, **settings: Any) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**settings),
-        control_plane=control_plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
-
-
-async def send(transport: GuardTransport) -> httpx.Response:
-    response = await transport.handle_async_request(post())
-    await response.aread()
-    return response
 
 
 def faults(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -25,12 +25,14 @@ from testkit.fakes import (
     FakeTransport,
     TrackedStream,
     gateway_404,
+    guard,
     known_from,
     loop_time,
     ok,
     plain_404,
     post,
     router_404,
+    send,
     trainer_404,
 )
 from tinker_guard import GuardSettings, GuardTransport
@@ -43,24 +45,6 @@ if TYPE_CHECKING:
     Answer = Callable[[], httpx.Response]
 
 pytestmark = pytest.mark.anyio
-
-
-def guard(
-    gateway: FakeGateway, plane: FakeControlPlane | None = None, **settings: Any
-) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**settings),
-        control_plane=plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
-
-
-async def send(transport: GuardTransport, request: httpx.Request | None = None) -> httpx.Response:
-    response = await transport.handle_async_request(request or post())
-    await response.aread()
-    await response.aclose()
-    return response
 
 
 def coded(coding: str, body: bytes, status_code: int = 404) -> Answer:

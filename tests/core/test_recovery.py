@@ -6,6 +6,7 @@ import math
 import random
 import time
 from email.utils import formatdate
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import anyio
 import httpx
 import pytest
 
+from testkit import fakes
 from testkit.fakes import (
     BASE,
     GATEWAY_BODY,
@@ -31,6 +33,7 @@ from testkit.fakes import (
     plain_404,
     post,
     router_404,
+    send,
     settle,
     tracked,
     trainer_404,
@@ -51,23 +54,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-
-def guard(
-    gateway: FakeGateway, control_plane: FakeControlPlane | None = None, **settings: Any
-) -> GuardTransport:
-    """A guard whose gate is open."""
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(warmup_successes=0, **settings),
-        control_plane=control_plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
-
-
-async def send(transport: GuardTransport, request: httpx.Request | None = None) -> httpx.Response:
-    response = await transport.handle_async_request(request or post())
-    await response.aread()
-    return response
+guard = partial(fakes.guard, warmup_successes=0)
+"""A guard whose gate is open."""
 
 
 @pytest.mark.parametrize("race", [0.2, 1.0, 3.0, 10.0])

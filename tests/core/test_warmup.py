@@ -16,6 +16,7 @@ from testkit.fakes import (
     FakeGateway,
     TrackedStream,
     gateway_404,
+    guard,
     known_from,
     loop_time,
     ok,
@@ -25,7 +26,7 @@ from testkit.fakes import (
     settle,
     trainer_404,
 )
-from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
+from tinker_guard import ControlPlaneError, GuardTransport
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.transports.renewable import RenewableTransport
 
@@ -35,17 +36,6 @@ if TYPE_CHECKING:
     from tests.conftest import Measured
 
 pytestmark = pytest.mark.anyio
-
-
-def guard(
-    gateway: FakeGateway, control_plane: FakeControlPlane | None = None, **settings: Any
-) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**settings),
-        control_plane=control_plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
 
 
 async def send(transport: GuardTransport, request: httpx.Request | None = None) -> int:

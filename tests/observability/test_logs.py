@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -15,6 +15,7 @@ from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    guard,
     known_from,
     loop_time,
     ok,
@@ -22,11 +23,12 @@ from testkit.fakes import (
     tracked,
     trainer_404,
 )
-from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.install.last_words import repeat_after_tracebacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tinker_guard import GuardTransport
 
 pytestmark = pytest.mark.anyio
 
@@ -37,17 +39,6 @@ STARTS = (
 RUNS = "but the control plane says JOB_STATE_RUNNING"
 WARMUP = "120 s (TINKER_GUARD_WARMUP_TIMEOUT)"
 RETRY = "30 s (TINKER_GUARD_RETRY_TIMEOUT)"
-
-
-def guard(
-    gateway: FakeGateway, control_plane: FakeControlPlane | None = None, **settings: Any
-) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**settings),
-        control_plane=control_plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
 
 
 async def send(transport: GuardTransport) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,6 +23,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, StatusCode
 
+from testkit import fakes
 from testkit.fakes import (
     BASE,
     KEY,
@@ -34,7 +36,7 @@ from testkit.fakes import (
     settle,
     trainer_404,
 )
-from tinker_guard import GuardSettings, GuardTransport, telemetry
+from tinker_guard import GuardTransport, telemetry
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.observability import actions, begun, providers
 from tinker_guard.observability import exchange as telemetry_spans
@@ -46,9 +48,11 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
 
-    from tinker_guard import ControlPlane
 
 pytestmark = pytest.mark.anyio
+
+guard = partial(fakes.guard, warmup_successes=0)
+"""A guard whose gate is open."""
 
 EXCHANGE = {
     "http.request.method": "POST",
@@ -66,17 +70,6 @@ FIREWORKS = {
     "tinker_guard.not_found.gateway": "fireworks",
 }
 NAME = "POST /api/v1/forward_backward"
-
-
-def guard(
-    gateway: FakeGateway, control_plane: ControlPlane | None = None, **settings: Any
-) -> GuardTransport:
-    return GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(**{"warmup_successes": 0} | settings),
-        control_plane=control_plane or FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
 
 
 async def send(transport: GuardTransport, request: httpx.Request | None = None) -> None:
