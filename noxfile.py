@@ -249,6 +249,14 @@ def gateways_ray(session: nox.Session) -> None:
     through(session, "tests/gateways/test_ray_serve.py")
 
 
+@nox.session(name="gateways-skyrl")
+def gateways_skyrl(session: nox.Session) -> None:
+    """The same before SkyRL's real server, some 7 GB."""
+    install(session, "gateways-skyrl", extras="all", is_awaited=True)
+    session.install("--no-deps", "--ignore-requires-python", SKYRL)
+    through(session, "tests/cookbooks/test_skyrl_gateways.py", "-W", "ignore")
+
+
 @nox.session
 def cookbooks(session: nox.Session) -> None:
     """Recipes of others before a server of others, some 7 GB: `-- docs/cookbooks.md`."""
