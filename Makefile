@@ -6,7 +6,7 @@ NOX := $(RUNNER)/bin/nox
 RUN = $(NOX) --session
 
 TASKS := test quick coverage check format bench bench-overhead mutants sdk-suite ray floors audit package pythons docs
-.PHONY: help demo matrix simulate chaos dashboards gateways gateways-ray cookbooks cookbooks-fireworks debian-packages fuzz fuzz-bytes changelog clean $(TASKS)
+.PHONY: help demo matrix simulate chaos dashboards gateways gateways-ray gateways-skyrl cookbooks cookbooks-fireworks debian-packages fuzz fuzz-bytes changelog clean $(TASKS)
 
 help:
 	@echo "make demo    see the guard at work, in half a minute"
@@ -28,6 +28,7 @@ help:
 	@echo "make dashboards  look at guarded runs in Phoenix, MLflow and Prometheus, with a real browser"
 	@echo "make gateways  train through real nginx, Envoy, Traefik, Caddy and HAProxy that lack a route"
 	@echo "make gateways-ray  the same through a real Ray Serve, which is large"
+	@echo "make gateways-skyrl  through nginx and Traefik to SkyRL's real server, which is large"
 	@echo "make cookbooks  train by recipes of others before SkyRL's real server, which is large"
 	@echo "make cookbooks-fireworks  Fireworks' cookbook, of which FIREWORKS_COOKBOOK is a checkout"
 	@echo "make fuzz    try as many strange inputs as N=10000 says on each property"
@@ -69,6 +70,9 @@ gateways: $(NOX) debian-packages
 
 gateways-ray: $(NOX)
 	@$(RUN) gateways-ray $(if $(DOCS),-- $(abspath $(DOCS)))
+
+gateways-skyrl: $(NOX)
+	@$(RUN) gateways-skyrl $(if $(DOCS),-- $(abspath $(DOCS)))
 
 # `make cookbooks DOCS=docs/cookbooks.md` writes the table there.
 cookbooks: $(NOX)

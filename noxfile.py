@@ -19,6 +19,8 @@ import nox
 ROOT: Final = Path(__file__).resolve().parent
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 """The versions that are tested; the workflow in .github and the classifiers name the same."""
+SKYRL: Final = "skyrl==0.4.0"
+"""It asks for Python 3.12 and an SDK of last year, and needs neither: install it without these."""
 
 ON_TWO_CORES: Final = ("--numprocesses", "2")
 UNIT: Final = (*ON_TWO_CORES, "-m", "unit")
@@ -247,15 +249,22 @@ def gateways_ray(session: nox.Session) -> None:
     through(session, "tests/gateways/test_ray_serve.py")
 
 
+@nox.session(name="gateways-skyrl")
+def gateways_skyrl(session: nox.Session) -> None:
+    """The same before SkyRL's real server, some 7 GB."""
+    install(session, "gateways-skyrl", extras="all", is_awaited=True)
+    session.install("--no-deps", "--ignore-requires-python", SKYRL)
+    through(session, "tests/cookbooks/test_skyrl_gateways.py", "-W", "ignore")
+
+
 @nox.session
 def cookbooks(session: nox.Session) -> None:
     """Recipes of others before a server of others, some 7 GB: `-- docs/cookbooks.md`."""
-    install(session, "cookbooks", extras="all", loud=True)
-    # SkyRL asks for Python 3.12 and an SDK of last year; tinker-cookbook for a tml-renderers that
-    # is on no index.
+    install(session, "cookbooks", extras="all", is_awaited=True)
+    # tinker-cookbook asks for a tml-renderers that is on no index.
     session.install(
         *("--no-deps", "--ignore-requires-python"),
-        *("skyrl==0.4.0", "tinker-cookbook==0.6.1", "tml-renderers==0.2.1"),
+        *(SKYRL, "tinker-cookbook==0.6.1", "tml-renderers==0.2.1"),
     )
     through(session, "tests/cookbooks", "-W", "ignore")
 
@@ -265,7 +274,7 @@ def cookbooks_fireworks(session: nox.Session) -> None:
     """Fireworks' cookbook before the local gateway; FIREWORKS_COOKBOOK says where it lies."""
     if "FIREWORKS_COOKBOOK" not in os.environ:
         session.error("FIREWORKS_COOKBOOK must name a checkout of github.com/fw-ai/cookbook")
-    install(session, "cookbooks-fireworks", loud=True)
+    install(session, "cookbooks-fireworks", is_awaited=True)
     session.install("--no-deps", "tinker-cookbook==0.4.3")
     through(session, "tests/cookbooks/test_fireworks_cookbook.py", "-W", "ignore")
 

@@ -59,9 +59,10 @@ class Server:
 
         SkyRL 0.4.0 would leave the gradients of a run that has died to the next model.
         """
-        assert isinstance(gateway, Gateway)
+        forwarding = gateway.world.trainer
+        assert isinstance(forwarding, Forwarding)
         adam = {"learning_rate": 0.0}
-        for model_id in gateway.forwarding.models:
+        for model_id in forwarding.models:
             self._do("optim_step", model_id=model_id, adam_params=adam)
             self._do("unload_model", model_id=model_id)
 

@@ -6,11 +6,15 @@ import subprocess
 import sys
 import tomllib
 from html.parser import HTMLParser
+from typing import TYPE_CHECKING
 
 import pytest
 from readme_renderer.markdown import render
 
 from tests import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -71,6 +75,38 @@ def test_the_first_screen() -> None:
     ):
         assert any(seen in line for line in beginning), seen
     assert len(README.splitlines()) <= 115
+
+
+def test_the_table_of_gateways_sums_up_that_of_the_page() -> None:
+    runs: dict[str, list[list[str]]] = {}
+    for cells in _table(ROOT / "docs/gateways.md", "its 404"):
+        runs.setdefault(cells[0].partition(",")[0], []).append(cells)
+    expected = [
+        [
+            name,
+            ", ".join(dict.fromkeys(run[4] for run in of_it)),
+            str(sum(int(run[5]) for run in of_it)),
+            "yes" if {run[9] for run in of_it} == {"yes"} else "no",
+        ]
+        for name, of_it in runs.items()
+    ]
+    assert expected
+    assert _table(ROOT / "README.md", "guarded: 404s met") == expected
+
+
+def _table(page: Path, column: str) -> list[list[str]]:
+    """The rows of all tables of a page that have this column."""
+    found: list[list[str]] = []
+    is_in_table = False
+    for line in page.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if column in cells:
+            is_in_table = True
+        elif not line.startswith("|"):
+            is_in_table = False
+        elif is_in_table and not set(line) <= set("|- "):
+            found.append(cells)
+    return found
 
 
 def test_in_a_checkout_every_target_is_there_and_in_the_source_archive() -> None:
