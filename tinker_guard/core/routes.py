@@ -20,6 +20,7 @@ from tinker_guard.policy.route import (
     HOT_LOAD,
     Route,
     RoutePatterns,
+    leads_elsewhere,
     patterns_of,
 )
 from tinker_guard.transports import runtime
@@ -286,7 +287,7 @@ class RouteTable:
             request: The request. Its URL is on no trainer route.
         """
         scheme, _, host, port, path, _, _ = request.url._uri_reference
-        if not path.startswith(_HOT_LOADS):
+        if not path.startswith(_HOT_LOADS) or leads_elsewhere(path):
             return None
         name = request.headers.get(DEPLOYMENT_HEADER, "")
         key = (DEPLOYMENT_HEADER, scheme, host, port, name)
