@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
+from tinker_guard.policy.not_found import may_be_trainers
 from tinker_guard.policy.route import (
     DEPLOYMENT_HEADER,
     HOT_LOAD,
@@ -145,6 +146,11 @@ class RouteState:
             self.answers += 1
             self.is_warm = True
             self.is_exhausted = False
+
+    def meets(self, response: httpx.Response) -> None:
+        """Note an answer to a request that the guard did not look after."""
+        if may_be_trainers(response.status_code, response.headers):
+            self.has_shown_trainer = True
 
     def exhausted(self, now: float) -> None:
         """Note that a request's whole budget has ended."""
