@@ -90,8 +90,8 @@ class SyncGuardTransport(httpx.BaseTransport):
         if state is None:
             return response
         if response.status_code != 404:
-            if not state.is_warm and response.is_success:
-                state.has_shown_trainer = True
+            if not state.is_warm:
+                state.meets(response)
             return response
         report = RequestReport(request, state, guard._settings)
         not_found = response_for_coroutines(response)

@@ -91,8 +91,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         if (state is None or state.is_warm) and enabled() is NOTHING:
             response = await sent_on.handle_async_request(request)
             if response.status_code != 404:
-                if state is not None and not state.is_warm and response.is_success:
-                    state.has_shown_trainer = True
+                if state is not None and not state.is_warm:
+                    state.meets(response)
                 return response
             report = RequestReport(request, state, self._settings)
             return await self._recover(request, state, report, sent_on, response)
@@ -102,8 +102,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
             response = await report.send(sent_on, request)
             if response.status_code == 404:
                 response = await self._recover(request, state, report, sent_on, response)
-            elif state is not None and not state.is_warm and response.is_success:
-                state.has_shown_trainer = True
+            elif state is not None and not state.is_warm:
+                state.meets(response)
             return report.answered(response)
 
     async def _recover(

@@ -20,6 +20,7 @@ from testkit.fakes import (
     ok,
     plain_404,
     post,
+    router_404,
     trainer_404,
 )
 from testkit.threads import SyncFakeTransport, VirtualTime
@@ -278,6 +279,70 @@ def test_both_transports_do_the_same(
         if name in {*_outcome("", "x", "y")}
     }
     assert told == situation.span
+
+
+# -- answers that need not be the trainer's --------------------------------------------------------
+
+JSON = {"content-type": "application/json"}
+NO_PROOF = {
+    "a page": {"content-type": "text/html; charset=utf-8"},
+    "a copy": JSON | {"age": "12"},
+    "a hit": JSON | {"x-cache": "HIT"},
+    "a hit by RFC 9211": JSON | {"cache-status": "edge; hit"},
+    "nothing": {},
+}
+
+
+def _with(headers: Mapping[str, str]) -> httpx.Response:
+    response = ok()
+    response.headers = httpx.Headers(headers)
+    return response
+
+
+@pytest.mark.parametrize("send", [_send_async, _send_sync], ids=["async", "sync"])
+@pytest.mark.parametrize("headers", NO_PROOF.values(), ids=NO_PROOF)
+def test_an_answer_that_may_be_anybodys_makes_no_later_404_the_trainers(
+    headers: Mapping[str, str], send: Callable[..., tuple[httpx.Response, bytes, float]]
+) -> None:
+    plane, settings = FakeControlPlane(), GuardSettings(warmup_successes=0)
+    assert send(FakeGateway(lambda _: _with(headers)), plane, settings)[0].status_code == 200
+    state = ROUTES.find(post().url)
+    assert state is not None
+    assert (state.is_warm, state.has_shown_trainer) == (False, False)
+    loses_one = FakeGateway(lambda e: router_404() if e.connection == 0 else ok())
+    assert send(loses_one, plane, settings)[0].status_code == 200
+    assert plane.questions == 1
+
+
+@pytest.mark.parametrize("is_observed", [True, False], ids=["observed", "unobserved"])
+@pytest.mark.parametrize("send", [_send_async, _send_sync], ids=["async", "sync"])
+@pytest.mark.parametrize(
+    ("headers", "is_trainers"),
+    [(JSON, True), *((headers, False) for headers in NO_PROOF.values())],
+    ids=["the trainer's", *NO_PROOF],
+)
+def test_an_answer_that_comes_after_its_job_stopped_is_judged_alike(
+    headers: Mapping[str, str],
+    is_trainers: bool,
+    send: Callable[..., tuple[httpx.Response, bytes, float]],
+    is_observed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    spans: InMemorySpanExporter,
+) -> None:
+    if not is_observed:
+        for module in ("sync_transport", "transport", "telemetry"):
+            monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.answered(0.0)
+
+    def answer(_: Exchange) -> httpx.Response:
+        state.stopped(0.0)
+        return _with(headers)
+
+    send(FakeGateway(answer), FakeControlPlane(), GuardSettings(warmup_successes=0))
+    assert (state.is_warm, state.has_shown_trainer) == (False, is_trainers)
+    assert bool(spans.get_finished_spans()) is is_observed
 
 
 # -- what a sync guard has beside that -------------------------------------------------------------

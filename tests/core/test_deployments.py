@@ -274,6 +274,8 @@ def test_deployments_know_nothing_of_each_other(send: Send) -> None:
         hot_load(name="accounts/acc/deployments/a%2fb"),
         hot_load(name="accounts/acc/deployedModels/a"),
         hot_load(path="/hot_load/v1/models"),
+        hot_load(path="/hot_load/v1/models/%2e%2e/hot_load"),
+        hot_load(path="/hot_load/v1/models/..%2Fhot_load"),
         hot_load(path="/inference/v1/completions"),
     ],
     ids=lambda request: f"{request.url.path} {request.headers.get('fireworks-deployment')}",

@@ -23,6 +23,7 @@ from testkit.fakes import (
 from testkit.threads import SyncFakeTransport, VirtualTime
 from tests.core.test_both_transports import sync_guard
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport, SyncGuardTransport
+from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.question import ssl_context
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.core.single_flight import ThreadFlight
@@ -139,6 +140,61 @@ def test_a_control_plane_that_needs_an_event_loop_says_nothing(
     assert guard.handle_request(post()).status_code == 404
     assert "unverified, control_plane_error" in caplog.text
     assert "Plane raised RuntimeError" in caplog.text
+
+
+class _Drip(httpx.SyncByteStream):
+    """A body whose chunks each come in time for a read, and which takes long all the same."""
+
+    def __init__(self, time: VirtualTime, end: bytes) -> None:
+        self._time = time
+        self._end = end
+        self.is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        for _ in range(1000):
+            self._time.sleep(1.0)
+            yield b" "
+        yield self._end
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class _Dripping(httpx.BaseTransport):
+    """Lets the bodies of its answers to `GET` drip, and answers what else is sent as it is told."""
+
+    def __init__(self, time: VirtualTime, end: bytes, answer: httpx.Response) -> None:
+        self._time = time
+        self._end = end
+        self._answer = answer
+        self.drips: list[_Drip] = []
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method != "GET":
+            return self._answer
+        self.drips.append(_Drip(self._time, self._end))
+        headers = {"content-type": "application/json"}
+        return httpx.Response(200, headers=headers, stream=self.drips[-1])
+
+
+def test_a_probe_whose_answer_drips_ends_in_time(virtual_time: VirtualTime) -> None:
+    transport = _Dripping(virtual_time, b'{"supported_models": []}', httpx.Response(200, json={}))
+    settings = GuardSettings(warmup_successes=1, probe_timeout=3.0)
+    guard = SyncGuardTransport(transport, settings=settings, control_plane=FakeControlPlane())
+    assert guard.handle_request(post()).status_code == 200
+    assert virtual_time.now == 3.0 * len(transport.drips)
+    assert all(drip.is_closed for drip in transport.drips)
+
+
+def test_a_lookup_whose_answer_drips_ends_in_time(virtual_time: VirtualTime) -> None:
+    not_found = httpx.Response(404, content=GATEWAY_BODY)
+    transport = _Dripping(virtual_time, b'{"state": "JOB_STATE_RUNNING"}', not_found)
+    settings = GuardSettings(warmup_successes=0, retry_timeout=0.0, control_plane_timeout=3.0)
+    plane = FireworksControlPlane(transport=BlockingTransport(transport))
+    guard = SyncGuardTransport(transport, settings=settings, control_plane=plane)
+    assert guard.handle_request(post()).status_code == 404
+    assert virtual_time.now == 3.0
+    assert [drip.is_closed for drip in transport.drips] == [True]
 
 
 def test_a_sync_client_may_be_used_within_an_event_loop(virtual_time: VirtualTime) -> None:
@@ -455,7 +511,7 @@ def unobserved(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unobserved")
 @pytest.mark.parametrize("url", [str(post().url), ELSEWHERE], ids=["warm", "elsewhere"])
 def test_an_untouched_answer_is_the_inner_transports_own(url: str) -> None:
-    first, second = httpx.Response(200, content=b"1"), httpx.Response(503, content=b"2")
+    first, second = httpx.Response(200, json=1), httpx.Response(503, content=b"2")
     guard = SyncGuardTransport(Answers(first, second), settings=GuardSettings(warmup_successes=0))
     guard.handle_request(post())
     stream = second.stream
@@ -484,7 +540,8 @@ def test_an_answer_that_comes_after_a_verdict_shows_that_the_trainer_is_there() 
             return super().handle_request(request)
 
     router_404 = httpx.Response(404, content=b'{"detail": "Not Found"}', headers=JSON)
-    inner = Slow(httpx.Response(200), gateway_404_of_client(), httpx.Response(200), router_404)
+    first, second = httpx.Response(200, json={}), httpx.Response(200, json={})
+    inner = Slow(first, gateway_404_of_client(), second, router_404)
     plane = FakeControlPlane("JOB_STATE_FAILED")
     guard = SyncGuardTransport(
         inner, settings=GuardSettings(warmup_successes=0), control_plane=plane

@@ -20,6 +20,7 @@ from tinker_guard.policy.not_found import (
     is_cached_copy,
     is_control_planes_404,
     is_from_trainer,
+    may_be_trainers,
     source_of,
 )
 
@@ -890,3 +891,26 @@ def test_a_page_longer_than_any_gateways_own_names_none(length: int, gateway: st
 @pytest.mark.parametrize("server", ["Caddy", "caddy", "CADDY"])
 def test_a_gateway_is_named_however_its_header_is_written(server: str) -> None:
     assert gateway_of(httpx.Headers({"server": server}), b"") == "caddy"
+
+
+# -- answers whose bodies are the client's ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("media_type", "is_trainers"),
+    [
+        *(("application/json", True), ("Application/JSON; charset=utf-8", True)),
+        *(("application/x-protobuf", True), ("application/octet-stream", True)),
+        *(("application/x-ndjson", True), ("text/event-stream", True)),
+        *(("text/html", False), ("application/xhtml+xml", False), ("application/xml", False)),
+        *(("application/problem+json", False), ("text/plain", False), ("image/png", False)),
+        *(("", False), ("application/", False), ("json", False)),
+    ],
+)
+def test_whose_an_answer_may_be_by_its_media_type(media_type: str, is_trainers: bool) -> None:
+    headers = httpx.Headers({"content-type": media_type})
+    assert may_be_trainers(200, headers) is may_be_trainers(202, headers) is is_trainers
+    for status_code in (101, 199, 301, 307, 401, 403, 404, 429, 500, 503):
+        assert may_be_trainers(status_code, headers) is False
+    for name, value in (("Age", "3"), ("X-Cache", "Hit from edge"), ("Cache-Status", "a; hit")):
+        assert may_be_trainers(200, httpx.Headers({**headers, name: value})) is False

@@ -193,6 +193,54 @@ def test_urls_that_it_does_not_explain(pattern: str, url: str) -> None:
     assert route_of(url, pattern) is None
 
 
+DOT_SEGMENTS = (
+    *("/%2e%2e/", "/%2E%2e/", "/.%2e/", "/%2E./", "/%2e/", "/..%2f", "/..%2F", "/..%5c", "/..\\"),
+    *("/x%2f..%2f", "/x%2F%2e%2E%5C", "/\\..\\", "/%252e%252E/", "/..%252f", "/..;/"),
+    *(
+        "/%25252f..%2f",
+        "/..;a=b/",
+        "/..%3b/",
+        "/%2e%2e;/",
+        "/a/%2e%2e/%2e%2e/",
+        "/%2e%2e//",
+        "//%2e%2e/",
+    ),
+)
+
+
+@pytest.mark.parametrize("dots", DOT_SEGMENTS)
+@pytest.mark.parametrize(
+    ("pattern", "base"),
+    [
+        (FIREWORKS, "https://h.test/training/v1/rlorTrainerJobs/acc/job-1"),
+        ("/t/{job}", "https://h.test/t/job-1"),
+        ("http://head:8000", "http://head:8000"),
+        ("https://{ws}--app.modal.run", "https://a--app.modal.run"),
+    ],
+)
+def test_a_url_that_a_server_may_take_for_another_jobs_is_on_no_route(
+    pattern: str, base: str, dots: str
+) -> None:
+    assert route_of(f"{base}{dots}job-2/api/v1/x", pattern) is None
+    assert route_of(f"{base}/api/v1{dots}x", pattern) is None
+
+
+@pytest.mark.parametrize(
+    "path", ["/...", "/.x/y", "/x../y", "/x..%2fy", "/..x/y", "/v1.2/y", "/%2e%2ex/y", "/a%2fb/%2d"]
+)
+def test_dots_within_a_segment_lead_nowhere_else(path: str) -> None:
+    assert route_of(f"https://h.test/t/job-1{path}", "/t/{job}") is not None
+
+
+@pytest.mark.parametrize("value", [".", "..", "%2e", "%2e%2E", "a%2Fb", "..%2Fb", "a%3Fb", "a%23b"])
+def test_what_would_lead_a_question_elsewhere_is_never_captured(value: str) -> None:
+    for account, job in ((value, "job-1"), ("acc", value)):
+        route = route_of(f"https://h.test/training/v1/rlorTrainerJobs/{account}/{job}/api/v1/x")
+        assert route is None
+        name = f"accounts/{account}/deployments/{job}"
+        assert Route.of_deployment("https", "h.test", None, name) is None
+
+
 @pytest.mark.parametrize(
     ("patterns", "wins"),
     [

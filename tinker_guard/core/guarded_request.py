@@ -23,6 +23,7 @@ from tinker_guard.policy.judgement import (
     judge,
     judge_by_reach,
 )
+from tinker_guard.policy.not_found import may_be_trainers
 from tinker_guard.policy.reach import with_cookies
 from tinker_guard.transports import runtime
 
@@ -168,10 +169,11 @@ class GuardedRequest:
             response: The answer.
             end: What was found out before the request was sent.
         """
-        if response.is_success:
+        is_trainers = may_be_trainers(response.status_code, response.headers)
+        if is_trainers:
             self.state.answered(self.clock())
             self.state.ambiguous_ends += isinstance(end, Ambiguous)
-        if response.is_success or self.resends > 0:
+        if is_trainers or self.resends > 0:
             logs.log_race_over(self.state, self.resends)
         if response.status_code == 409 and self.resends > 0:
             logs.log_conflict(self.state, self.wait)

@@ -15,11 +15,13 @@ from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
+from tinker_guard.policy.not_found import may_be_trainers
 from tinker_guard.policy.route import (
     DEPLOYMENT_HEADER,
     HOT_LOAD,
     Route,
     RoutePatterns,
+    leads_elsewhere,
     patterns_of,
 )
 from tinker_guard.transports import runtime
@@ -144,6 +146,11 @@ class RouteState:
             self.answers += 1
             self.is_warm = True
             self.is_exhausted = False
+
+    def meets(self, response: httpx.Response) -> None:
+        """Note an answer to a request that the guard did not look after."""
+        if may_be_trainers(response.status_code, response.headers):
+            self.has_shown_trainer = True
 
     def exhausted(self, now: float) -> None:
         """Note that a request's whole budget has ended."""
@@ -286,7 +293,7 @@ class RouteTable:
             request: The request. Its URL is on no trainer route.
         """
         scheme, _, host, port, path, _, _ = request.url._uri_reference
-        if not path.startswith(_HOT_LOADS):
+        if not path.startswith(_HOT_LOADS) or leads_elsewhere(path):
             return None
         name = request.headers.get(DEPLOYMENT_HEADER, "")
         key = (DEPLOYMENT_HEADER, scheme, host, port, name)

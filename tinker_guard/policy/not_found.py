@@ -146,17 +146,32 @@ def is_from_trainer(
         is_decoded: Whether something below has undone the Content-Encoding already.
         limit: How many bytes are looked at, before and after decoding.
     """
-    if is_cached_copy(headers):
-        return False
-    if status_code == 404:
+    if status_code == 404 and not is_cached_copy(headers):
         return source_of(headers, body, is_decoded=is_decoded, limit=limit) is Source.TRAINER
-    if not 200 <= status_code < 300:
+    if not may_be_trainers(status_code, headers):
         return False
     answer = _json_object(headers, body, is_decoded=is_decoded, limit=limit)
     return (
         answer is not None
         and answer.media_type == "application/json"
         and not _reports_an_error(answer.members)
+    )
+
+
+def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
+    """Whether the answer to a request passes for the trainer's by its headers. Never raises.
+
+    That is a 2xx of a media type in which trainers write, and no copy from a cache. The body is the
+    client's to read, and may be a stream.
+
+    Args:
+        status_code: The answer's status.
+        headers: The answer's headers, by names of any case.
+    """
+    return (
+        200 <= status_code < 300
+        and _TRAINERS_MEDIA_TYPE.fullmatch(_media_type(headers)) is not None
+        and not is_cached_copy(headers)
     )
 
 
@@ -252,6 +267,10 @@ class _Json(NamedTuple):
 
 
 _MEDIA_TYPE: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json")
+# What is meant for programs: neither pages and texts, nor a problem document (RFC 9457).
+_TRAINERS_MEDIA_TYPE: Final = re.compile(
+    r"application/(?!(?:.*\+)?xml|problem\+)[a-z0-9.!#$&^_+-]+|text/event-stream"
+)
 _DIGITS: Final = 400
 """Digits of the longest number that is read: Python's own limit can be switched off, and reading a
 number of a million digits takes seconds."""

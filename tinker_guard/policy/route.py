@@ -137,6 +137,19 @@ _HOST: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.[a-z](?:[a-z0-9-]*[a-z0-9])?")
 """Of two labels or more, and no address: what follows the label that holds a placeholder."""
 _PORTS: Final = {"http": 80, "https": 443}
+_SEPARATOR: Final = r"(?:[/\\]|%(?:25)*(?:2f|5c))"
+_DOT_SEGMENT: Final = re.compile(
+    rf"{_SEPARATOR}(?:\.|%(?:25)*2e){{1,2}}(?=;|%(?:25)*3b|{_SEPARATOR}|\Z)", re.IGNORECASE
+)
+
+
+def leads_elsewhere(path: str) -> bool:
+    """Whether a raw path holds a dot segment, which a server may resolve: another job's path then.
+
+    Servers differ in what they take for one, so escapes count, of escapes too, and so do
+    backslashes and the parameters of a segment (`..;x`).
+    """
+    return _DOT_SEGMENT.search(path) is not None
 
 
 class RoutePattern(NamedTuple):
@@ -373,7 +386,7 @@ class RoutePatterns:
         for _, pattern in sorted(found):
             base = pattern.base_of(host, path)
             if base is not None:
-                return pattern, base
+                return None if leads_elsewhere(path) else (pattern, base)
         return None
 
     def route_of(self, url: httpx.URL) -> Route | None:

@@ -105,6 +105,8 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._stream:
+            # Each chunk renews the transport's own timeout, so that a body which drips has no end.
+            runtime.begin()
             yield chunk
 
     async def aclose(self) -> None:
