@@ -289,7 +289,7 @@ NO_PROOF = {
     "a copy": JSON | {"age": "12"},
     "a hit": JSON | {"x-cache": "HIT"},
     "a hit by RFC 9211": JSON | {"cache-status": "edge; hit"},
-    "nothing": {},
+    "nothing": {"content-length": "0"},
 }
 
 
@@ -312,6 +312,18 @@ def test_an_answer_that_may_be_anybodys_makes_no_later_404_the_trainers(
     loses_one = FakeGateway(lambda e: router_404() if e.connection == 0 else ok())
     assert send(loses_one, plane, settings)[0].status_code == 200
     assert plane.questions == 1
+
+
+@pytest.mark.parametrize("send", [_send_async, _send_sync], ids=["async", "sync"])
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}], ids=["none", "text"])
+def test_a_server_that_names_no_media_type_is_probed_for_its_first_request_alone(
+    headers: Mapping[str, str], send: Callable[..., tuple[httpx.Response, bytes, float]]
+) -> None:
+    gateway = FakeGateway(lambda e: _with(headers) if e.method == "POST" else router_404())
+    for _ in range(3):
+        assert send(gateway, FakeControlPlane(), GuardSettings())[0].status_code == 200
+    methods = [exchange.method for exchange in gateway.exchanges]
+    assert methods[methods.index("POST") :] == ["POST"] * 3
 
 
 @pytest.mark.parametrize("is_observed", [True, False], ids=["observed", "unobserved"])

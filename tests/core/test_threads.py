@@ -511,7 +511,7 @@ def unobserved(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unobserved")
 @pytest.mark.parametrize("url", [str(post().url), ELSEWHERE], ids=["warm", "elsewhere"])
 def test_an_untouched_answer_is_the_inner_transports_own(url: str) -> None:
-    first, second = httpx.Response(200, json=1), httpx.Response(503, content=b"2")
+    first, second = httpx.Response(200, content=b"1"), httpx.Response(503, content=b"2")
     guard = SyncGuardTransport(Answers(first, second), settings=GuardSettings(warmup_successes=0))
     guard.handle_request(post())
     stream = second.stream
@@ -540,8 +540,7 @@ def test_an_answer_that_comes_after_a_verdict_shows_that_the_trainer_is_there() 
             return super().handle_request(request)
 
     router_404 = httpx.Response(404, content=b'{"detail": "Not Found"}', headers=JSON)
-    first, second = httpx.Response(200, json={}), httpx.Response(200, json={})
-    inner = Slow(first, gateway_404_of_client(), second, router_404)
+    inner = Slow(httpx.Response(200), gateway_404_of_client(), httpx.Response(200), router_404)
     plane = FakeControlPlane("JOB_STATE_FAILED")
     guard = SyncGuardTransport(
         inner, settings=GuardSettings(warmup_successes=0), control_plane=plane

@@ -161,8 +161,9 @@ def is_from_trainer(
 def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
     """Whether the answer to a request passes for the trainer's by its headers. Never raises.
 
-    That is a 2xx of a media type in which trainers write, and no copy from a cache. The body is the
-    client's to read, and may be a stream.
+    That is a 2xx with a body that is no page, no problem document and no copy from a cache. Its
+    body is the client's to read, and may be a stream. Any other media type passes: were a server
+    that names none never believed, each of its requests would wait for a probe.
 
     Args:
         status_code: The answer's status.
@@ -170,7 +171,10 @@ def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
     """
     return (
         200 <= status_code < 300
-        and _TRAINERS_MEDIA_TYPE.fullmatch(_media_type(headers)) is not None
+        # Caddy answers so where it has no route, and edges answer a preflight.
+        and status_code not in (204, 205)
+        and headers.get("content-length") != "0"
+        and not _OTHERS_MEDIA_TYPE.fullmatch(_media_type(headers))
         and not is_cached_copy(headers)
     )
 
@@ -267,10 +271,8 @@ class _Json(NamedTuple):
 
 
 _MEDIA_TYPE: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json")
-# What is meant for programs: neither pages and texts, nor a problem document (RFC 9457).
-_TRAINERS_MEDIA_TYPE: Final = re.compile(
-    r"application/(?!(?:.*\+)?xml|problem\+)[a-z0-9.!#$&^_+-]+|text/event-stream"
-)
+# Pages, XML as object stores write it, and problem documents (RFC 9457).
+_OTHERS_MEDIA_TYPE: Final = re.compile(r"text/html|[^/]+/(?:.*\+)?xml|application/problem\+.*")
 _DIGITS: Final = 400
 """Digits of the longest number that is read: Python's own limit can be switched off, and reading a
 number of a million digits takes seconds."""
