@@ -450,3 +450,15 @@ def test_variables_are_left_to_the_child_but_not_the_loss(
     settings = GuardSettings.load_without_key(text)
     assert settings.is_control_plane_key_lost
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
+
+
+@pytest.mark.parametrize("key", ["hunter2\n", " hunter2", "hun\r\nter2", "hunter2\x00", "hunter2é"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A real environment cannot hold a NUL; a dictionary of the test can.
+    monkeypatch.setattr("os.environ", {"TINKER_GUARD_CONTROL_PLANE_API_KEY": key})
+    with pytest.raises(InvalidSettingsError, match="printable ASCII") as refused:
+        GuardSettings(control_plane_url="https://api.example")
+    assert "TINKER_GUARD_CONTROL_PLANE_API_KEY" in str(refused.value)
+    assert "ter2" not in str(refused.value)

@@ -30,6 +30,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
@@ -430,6 +431,15 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
             super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
+
+    @field_validator("control_plane_api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
+        text = key.get_secret_value() if key is not None else ""
+        if text != text.strip() or not (text.isascii() and text.isprintable()):
+            # A secret read from a file ends with a newline; no header can carry it.
+            raise ValueError("must be printable ASCII, without spaces or newlines around it")
+        return key
 
     @model_validator(mode="after")
     def _check_together(self) -> GuardSettings:
