@@ -187,6 +187,22 @@ def test_help_imports_next_to_nothing() -> None:
     assert heavy & set(ended.stderr.split()) == set()
 
 
+def test_ctrl_c_is_no_traceback_even_while_a_command_is_imported() -> None:
+    code = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tinker_guard.waiting":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["wait", "http://x"]
+from tinker_guard.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
 def run_with(redirection: str, *arguments: str, **variables: str) -> tuple[int, str]:
     """Run with a stream redirected as a shell does it; the exit code, and what is on stderr."""
     ended = subprocess.run(

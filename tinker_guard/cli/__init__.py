@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from tinker_guard.cli.streams import OutputError, check_streams, end_output
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 
 def main() -> None:
@@ -16,6 +20,9 @@ def main() -> None:
         finally:
             # Not at the end of Python, where nothing can be said of a fault any more.
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Ctrl-C, perhaps while a command is still being imported.
+        code = INTERRUPTED
     except OutputError as error:
         code = end_output(error)
     sys.exit(code)
