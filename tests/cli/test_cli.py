@@ -257,6 +257,14 @@ def test_closed_streams_change_no_exit_code_of_what_needs_them_not(redirection: 
     assert run_with(redirection, "run", sys.executable, "-c", "exit(7)")[0] == 7
 
 
+def test_a_closed_standard_input_is_one_that_cannot_be_read() -> None:
+    assert run_with("<&-", "report", "-") == (
+        1,
+        "the rest of standard input: cannot be read: Bad file descriptor\n"
+        "tinker-guard report: no span could be read from standard input.\n",
+    )
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_completions_name_commands_and_options(shell: str) -> None:
     pytest.importorskip("shtab")

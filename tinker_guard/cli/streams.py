@@ -29,8 +29,14 @@ class _Closed(io.RawIOBase):
     No null device: output would be lost, and the exit code would say that it was written.
     """
 
+    def readable(self) -> bool:
+        return True
+
     def writable(self) -> bool:
         return True
+
+    def readinto(self, _buffer: object) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def write(self, _data: object) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -65,7 +71,12 @@ class _Messages(io.TextIOWrapper):
 
 
 def check_streams() -> None:
-    """Have a fault of standard output raise `OutputError`, and one of standard error nothing."""
+    """Have a fault of standard output raise `OutputError`, and one of standard error nothing.
+
+    A standard input that is closed raises `OSError` when it is read, as one with a fault does.
+    """
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed()))
     sys.stdout = _again(sys.stdout, _Output)
     sys.stderr = _again(sys.stderr, _Messages)
 
