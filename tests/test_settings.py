@@ -170,6 +170,54 @@ def test_a_key_needs_the_place_that_it_is_for() -> None:
         GuardSettings(control_plane_api_key="", control_plane_url="https://api.test")
 
 
+@pytest.mark.parametrize(
+    ("variables", "arguments", "said"),
+    [
+        (
+            {"CONTROL_PLANE_API_KEY": "fw-secret", "CONTROL_PLANE_URL": ""},
+            {},
+            "TINKER_GUARD_CONTROL_PLANE_API_KEY needs TINKER_GUARD_CONTROL_PLANE_URL, the only",
+        ),
+        (
+            {"BACKOFF_MAX": "1"},
+            {"backoff_initial": 2.0},
+            "backoff_initial must not exceed TINKER_GUARD_BACKOFF_MAX",
+        ),
+        (
+            {"BACKOFF_MAX": "9"},
+            {"backoff_initial": 2.0, "backoff_max": 1.0},
+            "backoff_initial must not exceed backoff_max",
+        ),
+        (
+            {"STRICT": "1", "ENABLED": "0"},
+            {},
+            "TINKER_GUARD_STRICT needs TINKER_GUARD_ENABLED: ",
+        ),
+        (
+            {"CONTROL_PLANE": "kubernetes"},
+            {},
+            "TINKER_GUARD_CONTROL_PLANE kubernetes needs TINKER_GUARD_CONTROL_PLANE_OBJECT, such as"
+            " training/deployments/{job}: NAMESPACE/KIND/NAME, KIND being deployments, ",
+        ),
+        (
+            {"CONTROL_PLANE": "http", "DEPLOYMENTS": "1", "CONTROL_PLANE_STATE": "x"},
+            {"control_plane_url": "https://api.test/{nobody}"},
+            "control_plane_url, TINKER_GUARD_CONTROL_PLANE_OBJECT and "
+            "TINKER_GUARD_CONTROL_PLANE_STATE may hold only names that a pattern of "
+            "TINKER_GUARD_ROUTES captures",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named_as_they_were_given(
+    variables: dict[str, str], arguments: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TINKER_GUARD_{name}", value)
+    with pytest.raises(InvalidSettingsError) as caught:
+        GuardSettings(**arguments)
+    assert f"\n  settings: {said}" in str(caught.value)
+
+
 SHAPE: Trainer404 = {"members": {"kind": "gone", "reason": "{text}"}, "generic": False}
 
 
@@ -450,3 +498,15 @@ def test_variables_are_left_to_the_child_but_not_the_loss(
     settings = GuardSettings.load_without_key(text)
     assert settings.is_control_plane_key_lost
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
+
+
+@pytest.mark.parametrize("key", ["hunter2\n", " hunter2", "hun\r\nter2", "hunter2\x00", "hunter2é"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A real environment cannot hold a NUL; a dictionary of the test can.
+    monkeypatch.setattr("os.environ", {"TINKER_GUARD_CONTROL_PLANE_API_KEY": key})
+    with pytest.raises(InvalidSettingsError, match="printable ASCII") as refused:
+        GuardSettings(control_plane_url="https://api.example")
+    assert "TINKER_GUARD_CONTROL_PLANE_API_KEY" in str(refused.value)
+    assert "ter2" not in str(refused.value)

@@ -229,7 +229,7 @@ def test_a_url_on_no_trainer_route_is_told_how_it_would_be_one() -> None:
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^this is no URL$"):
+    with pytest.raises(ValueError, match=r"^this is no URL: 'http://x:port...'$"):
         wait_until_routable("http://x:port/")
 
 
@@ -376,12 +376,25 @@ def test_a_misspelt_variable_is_named_by_a_wait_too(
     )
 
 
-@pytest.mark.parametrize("url", ["gateway.test/training", "notaurl", "", "ftp://h/", "https://"])
-def test_what_is_no_url_is_called_so(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("gateway.test/training", "gateway.test..."),
+        ("notaurl", "notaurl"),
+        ("", ""),
+        ("ftp://h/", "ftp://h..."),
+        ("https://", "https://"),
+        ("user:SECRET@h?k=SECRET", "h..."),
+        ("h\n\x1b[1m/SECRET\nSECRET", r"h\n\x1b[1m..."),
+    ],
+)
+def test_what_is_no_url_is_called_so(url: str, shown: str) -> None:
     ended = invoke("wait", url)
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "tinker-guard wait: this is no URL with http:// or https:// and a host\n"
+        f"tinker-guard wait: this is no URL with http:// or https:// and a host: '{shown}'\n"
+        if "\n" not in url
+        else f"tinker-guard wait: this is no URL: '{shown}'\n"
     )
 
 

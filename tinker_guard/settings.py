@@ -30,6 +30,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
@@ -431,33 +432,48 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
 
+    @field_validator("control_plane_api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
+        text = key.get_secret_value() if key is not None else ""
+        if text != text.strip() or not (text.isascii() and text.isprintable()):
+            # A secret read from a file ends with a newline; no header can carry it.
+            raise ValueError("must be printable ASCII, without spaces or newlines around it")
+        return key
+
     @model_validator(mode="after")
     def _check_together(self) -> GuardSettings:
+        # In the messages, `_explain` replaces names of settings that stand between backticks.
         url = self.control_plane_url
         if self.control_plane_api_key is not None and (url is None or url.startswith("/")):
             # A gateway can redirect a request to any origin, which would then be asked.
             raise ValueError(
-                "control_plane_api_key needs control_plane_url, the only place it is sent to"
+                "`control_plane_api_key` needs `control_plane_url`, the only place it is sent to"
                 + ("" if url is None else ", with a host")
             )
         self._check_control_plane(url or "", self.control_plane_object or "")
         if self.strict and not self.enabled:
-            raise ValueError("strict needs enabled: without the guard, everything runs unguarded")
+            raise ValueError(
+                "`strict` needs `enabled`: without the guard, everything runs unguarded"
+            )
         if self.backoff_initial > self.backoff_max:
-            raise ValueError("backoff_initial must not exceed backoff_max")
+            raise ValueError("`backoff_initial` must not exceed `backoff_max`")
         return self
 
     def _check_control_plane(self, url: str, asked: str) -> None:
         kind = self.control_plane
         if kind in ("http", "ray-serve") and not url:
-            raise ValueError(f"control_plane {kind} needs control_plane_url, which is to be asked")
+            raise ValueError(
+                f"`control_plane` {kind} needs `control_plane_url`, which is to be asked"
+            )
         if kind == "ray-serve" and not asked:
             raise ValueError(
-                "control_plane ray-serve needs control_plane_object, the name of the application"
+                "`control_plane` ray-serve needs `control_plane_object`, the name of the "
+                "application"
             )
         if kind == "kubernetes" and not _KUBERNETES_OBJECT.fullmatch(asked):
             raise ValueError(
-                "control_plane kubernetes needs control_plane_object, such as "
+                "`control_plane` kubernetes needs `control_plane_object`, such as "
                 "training/deployments/{job}: NAMESPACE/KIND/NAME, KIND being deployments, "
                 "endpointslices, jobs or statefulsets"
             )
@@ -467,8 +483,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
             asked_for |= {*names_in(self.control_plane_state)}
         if not asked_for <= captured:
             raise ValueError(
-                "control_plane_url, _object and _state may hold only names that a pattern of "
-                "routes captures"
+                "`control_plane_url`, `control_plane_object` and `control_plane_state` may hold "
+                "only names that a pattern of `routes` captures"
             )
 
 
@@ -479,12 +495,26 @@ _KUBERNETES_OBJECT: Final = re.compile(
 
 def _explain(error: ValidationError, arguments: Mapping[str, Any]) -> str:
     lines = ["tinker_guard cannot use these settings:"]
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    from_variables = {
+        name
+        for name in GuardSettings.model_fields
+        if name not in arguments and variable(name) in variables
+    }
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         field = str(problem["loc"][0]) if problem["loc"] else ""
-        set_by_variable = field not in arguments and variable(field) in map(str.upper, os.environ)
-        name = variable(field) if set_by_variable else field or "settings"
-        lines.append(f"  {name}: {_wanted(field, problem['type'], problem['msg'])}")
+        name = variable(field) if field in from_variables else field or "settings"
+        wanted = _wanted(field, problem["type"], problem["msg"])
+        lines.append(f"  {name}: {wanted if field else _named(wanted, from_variables, arguments)}")
     return "\n".join(lines)
+
+
+def _named(message: str, from_variables: set[str], arguments: Mapping[str, Any]) -> str:
+    """A message about several settings, with the names by which they were, or can be, given."""
+    names = set(re.findall("`(.+?)`", message))
+    # One that is missing is best given where the others are.
+    by_variable = names - set(arguments) if names & from_variables else set()
+    return re.sub("`(.+?)`", lambda m: variable(m[1]) if m[1] in by_variable else m[1], message)
 
 
 def _wanted(field: str, kind: str, message: str) -> str:

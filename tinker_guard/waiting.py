@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.request
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, assert_never
@@ -125,9 +126,9 @@ async def until_routable(
     try:
         base_url = httpx.URL(f"{url}/")
     except (httpx.InvalidURL, ValueError):
-        raise ValueError("this is no URL") from None
+        raise ValueError(f"this is no URL: {_shown(url)}") from None
     if base_url.scheme not in ("http", "https") or not base_url.host:
-        raise ValueError("this is no URL with http:// or https:// and a host")
+        raise ValueError(f"this is no URL with http:// or https:// and a host: {_shown(url)}")
     if base_url.port is not None and not 0 < base_url.port < 65536:
         raise ValueError("this URL must have a port from 1 to 65535")
     if api_key is not None and not can_be_sent(api_key):
@@ -196,6 +197,13 @@ async def until_routable(
             return Readiness.TIMED_OUT
         case _:
             assert_never(end)
+
+
+def _shown(url: str) -> str:
+    """What was given in the place of a URL, without what may be a secret: user, path, query."""
+    rest = f"{url}".rpartition("@")[2]
+    begin = re.sub(r"^([A-Za-z]*:?/*[^/?#]*).*", r"\1", rest, flags=re.DOTALL)
+    return repr(begin if begin == rest else f"{begin}...")
 
 
 def can_be_sent(key: str) -> bool:

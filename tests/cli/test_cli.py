@@ -187,6 +187,84 @@ def test_help_imports_next_to_nothing() -> None:
     assert heavy & set(ended.stderr.split()) == set()
 
 
+def test_ctrl_c_is_no_traceback_even_while_a_command_is_imported() -> None:
+    code = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tinker_guard.waiting":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["wait", "http://x"]
+from tinker_guard.cli import main
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+def run_with(redirection: str, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Run with a stream redirected as a shell does it; the exit code, and what is on stderr."""
+    ended = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command(*arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        timeout=50,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    ["--help", "doctor --json", "wait http://x/ --help", "run --help", "gateway --list"],
+)
+def test_output_that_cannot_be_written_is_one_line(arguments: str, unbuffered: str) -> None:
+    for redirection, problem in (
+        (">/dev/full", "No space left on device"),
+        (">&-", "Bad file descriptor"),
+    ):
+        code, said = run_with(redirection, *arguments.split(), PYTHONUNBUFFERED=unbuffered)
+        assert (code, said) == (74, f"tinker-guard: cannot write the output: {problem}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error_to_tell_of(unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            command("gateway", "--list"),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            timeout=50,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (74, b"")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&- 2>&-"])
+def test_closed_streams_change_no_exit_code_of_what_needs_them_not(redirection: str) -> None:
+    url = f"http://127.0.0.1:{free_port()}/training/v1/rlorTrainerJobs/acc/job-1"
+    assert run_with(redirection, "wait", "not-a-url")[0] == 2
+    assert run_with(redirection, "wait", url, "--timeout", "0.1", "--quiet")[0] == 5
+    assert run_with(redirection, "run", sys.executable, "-c", "exit(7)")[0] == 7
+
+
+def test_a_closed_standard_input_is_one_that_cannot_be_read() -> None:
+    assert run_with("<&-", "report", "-") == (
+        1,
+        "the rest of standard input: cannot be read: Bad file descriptor\n"
+        "tinker-guard report: no span could be read from standard input.\n",
+    )
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])
 def test_completions_name_commands_and_options(shell: str) -> None:
     pytest.importorskip("shtab")

@@ -315,7 +315,8 @@ def test_settings_that_do_not_fit_each_other(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TINKER_GUARD_VERDICT_TTL", "x")
     first, second, _ = check_settings()
     assert {first.status, second.status} == {Status.PROBLEM}
-    assert "backoff_initial must not exceed backoff_max" in f"{first.detail} {second.detail}"
+    said = "TINKER_GUARD_BACKOFF_INITIAL must not exceed TINKER_GUARD_BACKOFF_MAX"
+    assert said in f"{first.detail} {second.detail}"
     assert read_settings()[0] == GuardSettings(backoff_initial=0.1, verdict_ttl=1.0)
 
 

@@ -185,7 +185,7 @@ def test_a_lost_key_is_lost_to_each_of_them() -> None:
         ),
         (
             {"control_plane": "http", "control_plane_url": f"{API}/{{model}}"},
-            "control_plane_url, _object and _state may hold only names that a pattern of routes",
+            "may hold only names that a pattern of routes captures",
         ),
         (
             {

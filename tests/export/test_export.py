@@ -387,6 +387,23 @@ say("end")
         assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
 
 
+@pytest.mark.parametrize(
+    "variable", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_METRICS_EXEMPLAR_FILTER"]
+)
+def test_a_variable_that_opentelemetry_refuses_is_one_line(variable: str, tmp_path: Path) -> None:
+    program = f"""
+from opentelemetry import trace
+say(start_export("jsonl:{tmp_path}/run.jsonl"))
+send()
+say(type(trace.get_tracer_provider()).__name__)
+"""
+    out, err = run(program, **{variable: "x"})
+    assert out == "False\nProxyTracerProvider\n"
+    (line,) = err.splitlines()
+    assert line.startswith(f"tinker_guard: TINKER_GUARD_EXPORT=jsonl:{tmp_path}/run.jsonl cannot ")
+    assert line.endswith("; nothing is exported. Check the OTEL_* variables.")
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     path.symlink_to("/dev/full")

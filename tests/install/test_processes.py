@@ -189,7 +189,7 @@ def test_a_broken_dependency_leaves_the_program_alone(tmp_path: Path) -> None:
     ("environment", "said"),
     [
         ({"TINKER_GUARD_RETRY_TIMEOUT": "soon"}, "TINKER_GUARD_RETRY_TIMEOUT: input should be"),
-        ({"TINKER_GUARD_ENABLED": "0"}, "strict needs enabled"),
+        ({"TINKER_GUARD_ENABLED": "0"}, "TINKER_GUARD_STRICT needs TINKER_GUARD_ENABLED"),
         ({"TINKER_GUARD_RETRY_TIMOUT": "5"}, "did you mean TINKER_GUARD_RETRY_TIMEOUT?"),
     ],
 )

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
+
+from tinker_guard.cli.streams import OutputError, check_streams, end_output
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as a shell has it."""
 
 
 def main() -> None:
     """Run the command line."""
-    if sys.argv[1:2] == ["run"]:
+    check_streams()
+    try:
+        try:
+            code = _execute(sys.argv[1:])
+        finally:
+            # Not at the end of Python, where nothing can be said of a fault any more.
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Ctrl-C, perhaps while a command is still being imported.
+        code = INTERRUPTED
+    except OutputError as error:
+        code = end_output(error)
+    sys.exit(code)
+
+
+def _execute(arguments: list[str]) -> int:
+    if arguments[:1] == ["run"]:
         # It becomes another program, and imports next to nothing before that.
         from tinker_guard.cli.run import run
 
-        sys.exit(run(sys.argv[2:]))
+        return run(arguments[1:])
     from tinker_guard.cli.app import execute
 
-    sys.exit(execute(sys.argv[1:]))
+    return execute(arguments)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 USAGE_ERROR: Final = 2
-INTERRUPTED: Final = 130
 
 STORIES: Final = {
     "dispatch": "the gateway forgets the route for 1 s as the second step is sent",
@@ -101,10 +100,7 @@ def execute(arguments: Sequence[str]) -> int:
             f"Run: pip install 'tinker-guard[{command.extra}]'"
         )
         return USAGE_ERROR
-    try:
-        return function(parsed)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    return function(parsed)
 
 
 def say(message: str) -> None:

@@ -91,6 +91,14 @@ def start_export(destination: str) -> bool:
                 destination,
                 error.strerror,
             )
+        except ValueError as error:
+            # The SDK and its exporters refuse values of their own variables by this.
+            logger.warning(
+                "TINKER_GUARD_EXPORT=%s cannot be set up (%s); nothing is exported. Check the "
+                "OTEL_* variables.",
+                destination,
+                error,
+            )
         except Exception:
             log_fault("setting up the export")
         return _exported_to is not None
@@ -107,13 +115,18 @@ def _start(destination: str) -> bool:
         return False
     exporters = _exporters(destination)
     resource = _resource()
-    started: list[TracerProvider | MeterProvider] = []
+    tracers = meters = None
     if not seen.spans and _is_wanted("TRACES"):
-        started.append(_trace_to(exporters, resource))
+        tracers = _trace_to(exporters, resource)
     if not seen.metrics and _is_wanted("METRICS"):
-        started.append(_measure_to(exporters, resource))
+        meters = _measure_to(exporters, resource)
+    # Set when both are there: they cannot be taken out again.
+    if tracers is not None:
+        trace.set_tracer_provider(tracers)
+    if meters is not None:
+        metrics.set_meter_provider(meters)
     refresh()
-    _AtExit(started)
+    _AtExit([provider for provider in (tracers, meters) if provider is not None])
     return True
 
 
@@ -134,7 +147,6 @@ def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
             exporters.spans, schedule_delay_millis=None if delay is None else delay * 1000
         )
     )
-    trace.set_tracer_provider(provider)
     return provider
 
 
@@ -146,9 +158,7 @@ def _measure_to(exporters: Exporters, resource: Resource) -> MeterProvider:
     reader = PeriodicExportingMetricReader(
         exporters.metrics, export_interval_millis=None if interval is None else interval * 1000
     )
-    provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)
-    return provider
+    return MeterProvider([reader], resource=resource, shutdown_on_exit=False)
 
 
 def _resource() -> Resource:
