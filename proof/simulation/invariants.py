@@ -518,7 +518,11 @@ class _Facts:
                 takes_until = min(probe.body_at, probe.began_at + settings.probe_timeout)
                 gate = max(gate, takes_until)
         for other in self.truth.like(call):
-            met = [probe for probe in other.probes if probe.is_warmup and probe.is_404]
+            met = [
+                probe
+                for probe in other.probes
+                if probe.is_warmup and probe.is_404 and not probe.shows_trainer
+            ]
             if met and other.ended > call.began:
                 # Whoever leads may hear the answer to its first question in any case.
                 first_ends_at = met[0].body_at + settings.control_plane_timeout

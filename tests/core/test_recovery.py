@@ -1709,6 +1709,31 @@ async def test_a_route_that_comes_up_while_a_404_is_read_is_no_reason_to_give_up
     assert (await slow).status_code == 200
 
 
+@pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_PENDING", "JOB_STATE_NEW"])
+async def test_a_job_that_stops_while_a_404_is_read_has_stopped_for_that_404_too(
+    state: str,
+) -> None:
+    """The other request's verdict makes the route cold, which had answered when the 404 came."""
+    plane = FakeControlPlane(state)
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at < 2.0 or exchange.is_probe:
+            return ok()
+        pause = 1.0 if exchange.body == b"slow" else 0.0
+        stream = TrackedStream([GATEWAY_BODY], pause=pause)
+        return httpx.Response(404, headers={"content-type": "application/json"}, stream=stream)
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane)
+    assert (await send(transport)).status_code == 200
+    await asyncio.sleep(2.0)
+    slow = asyncio.create_task(send(transport, post(body=b"slow")))
+    await asyncio.sleep(0.5)
+    assert (await send(transport)).status_code == 404
+    assert (await slow).status_code == 404
+    assert [exchange.body for exchange in gateway.sent].count(b"slow") == 1
+
+
 @pytest.mark.parametrize(
     ("broken", "where"),
     [

@@ -179,7 +179,7 @@ class GuardedRequest:
             logs.log_conflict(self.state, self.wait)
 
     async def look_up(
-        self, not_found_at: float, deadline: float, *, is_first: bool
+        self, not_found_at: float, deadline: float, *, up_since: float | None, is_first: bool
     ) -> Judgement | KeepWaiting:
         """Ask the control plane about a 404 until its answer is good for a verdict.
 
@@ -188,6 +188,7 @@ class GuardedRequest:
         Args:
             not_found_at: When the 404 came.
             deadline: Until when to wait for an answer.
+            up_since: Since when the route was warm as the 404 came; None if it was not.
             is_first: Whether none was asked for before it: then it may always take its full time,
                 so that no request is judged unheard.
 
@@ -202,9 +203,8 @@ class GuardedRequest:
         if is_first:
             deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
         missing_at: float | None = None
-        # As it was when the 404 came: it may have come up, or been found to have stopped, since.
-        up_since = self.state.warm_since
         if up_since is not None and up_since > not_found_at:
+            # It has come up since.
             up_since = None
         async with runtime.timeout_at(deadline):
             while True:

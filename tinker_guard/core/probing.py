@@ -106,7 +106,12 @@ class _Rounds:
         guarded, is_first = self._guarded, not self._has_asked
         self._has_asked = True
         try:
-            judged = await guarded.look_up(found.met_at, self._deadline, is_first=is_first)
+            judged = await guarded.look_up(
+                found.met_at,
+                self._deadline,
+                up_since=guarded.state.warm_since,
+                is_first=is_first,
+            )
         except TimeoutError:
             # A verdict that was given in time, with the 404 that it was given on.
             return self._last_end or Inconclusive()

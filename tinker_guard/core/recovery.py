@@ -170,7 +170,8 @@ class Recovery:
         guarded = self._guarded
         self._route = None
         self._met_at = self._clock()
-        had_shown_trainer = guarded.state.has_shown_trainer
+        # While the body is read, another request may find that the job has stopped.
+        had_shown_trainer, up_since = guarded.state.has_shown_trainer, guarded.state.warm_since
         body = await read_prefix(self.response)
         self._is_held = body.is_complete
         author = author_of(
@@ -195,7 +196,10 @@ class Recovery:
             return guarded.exhausted_with
         try:
             judged = await guarded.look_up(
-                self._met_at, self._budget.ends_at, is_first=self._race is None
+                self._met_at,
+                self._budget.ends_at,
+                up_since=up_since,
+                is_first=self._race is None,
             )
         except TimeoutError:
             return self._race or CONTROL_PLANE_TIMEOUT
