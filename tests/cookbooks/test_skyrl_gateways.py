@@ -95,7 +95,8 @@ def test_training_on_skyrl_through_a_gateway_whose_replica_lacks_the_route(
 
     fault_free, _, _ = run(before_skyrl, "none", train)
     assert len(fault_free[1]) == 1
-    asked, unasked = try_out(before_skyrl, fault, fault_free, spans, SettingValues(), train)
+    lacked = "client/dynamic_config"
+    asked, unasked = try_out(before_skyrl, fault, fault_free, spans, SettingValues(), train, lacked)
     assert (asked.questions > 0, unasked.questions) == (True, 0)
     assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
     name = f"SkyRL 0.4.0 behind {fleet.kind.name} {fleet.kind.version()}"

@@ -60,6 +60,8 @@ class Raced(NamedTuple):
     """Seconds that the run took longer than the one without the fault."""
     questions: int
     """How many lookups the trainer's own control plane has met."""
+    own: int
+    """How many 404s were the trainer's own; `spans` lacks what the guard said of them."""
 
     @property
     def writers(self) -> set[tuple[str, str | None]]:
@@ -77,7 +79,7 @@ class Raced(NamedTuple):
     def met(self) -> int:
         """How many 404s there were; each exchange has one span with the URL."""
         statuses = [span["http.response.status_code"] for span in self.spans if "url.full" in span]
-        return statuses.count(404)
+        return statuses.count(404) - self.own
 
     @property
     def resends(self) -> int:
@@ -92,6 +94,7 @@ def try_out(
     spans: InMemorySpanExporter,
     plane: SettingValues,
     train: Callable[[Trainer], Any] | None = None,
+    lacked: str = "",
 ) -> tuple[Raced, Raced]:
     """Train without the guard, guarded without the fault, and guarded with it.
 
@@ -102,6 +105,7 @@ def try_out(
         spans: What is recorded.
         plane: The settings with which the control plane is asked.
         train: Trains, and returns what that comes to; five steps of the local trainer by default.
+        lacked: An operation that the trainer does not know, which each run asks for once.
 
     Returns:
         The runs with the fault: one that asks the control plane, and one that has none to ask.
@@ -113,7 +117,7 @@ def try_out(
     install_guard()
     clean, _, usual = run(trainers, "none", train)
     assert clean == losses
-    assert not [span for span in spans.get_finished_spans() if "tinker_guard.verdict" in _of(span)]
+    assert not [span for span in _of_all(spans, lacked)[0] if "tinker_guard.verdict" in span]
 
     found = []
     none = SettingValues(control_plane="none")
@@ -125,7 +129,7 @@ def try_out(
         raced, trainer, took = run(trainers, fault, train)
         assert raced == losses
         assert trainer.unexpected == []
-        ended = [_of(span) for span in spans.get_finished_spans()]
+        ended, own = _of_all(spans, lacked)
         assert {
             (one["tinker_guard.verdict"], one["tinker_guard.verdict.reason"])
             for one in ended
@@ -134,7 +138,7 @@ def try_out(
         lost = took - usual - trainer.outage.held_back
         unguarded = type(death.value).__name__
         missing = trainer.outage.seconds
-        found.append(Raced(unguarded, ended, missing, lost, trainer.questions))
+        found.append(Raced(unguarded, ended, missing, lost, trainer.questions, own))
     asked, unasked = found
     return asked, unasked
 
@@ -161,6 +165,20 @@ def five_steps(trainer: Trainer) -> list[float]:
 def work_of(trainer: LocalGateway) -> list[tuple[int, str]]:
     """What the trainer has done."""
     return [(done.seq_id, done.operation) for done in trainer.applied]
+
+
+def _of_all(spans: InMemorySpanExporter, lacked: str) -> tuple[list[dict[str, Any]], int]:
+    """The attributes of each span, and how many 404s were the trainer's own.
+
+    The guard must have said so on the span of the operation that the trainer lacks, and only there;
+    what it said is left out.
+    """
+    found = [_of(span) for span in spans.get_finished_spans()]
+    own = [span for span in found if span.get("tinker_guard.operation") == lacked]
+    labels = ("verdict", "verdict.reason", "not_found.source")
+    said = [tuple(span.pop(f"tinker_guard.{label}", None) for label in labels) for span in own]
+    assert said == [("genuine_not_found", "trainer_answered", "trainer")] * bool(lacked)
+    return found, len(own)
 
 
 def _of(span: ReadableSpan) -> dict[str, Any]:
