@@ -58,6 +58,24 @@ def test_an_answer_is_read_and_closed_by_a_coroutine() -> None:
     assert stream.is_closed
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, RuntimeError])
+@pytest.mark.meets_fault
+def test_a_fault_while_a_body_is_read_leaves_the_body_alone(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def read() -> bytes:
+        response = await _answer(_Stream())
+
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(runtime, "begin", fail)
+        return await response.aread()
+
+    assert runtime.run_blocking(read()) == b"abcd"
+    assert "a fault of its own in reading a body" in caplog.text
+
+
 def test_the_same_answer_is_read_and_closed_by_a_client() -> None:
     stream = _Stream()
     response = response_of_client(runtime.run_blocking(_answer(stream)))
