@@ -1689,18 +1689,21 @@ async def test_a_fault_in_looking_for_proof_leaves_the_404_unverified(
     assert "unverified, control_plane_error" in caplog.text
 
 
-async def test_a_route_that_comes_up_while_a_404_is_read_is_no_reason_to_give_up() -> None:
+@pytest.mark.parametrize("successes", [0, 1], ids=["a request's", "a probe's"])
+async def test_a_route_that_comes_up_while_a_404_is_read_is_no_reason_to_give_up(
+    successes: int,
+) -> None:
     """CREATING is genuine only for a 404 that came after the route had answered."""
     plane = FakeControlPlane("JOB_STATE_CREATING", states=[(4.0, "JOB_STATE_RUNNING")])
 
     def answer(exchange: Exchange) -> httpx.Response:
         if exchange.headers["x-api-key"] != KEY or exchange.at >= 0.5:
             return ok()
-        stream = TrackedStream([GATEWAY_BODY], pause=0.5)
+        stream = TrackedStream([GATEWAY_BODY], pause=1.5)
         return httpx.Response(404, headers={"content-type": "application/json"}, stream=stream)
 
     gateway = FakeGateway(answer)
-    transport = guard(gateway, plane)
+    transport = guard(gateway, plane, warmup_successes=successes)
     slow = asyncio.create_task(send(transport))
     await asyncio.sleep(0.1)
     other = post()
