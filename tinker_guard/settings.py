@@ -435,8 +435,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     @field_validator("control_plane_api_key")
     @classmethod
     def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
-        text = key.get_secret_value() if key is not None else ""
-        if text != text.strip() or not (text.isascii() and text.isprintable()):
+        if key is not None and not can_be_sent(key.get_secret_value()):
             # A secret read from a file ends with a newline; no header can carry it.
             raise ValueError("must be printable ASCII, without spaces or newlines around it")
         return key
@@ -486,6 +485,11 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
                 "`control_plane_url`, `control_plane_object` and `control_plane_state` may hold "
                 "only names that a pattern of `routes` captures"
             )
+
+
+def can_be_sent(key: str) -> bool:
+    """Whether a header can carry a key."""
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 _KUBERNETES_OBJECT: Final = re.compile(

@@ -19,7 +19,13 @@ from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.route import patterns_of, suggest_pattern
-from tinker_guard.settings import GuardSettings, check_type, check_variables, variable
+from tinker_guard.settings import (
+    GuardSettings,
+    can_be_sent,
+    check_type,
+    check_variables,
+    variable,
+)
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.renewable import RenewableTransport
@@ -204,11 +210,6 @@ def _shown(url: str) -> str:
     rest = f"{url}".rpartition("@")[2]
     begin = re.sub(r"^([A-Za-z]*:?/*[^/?#]*).*", r"\1", rest, flags=re.DOTALL)
     return repr(begin if begin == rest else f"{begin}...")
-
-
-def can_be_sent(key: str) -> bool:
-    """Whether a header can carry a key."""
-    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def _is_proxied(url: httpx.URL) -> bool:

@@ -16,9 +16,9 @@ from tinker_guard.cli.doctor.finding import Finding, Section, Status, listed
 from tinker_guard.hooks import install_guard, uninstall_guard
 from tinker_guard.install.clients import transports_of
 from tinker_guard.install.sdks import SDKS, UnsupportedSdkError, unguarded_requests
+from tinker_guard.settings import can_be_sent
 from tinker_guard.sync_transport import SyncGuardTransport
 from tinker_guard.transport import GuardTransport
-from tinker_guard.waiting import can_be_sent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
