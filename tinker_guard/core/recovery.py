@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.core.attempts import JITTER, attempts
+from tinker_guard.core.attempts import attempts, stay_back
 from tinker_guard.core.budget import budget_after_404
 from tinker_guard.core.findings import (
     Ambiguous,
@@ -256,7 +256,7 @@ class Recovery:
                         return end
                     if end.serves(self._met_at, needs_proof=needs_proof):
                         # All followers are released at once; they need not arrive at once.
-                        await runtime.sleep(JITTER.random() * self._settings.backoff_initial)
+                        await stay_back(self._settings, self._clock() - self._met_at)
                         return end
         except TimeoutError:
             answer = guarded.answer
