@@ -53,8 +53,8 @@ def test_a_race_costs_little_more_than_itself(race: float) -> None:
 def test_requests_that_waited_for_one_probe_come_back_over_a_quarter_of_their_wait(
     waited: float, most: float
 ) -> None:
-    least, middle, longest = (spread(waited, initial=0.1, jitter=j) for j in (0.0, 0.5, 1.0))
-    assert (least, middle, longest) == (0.0, pytest.approx(most / 2), pytest.approx(most))
+    stays = [spread(waited, initial=0.1, jitter=jitter) for jitter in (0.0, 0.5, 1.0)]
+    assert stays == pytest.approx([0.0, most / 2, most])
 
 
 # -- Retry-After ---------------------------------------------------------------------------------
