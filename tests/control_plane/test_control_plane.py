@@ -231,6 +231,17 @@ async def test_a_job_that_does_not_exist(body: dict[str, Any]) -> None:
     assert answer.is_missing
 
 
+@pytest.mark.parametrize("job", ["router-rl", "page-rank-2", "path.v1", "my_service", "host-7"])
+async def test_a_job_that_does_not_exist_may_have_any_name(job: str) -> None:
+    """A router's word in the name of a job is no router's word."""
+    text = f'rlorTrainerJob "accounts/acc/rlorTrainerJobs/{job}" not found'
+    server = Server(httpx.Response(404, json={"code": 5, "message": text, "details": []}))
+    state = RouteTable().find(httpx.URL(f"{BASE.removesuffix('job-1')}{job}/api"))
+    assert state is not None
+    answer = await SharedControlPlane(GuardSettings(), server.plane()).ask(state, REQUEST)
+    assert answer.is_missing
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -247,6 +258,22 @@ async def test_a_job_that_does_not_exist(body: dict[str, Any]) -> None:
         pytest.param(
             httpx.Response(404, json={"code": "NOT_FOUND", "message": "unknown path /v1/accounts"}),
             id="router",
+        ),
+        # For a path that it does not know, with the code of a job that does not exist.
+        pytest.param(
+            httpx.Response(404, json={"code": 5, "message": "Not Found", "details": []}),
+            id="grpc-gateway",
+        ),
+        pytest.param(
+            httpx.Response(
+                404,
+                json={
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "No static resource v1/accounts/acc/rlorTrainerJobs/job-1.",
+                },
+            ),
+            id="spring",
         ),
         # The gateway of the trainers, which knows routes and no jobs.
         pytest.param(httpx.Response(404, json=json.loads(GATEWAY_BODY)), id="gateway"),

@@ -195,6 +195,13 @@ async def test_a_control_planes_404_says_that_there_is_none() -> None:
     assert await Server({"code": 5, "message": "no such job"}, 404).ask() is None
 
 
+async def test_a_trainer_that_does_not_exist_may_have_any_name() -> None:
+    server = Server({"code": 5, "message": "unknown: a-service-b"}, 404)
+    names = {"model": "a-service-b"}
+    plane = server.plane()
+    assert await plane.route_state(names, origin=ORIGIN, credentials=SENT) is None
+
+
 @pytest.mark.parametrize("status_code", [301, 401, 403, 404, 429, 500])
 async def test_other_answers_are_none(status_code: int) -> None:
     with pytest.raises(ControlPlaneError) as caught:

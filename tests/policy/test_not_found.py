@@ -227,6 +227,30 @@ SERVERS = {
     "problem-of-a-server": Case(PROBLEM, {"error": "No base model is configured"}),
 }
 
+# Routers that answer in the form of a control plane, and give back the path or just the status.
+ROUTERS = {
+    "grpc-gateway": Case(JSON, {"code": 5, "message": "Not Found", "details": []}),
+    "grpc-gateway-1": Case(JSON, {"error": "Not Found", "message": "Not Found", "code": 5}),
+    "name-and-status": Case(JSON, {"error": {"code": "NOT_FOUND", "message": "Not Found"}}),
+    "google-style": Case(
+        JSON, {"error": {"code": 404, "status": "NOT_FOUND", "message": "Not Found"}}
+    ),
+    "spring": Case(
+        PROBLEM,
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "No static resource v1/accounts/a/rlorTrainerJobs/j.",
+            "instance": "/v1/accounts/a/rlorTrainerJobs/j",
+        },
+    ),
+    "path-without-its-slash": Case(
+        JSON, {"code": "NOT_FOUND", "message": "nothing at v1beta1/accounts/a"}
+    ),
+    "supabase": Case(JSON, {"code": "NOT_FOUND", "message": "Requested function was not found"}),
+}
+
 CONTROL_PLANES = {
     "grpc-gateway": Case(JSON, {"code": 5, "message": "not found"}, Source.UNKNOWN, True),
     "grpc-gateway-details": Case(
@@ -256,6 +280,12 @@ CONTROL_PLANES = {
     "grpc-of-a-router": Case(JSON, {"code": 5, "reason": "ROUTE_NOT_FOUND"}),
     "grpc-number-inside": Case(JSON, {"error": {"code": 5}}, Source.UNKNOWN, True),
     "name": Case(JSON, {"code": "NOT_FOUND"}, Source.UNKNOWN, True),
+    "status-and-more": Case(
+        JSON, {"code": 5, "message": "Not Found", "description": "job j"}, Source.UNKNOWN, True
+    ),
+    "version-in-a-name": Case(
+        JSON, {"code": 5, "message": "no job j/v1/2 of v1.2/x"}, Source.UNKNOWN, True
+    ),
     "name-inside": Case(
         JSON, {"error": {"message": "Job not found", "code": "NOT_FOUND"}}, Source.UNKNOWN, True
     ),
@@ -350,6 +380,7 @@ ALL = {
     f"{kind}-{name}": case
     for kind, cases in {
         "gateway": GATEWAYS,
+        "router": ROUTERS,
         "server": SERVERS,
         "plane": CONTROL_PLANES,
         "nothing": NOTHING,
@@ -373,6 +404,59 @@ def test_whether_a_control_plane_says_that_there_is_no_job(case: Case) -> None:
 def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> None:
     is_trainers = case.source is Source.TRAINER
     assert is_from_trainer(404, case.headers(), case.wire) is is_trainers
+
+
+# -- what the URL names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "ids", "is_control_planes"),
+    [
+        # A router's word in an id says nothing ...
+        ({"code": 5, "message": "no job a-route"}, ["a-route"], True),
+        ({"code": 5, "message": "No job A-Route."}, ["a-route"], True),
+        ({"code": 5, "message": "no job a-route-b"}, ["a-route", "a-route-b"], True),
+        ({"code": 5, "message": "no job host_1"}, ["host_1"], True),
+        # ... but the word beside it does, and so does one that could be either.
+        ({"code": 5, "message": "no route to a-route"}, ["a-route"], False),
+        ({"code": 5, "message": "no route to route"}, ["route"], False),
+        ({"code": 5, "message": "no job a-route-b"}, ["a-route"], False),
+        # That an id speaks of a job does not show that the answer does.
+        ({"code": 404, "message": "nothing at job-1"}, ["job-1"], False),
+        ({"code": 404, "message": "nothing at trainer"}, ["trainer"], False),
+        ({"code": 404, "message": "no job job-1"}, ["job-1"], True),
+        ({"code": 404, "message": "no job"}, [""], True),
+    ],
+)
+def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
+    body: dict[str, Any], ids: list[str], is_control_planes: bool
+) -> None:
+    case = Case(JSON, body)
+    assert is_control_planes_404(case.headers(), case.wire, ids=ids) is is_control_planes
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "source"),
+    [
+        ("checkpoint-1 is unknown", ["checkpoint-1"], Source.UNKNOWN),
+        ("checkpoint is unknown", ["checkpoint"], Source.UNKNOWN),
+        ("no checkpoint in checkpoint-1", ["checkpoint-1"], Source.TRAINER),
+        ("no checkpoint on host-1", ["host-1"], Source.TRAINER),
+        ("no checkpoint on host-1", [], Source.UNKNOWN),
+        ("x" * 1995 + " future-1", ["future-1"], Source.UNKNOWN),
+        ("x" * 990 + " future-1", ["future-1"], Source.UNKNOWN),
+    ],
+)
+def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
+    text: str, ids: list[str], source: Source
+) -> None:
+    case = Case(JSON, {"error": text})
+    assert source_of(case.headers(), case.wire, ids=ids) is source
+
+
+def test_ids_are_looked_for_as_they_are() -> None:
+    case = Case(JSON, {"error": "checkpoint is unknown"})
+    assert source_of(case.headers(), case.wire, ids=["che.kpoint", "c", "(", ""]) is Source.TRAINER
 
 
 # A text alone is no error.

@@ -106,7 +106,12 @@ class HttpControlPlane(HasKey):
             headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
         headers.append((b"accept", b"application/json"))
         document = await document_at(
-            url, headers, extensions=extensions, timeout=self.timeout, transport=self.transport
+            url,
+            headers,
+            extensions=extensions,
+            timeout=self.timeout,
+            transport=self.transport,
+            ids=names.values(),
         )
         if document is MISSING or self._lacks_job(document, names):
             return None
