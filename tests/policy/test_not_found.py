@@ -147,6 +147,12 @@ SERVERS = {
         "Application/JSON; charset=utf-8", {"detail": "Future not found"}, Source.TRAINER
     ),
     "fastapi-more": Case(JSON, {"detail": "Future not found", "request_id": "1"}, Source.TRAINER),
+    # A proxy that adds the header once more.
+    "fastapi-twice": Case(
+        "application/json, application/json; charset=utf-8",
+        {"detail": "Model not found"},
+        Source.TRAINER,
+    ),
     "fastapi-router": Case(JSON, b'{"detail":"Not Found"}', Source.ROUTER),
     "fastapi-long": Case(JSON, {"detail": f"{'Not Found':.<65}"}, Source.TRAINER),
     # Texts of servers that answer as FastAPI makes them.
@@ -349,6 +355,12 @@ NOTHING = {
     "html": Case(HTML, {"detail": "Model not found"}),
     "text-json": Case("text/json", {"detail": "Model not found"}),
     "two-media-types": Case("application/json, text/html", {"detail": "Model not found"}),
+    "two-media-types-with-a-charset": Case(
+        "application/json; charset=utf-8, text/html", {"detail": "Model not found"}
+    ),
+    "two-media-types-of-json": Case(
+        "application/json, application/problem+json", {"detail": "Model not found"}
+    ),
     "json-in-a-parameter": Case("text/plain; a=application/json", {"detail": "Model not found"}),
     "list": Case(JSON, '["detail"]'),
     "string": Case(JSON, '"detail"'),
@@ -855,6 +867,7 @@ COPIES = [
     ("warning", '110 - "Response is Stale"'),
     ("warning", '199 - "a, b", 113 cache "Heuristic Expiration"'),
     ("x-varnish", "32770 5"),
+    ("x-varnish", "32770, 32771 5"),
 ]
 ORIGINALS = [
     ("age", "0"),
@@ -885,6 +898,11 @@ ORIGINALS = [
     ("warning", '214 - "Transformation Applied"'),
     ("warning", '199 - "110, 111"'),
     ("x-varnish", "32770"),
+    ("x-varnish", "32770, 32771"),
+    ("x-no-cache", "1"),
+    ("x-skip-cache", "true"),
+    ("x-bypass-cache", "yes"),
+    ("x-wp-bypass-cache", "1"),
     ("x-served-by", "cache-hit"),
 ]
 
@@ -989,6 +1007,8 @@ def test_a_gateway_is_named_however_its_header_is_written(server: str) -> None:
         *(("text/html", False), ("application/xhtml+xml", False), ("application/xml", False)),
         *(("text/xml", False), ("Text/HTML; charset=utf-8", False), ("image/svg+xml", False)),
         *(("application/problem+json", False), ("application/problem+xml", False)),
+        *(("text/html, text/html", False), ("application/json, text/html", False)),
+        ("application/json, application/json", True),
         # A server of somebody's own may name any other type, or none.
         *(("text/plain", True), ("", True), ("json", True)),
     ],

@@ -12,6 +12,7 @@ import httpx
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
 from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
 from tinker_guard.policy.job import PHASES, JobPhase
+from tinker_guard.policy.not_found import reports_an_error
 from tinker_guard.policy.template import fill, names_in
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class HttpControlPlane(HasKey):
 
     def _lacks_job(self, document: object, names: Mapping[str, str]) -> bool:
         """Whether a member that a placeholder names is missing where others of its kind are."""
+        if isinstance(document, dict) and reports_an_error(document):
+            return False
         for position, member in enumerate(self.state):
             found = _member(document, fill(member, names))
             if found is _NONE:

@@ -159,7 +159,7 @@ def is_from_trainer(
     return (
         answer is not None
         and answer.media_type == "application/json"
-        and not _reports_an_error(answer.members)
+        and not reports_an_error(answer.members)
     )
 
 
@@ -179,8 +179,38 @@ def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
         # Caddy answers so where it has no route, and edges answer a preflight.
         and status_code not in (204, 205)
         and headers.get("content-length") != "0"
-        and not _OTHERS_MEDIA_TYPE.fullmatch(_media_type(headers))
+        and not any(map(_OTHERS_MEDIA_TYPE.fullmatch, _media_types(headers)))
         and not is_cached_copy(headers)
+    )
+
+
+def reports_an_error(members: dict[str, Any]) -> bool:
+    """Whether a JSON object reports an error although its status is a good one. Never raises.
+
+    Args:
+        members: Its members.
+    """
+    # Apigee's errors stand in `fault`; some makers begin their names with a capital.
+    told = {name.casefold(): value for name, value in members.items()}
+    return (
+        any(_says_no(told.get(name)) for name in ("success", "ok"))
+        or any(
+            (_is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
+            for name, value in told.items()
+        )
+        or any(
+            _is_error_number(told.get(name))
+            for name in ("status", "status_code", "statuscode", "code")
+        )
+        or any(_is_error_word(told.get(name)) for name in ("status", "result"))
+        # gRPC's status, as JSON.
+        or ("message" in told and told.get("code") in range(1, 17))
+        or ("detail" in told and told.keys() <= _PROBLEM_MEMBERS | {"detail"})
+        or {"type", "title"} <= told.keys()
+        # What a router or a control plane says with 404, said with 200.
+        or any(told.get(name) and _is_reason_phrase(told[name]) for name in ("message", "msg"))
+        or _speaks_of_routes(told, ())
+        or _has_not_found_code(told, ())
     )
 
 
@@ -230,7 +260,7 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
         _is_positive(headers.get("age", "").partition(",")[0])
         or any(_is_positive(count) for count in headers.get("x-cache-hits", "").split(","))
         # With two ids, the second is that of the request that filled the cache.
-        or len(headers.get("x-varnish", "").split()) > 1
+        or any(len(ids.split()) > 1 for ids in headers.get("x-varnish", "").split(","))
         or _STALE_WARNING.search(_unquoted(headers.get("warning", ""))) is not None
         or _HIT_PARAMETER.search(_unquoted(headers.get("cache-status", ""))) is not None
         or any(
@@ -244,9 +274,10 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
 # -- caches ----------------------------------------------------------------------------------------
 
 # X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache, ...; but
-# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags.
+# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags, nor X-Skip-Cache: 1, with
+# which web servers say that they took nothing from a cache.
 _CACHE_HEADER: Final = re.compile(
-    r"(?:[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
+    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
 )
 _COPY_WORDS: Final = frozenset(
     (
@@ -339,8 +370,15 @@ def _json_object(
     return _Json(media_type, document) if isinstance(document, dict) else None
 
 
+def _media_types(headers: Mapping[str, str]) -> set[str]:
+    """The media types that an answer names: proxies add the header where there is one already."""
+    values = _unquoted(headers.get("content-type", "")).split(",")
+    return {value.partition(";")[0].strip().lower() for value in values} - {""}
+
+
 def _media_type(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The one media type of an answer; no type at all if it names several."""
+    return ", ".join(sorted(_media_types(headers)))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -442,32 +480,6 @@ def _is_more_than_detail(members: dict[str, Any]) -> bool:
 
 def _is_error_member(name: str) -> bool:
     return name.startswith(("error", "cloudflare_"))
-
-
-def _reports_an_error(members: dict[str, Any]) -> bool:
-    """Whether an answer is an error's although its status is a good one."""
-    # Apigee's errors stand in `fault`; some makers begin their names with a capital.
-    told = {name.casefold(): value for name, value in members.items()}
-    return (
-        any(_says_no(told.get(name)) for name in ("success", "ok"))
-        or any(
-            (_is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
-            for name, value in told.items()
-        )
-        or any(
-            _is_error_number(told.get(name))
-            for name in ("status", "status_code", "statuscode", "code")
-        )
-        or any(_is_error_word(told.get(name)) for name in ("status", "result"))
-        # gRPC's status, as JSON.
-        or ("message" in told and told.get("code") in range(1, 17))
-        or ("detail" in told and told.keys() <= _PROBLEM_MEMBERS | {"detail"})
-        or {"type", "title"} <= told.keys()
-        # What a router or a control plane says with 404, said with 200.
-        or any(told.get(name) and _is_reason_phrase(told[name]) for name in ("message", "msg"))
-        or _speaks_of_routes(told, ())
-        or _has_not_found_code(told, ())
-    )
 
 
 def _says_no(value: object) -> bool:
