@@ -725,6 +725,44 @@ async def test_a_control_plane_is_given_the_pause_that_it_asks_for(
     assert asked == times
 
 
+@pytest.mark.parametrize("retry_after", ["61", "86400", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_a_pause_that_is_longer_than_any_budget_is_cut(retry_after: str) -> None:
+    """Else one 503 of a maintenance leaves every 404 of the rest of the day without a verdict."""
+    server = Server(httpx.Response(503, headers={"retry-after": retry_after}), running())
+    route = route_state()
+    shared = SharedControlPlane(GuardSettings(), server.plane())
+    answers = []
+    for at in (0.0, 59.0, 60.0):
+        await asyncio.sleep(at - loop_time())
+        answers.append((await shared.ask(route, REQUEST)).is_running)
+    assert answers == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "times"),
+    [
+        (2, [0.0, 2.0]),
+        (-1.0, [0.0, 1.0, 2.0]),
+        (float("nan"), [0.0, 1.0, 2.0]),
+        (float("inf"), [0.0]),
+        # As it stands in a header, which a type checker would have told.
+        ("2", [0.0, 2.0]),
+        ("soon", [0.0, 1.0, 2.0]),
+        (None, [0.0, 1.0, 2.0]),
+        pytest.param(10**400, [0.0], id="no-float"),
+    ],
+)
+async def test_whatever_pause_a_users_control_plane_gives(
+    retry_after: Any, times: list[float]
+) -> None:
+    plane, route = FakeControlPlane(ControlPlaneError("busy", 429, retry_after)), route_state()
+    shared = SharedControlPlane(GuardSettings(), plane)
+    for at in (0.0, 1.0, 2.0):
+        await asyncio.sleep(at - loop_time())
+        assert (await shared.ask(route, REQUEST)).failure is CONTROL_PLANE_ERROR
+    assert [at for at, *_ in plane.asked] == times
+
+
 def test_each_event_loop_asks_for_itself() -> None:
     """Their clocks differ, and no future may cross."""
     plane, route = FakeControlPlane(), route_state()
