@@ -132,6 +132,12 @@ GATEWAYS = {
     "this-gateway-unknown-path": Case(
         JSON, {"error": {"message": "No such path", "code": "NOT_FOUND"}}
     ),
+    # Gateways that are made with FastAPI.
+    "dstack": Case(JSON, {"detail": "Service main/run-1 not found"}),
+    "fastapi-service": Case(JSON, {"detail": "Unknown service"}),
+    "fastapi-route": Case(JSON, {"detail": "No matching route for this host"}),
+    "fastapi-upstream": Case(JSON, {"detail": "Upstream 'a' could not be found"}),
+    "fastapi-replicas": Case(JSON, {"detail": "No ready replicas. Use `sky serve status`."}),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
     "phrase": Case(JSON, {"detail": f"{'Not Found':.<64}"}, Source.ROUTER),
@@ -158,6 +164,12 @@ SERVERS = {
     # Texts of servers that answer as FastAPI makes them.
     "tuft": Case(JSON, {"detail": "Future f-1 not found"}, Source.TRAINER),
     "skyrl": Case(JSON, {"detail": "Sampling session not found"}, Source.TRAINER),
+    "service-aside": Case(
+        JSON, {"detail": "Session s not found: the service has restarted"}, Source.TRAINER
+    ),
+    "service-of-checkpoints": Case(
+        JSON, {"detail": "Service not found for checkpoint c"}, Source.TRAINER
+    ),
     "twinkle": Case(
         JSON, {"detail": "Training run r-1 not found or access denied"}, Source.TRAINER
     ),
@@ -241,6 +253,9 @@ ROUTERS = {
     "google-style": Case(
         JSON, {"error": {"code": 404, "status": "NOT_FOUND", "message": "Not Found"}}
     ),
+    "jax-rs": Case(JSON, {"error": "NotFoundException", "message": "HTTP 404 Not Found"}),
+    "trpc": Case(JSON, {"code": "NOT_FOUND", "message": "Not found"}),
+    "laravel": Case(JSON, {"code": "NOT_FOUND", "message": "Not Found."}),
     "spring": Case(
         PROBLEM,
         {
@@ -286,6 +301,7 @@ CONTROL_PLANES = {
     "grpc-of-a-router": Case(JSON, {"code": 5, "reason": "ROUTE_NOT_FOUND"}),
     "grpc-number-inside": Case(JSON, {"error": {"code": 5}}, Source.UNKNOWN, True),
     "name": Case(JSON, {"code": "NOT_FOUND"}, Source.UNKNOWN, True),
+    "grpc-without-a-text": Case(JSON, {"code": 5, "message": ""}, Source.UNKNOWN, True),
     "status-and-more": Case(
         JSON, {"code": 5, "message": "Not Found", "description": "job j"}, Source.UNKNOWN, True
     ),
@@ -455,6 +471,7 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
         ("no checkpoint in checkpoint-1", ["checkpoint-1"], Source.TRAINER),
         ("no checkpoint on host-1", ["host-1"], Source.TRAINER),
         ("no checkpoint on host-1", [], Source.UNKNOWN),
+        ("checkpoint-1: service not found", ["checkpoint-1"], Source.UNKNOWN),
         ("x" * 1995 + " future-1", ["future-1"], Source.UNKNOWN),
         ("x" * 990 + " future-1", ["future-1"], Source.UNKNOWN),
     ],
@@ -463,6 +480,21 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
     text: str, ids: list[str], source: Source
 ) -> None:
     case = Case(JSON, {"error": text})
+    assert source_of(case.headers(), case.wire, ids=ids) is source
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "source"),
+    [
+        ("Service a/checkpoint-1 not found", ["a", "checkpoint-1"], Source.UNKNOWN),
+        ("Model no-route-1 not found", ["no-route-1"], Source.TRAINER),
+        ("Model not found", ["a"], Source.TRAINER),
+    ],
+)
+def test_an_id_that_is_given_back_by_fastapi_is_no_evidence(
+    text: str, ids: list[str], source: Source
+) -> None:
+    case = Case(JSON, {"detail": text})
     assert source_of(case.headers(), case.wire, ids=ids) is source
 
 
@@ -505,6 +537,7 @@ class Met(NamedTuple):
 
 
 MET = {
+    "dstack": Met("dstack", {"content-type": JSON}, {"detail": "Service main/run-1 not found"}),
     "fireworks": Met("fireworks", {"content-type": JSON}, GATEWAY_BODY),
     "nginx": Met(
         "nginx", {"content-type": HTML, "server": "nginx/1.22.1"}, NGINX_PAGE.format("nginx/1.22.1")

@@ -422,7 +422,9 @@ def _source_of(
     if detail is None or _is_more_than_detail(members):
         return Source.UNKNOWN
     # The words vary: Django REST framework writes "Not found.".
-    return Source.ROUTER if _is_reason_phrase(detail) else Source.TRAINER
+    if _is_reason_phrase(detail):
+        return Source.ROUTER
+    return Source.UNKNOWN if _lacks_service(detail, ids) else Source.TRAINER
 
 
 def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: bool = False) -> bool:
@@ -470,6 +472,22 @@ def _without(ids: Collection[str], text: str) -> str:
 def _names_among(ids: Collection[str]) -> list[str]:
     """The ids that are no plain words: where a router speaks of a route, `route` is no id."""
     return [one for one in ids if not one.isalpha()]
+
+
+def _lacks_service(detail: object, ids: Collection[str]) -> bool:
+    """Whether a text in FastAPI's form is that of a gateway which is made with FastAPI."""
+    if not isinstance(detail, str) or TRAINERS_WORDS.search(_without(ids, detail)):
+        return False
+    return _GATEWAYS_WORDS.search(_without(_names_among(ids), detail)) is not None
+
+
+# dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"). Words that stand farther
+# from each other may be a trainer's: "Session not found: the service has restarted".
+_GATEWAYS_WORDS: Final = re.compile(
+    r"\b(?:no|unknown)(?: such| matching| healthy| ready)? (?:service|route|upstream|replica)s?\b"
+    r"|\b(?:service|route|upstream)(?: \S{1,300})? (?:was |is |could )?not (?:be )?found\b",
+    re.IGNORECASE,
+)
 
 
 def _is_more_than_detail(members: dict[str, Any]) -> bool:
@@ -575,19 +593,19 @@ def _speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
 
 
 def _says_only_the_status(members: dict[str, Any]) -> bool:
-    """Whether all texts of an answer are HTTP's own phrase for 404, letter by letter.
+    """Whether the texts of an answer say no more than HTTP's own phrase for 404 does.
 
     grpc-gateway takes it from Go's table for a path that it does not know, and adds the very code
-    of a job that does not exist (grpc-ecosystem/grpc-gateway#1513). What a handler says is longer,
-    or written in its own way.
+    of a job that does not exist (grpc-ecosystem/grpc-gateway#1513). JAX-RS and tRPC do the like.
+    What a handler says is longer, or in small letters, as Go writes errors.
     """
-    texts = {
+    texts = [
         text
         for holder in _holders(members)
         for name in _TEXT_MEMBERS
-        if isinstance(text := holder.get(name), str)
-    }
-    return texts == {"Not Found"}
+        if isinstance(text := holder.get(name), str) and text and not _is_not_found_name(text)
+    ]
+    return bool(texts) and all(_is_reason_phrase(text) and not text.islower() for text in texts)
 
 
 def _has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
