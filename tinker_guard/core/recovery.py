@@ -32,7 +32,6 @@ from tinker_guard.policy.judgement import (
     waits_once,
 )
 from tinker_guard.policy.not_found import Source, author_of
-from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.transports import runtime
 from tinker_guard.transports.body_prefix import read_prefix
@@ -179,7 +178,8 @@ class Recovery:
             body.content,
             had_shown_trainer=had_shown_trainer,
             is_essential=is_known_to_every_trainer(guarded.request.url.raw_path),
-            shapes=shapes_of(self._settings.trainer_404),
+            shapes=guarded.shapes,
+            ids=guarded.state.route.ids,
             is_decoded=body.is_decoded,
         )
         if author is Source.ROUTER:

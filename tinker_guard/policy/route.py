@@ -69,6 +69,11 @@ class Route:
         """What each placeholder stands for, by its name. Not all may be recorded."""
         return dict(self.captured)
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What placeholders stand for: words that users have chosen. Not all may be recorded."""
+        return tuple(value for _, value in self.captured)
+
     @cached_property
     def account(self) -> str | None:
         """What `{account}` stands for, if there is one in the pattern."""
