@@ -249,13 +249,7 @@ SERVERS = {
 ROUTERS = {
     "grpc-gateway": Case(JSON, {"code": 5, "message": "Not Found", "details": []}),
     "grpc-gateway-1": Case(JSON, {"error": "Not Found", "message": "Not Found", "code": 5}),
-    "name-and-status": Case(JSON, {"error": {"code": "NOT_FOUND", "message": "Not Found"}}),
-    "google-style": Case(
-        JSON, {"error": {"code": 404, "status": "NOT_FOUND", "message": "Not Found"}}
-    ),
     "jax-rs": Case(JSON, {"error": "NotFoundException", "message": "HTTP 404 Not Found"}),
-    "trpc": Case(JSON, {"code": "NOT_FOUND", "message": "Not found"}),
-    "laravel": Case(JSON, {"code": "NOT_FOUND", "message": "Not Found."}),
     "spring": Case(
         PROBLEM,
         {
@@ -274,6 +268,22 @@ ROUTERS = {
 
 CONTROL_PLANES = {
     "grpc-gateway": Case(JSON, {"code": 5, "message": "not found"}, Source.UNKNOWN, True),
+    "grpc-status": Case(JSON, {"code": 5, "message": "Not Found"}, Source.UNKNOWN, True),
+    "grpc-status-details": Case(
+        JSON, {"code": 5, "message": "Not Found", "details": [{}]}, Source.UNKNOWN, True
+    ),
+    "name-and-status": Case(
+        JSON, {"error": {"code": "NOT_FOUND", "message": "Not Found"}}, Source.UNKNOWN, True
+    ),
+    "google-status-phrase": Case(
+        JSON,
+        {"error": {"code": 404, "status": "NOT_FOUND", "message": "Not Found"}},
+        Source.UNKNOWN,
+        True,
+    ),
+    "name-and-phrase": Case(
+        JSON, {"code": "NOT_FOUND", "message": "Not found"}, Source.UNKNOWN, True
+    ),
     "grpc-gateway-details": Case(
         JSON,
         {"code": 5, "message": 'rlorTrainerJob "j" not found', "details": []},

@@ -226,8 +226,8 @@ def is_control_planes_404(
 
     It is one where JSON carries a not-found code: gRPC's 5 or NOT_FOUND, a name like JOB_NOT_FOUND,
     or the number 404 with a text that speaks of a job. If the text speaks of routes, paths or
-    hosts, or says no more than HTTP's own "Not Found", then it may be a router's, which knows
-    nothing of jobs.
+    hosts, or is what a framework says of any path that it does not know, then it is a router's,
+    which knows nothing of jobs.
 
     Args:
         headers: The answer's headers, by names of any case.
@@ -244,7 +244,7 @@ def is_control_planes_404(
         return False
     return (
         not _speaks_of_routes(answer.members, ids)
-        and not _says_only_the_status(answer.members)
+        and not _is_said_of_any_path(answer.members)
         and _has_not_found_code(answer.members, ids)
     )
 
@@ -592,20 +592,21 @@ def _speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
     )
 
 
-def _says_only_the_status(members: dict[str, Any]) -> bool:
-    """Whether the texts of an answer say no more than HTTP's own phrase for 404 does.
+def _is_said_of_any_path(members: dict[str, Any]) -> bool:
+    """Whether an answer is what a framework says of a path that it does not know.
 
-    grpc-gateway takes it from Go's table for a path that it does not know, and adds the very code
-    of a job that does not exist (grpc-ecosystem/grpc-gateway#1513). JAX-RS and tRPC do the like.
-    What a handler says is longer, or in small letters, as Go writes errors.
+    grpc-gateway takes the text from Go's table, and adds the very code of a job that does not exist
+    (grpc-ecosystem/grpc-gateway#1513); its first version has the text twice, its second one an
+    empty list of details. JAX-RS writes "HTTP 404 Not Found". The phrase alone, beside a code, may
+    be what a control plane says of a job.
     """
-    texts = [
-        text
-        for holder in _holders(members)
-        for name in _TEXT_MEMBERS
-        if isinstance(text := holder.get(name), str) and text and not _is_not_found_name(text)
-    ]
-    return bool(texts) and all(_is_reason_phrase(text) and not text.islower() for text in texts)
+    message = members.get("message")
+    if not _is_reason_phrase(message):
+        return False
+    is_grpc_gateways = message == "Not Found" and (
+        members.get("details") == [] or members.get("error") == message
+    )
+    return is_grpc_gateways or str(message).startswith("HTTP")
 
 
 def _has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
