@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
@@ -156,11 +156,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             guarded.state.guarded.discard(guarded)
 
     def _guard(
-        self,
-        request: httpx.Request,
-        report: RequestReport,
-        *,
-        is_at_gate: bool = False,
+        self, request: httpx.Request, report: RequestReport, *, is_at_gate: bool = False
     ) -> GuardedRequest | None:
         try:
             # A process with many routes may have forgotten this one since the request was sent.
@@ -207,9 +203,14 @@ class GuardTransport(httpx.AsyncBaseTransport):
         return self._line.release()
 
     async def __aenter__(self) -> Self:
-        await self._line.transport.__aenter__()
+        await self._line.enter()
         return self
 
+    async def __aexit__(self, *error: Any) -> None:
+        self._line.left_by = error
+        await self.aclose()
+
     async def aclose(self) -> None:
-        """Close the wrapped transport, and those it was replaced by."""
-        await self._line.aclose()
+        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
+        line, self._line = self._line, self._line.reopened()
+        await line.aclose()

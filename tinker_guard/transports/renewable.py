@@ -7,7 +7,7 @@ route, every resend over the connection meets the same 404; a new connection may
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -45,6 +45,8 @@ class RenewableTransport(runtime.Locked):
         self._new_transport = new_transport
         self._draining: list[DrainingTransport] = []
         self._is_closed = False
+        self.left_by: tuple[Any, ...] | None = None
+        """What the `__aexit__` was given by which it is left; None where it is only closed."""
 
     async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
         """Put a new transport in the place of one that proved stale.
@@ -95,13 +97,28 @@ class RenewableTransport(runtime.Locked):
             self._draining.append(spare)
         return self._original
 
+    async def enter(self) -> None:
+        """Enter the first transport, as the client that it belongs to is entered."""
+        await self._original.__aenter__()
+
+    def reopened(self) -> RenewableTransport:
+        """Another one, to send on over the first transport once this one is closed.
+
+        A transport of httpx can be used again after it was closed, by another client.
+        """
+        return RenewableTransport(self._original, self._new_transport)
+
     async def aclose(self) -> None:
-        """Close the transport in use and those that it replaced."""
+        """Close the transport in use and those that it replaced; what still waits is refused."""
         self._is_closed = True
+        current, self.transport = self.transport, CLOSED
         async with AsyncExitStack() as stack:
             # The last one pushed is closed first, and an error keeps none of the others open.
-            stack.push_async_callback(self._original.aclose)
-            for spare in (self.transport, *self._draining):
+            if self.left_by is None:
+                stack.push_async_callback(self._original.aclose)
+            else:
+                stack.push_async_callback(self._original.__aexit__, *self.left_by)
+            for spare in (current, *self._draining):
                 if spare is not self._original:
                     stack.push_async_callback(spare.aclose)
 
