@@ -52,8 +52,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         control_plane: Whom to ask whether a job runs; None asks the Fireworks control plane at
             the route's own origin, or at `settings.control_plane_url`.
         new_transport: Builds another transport like `transport`, for probes and resends over
-            new connections. None sends them over `transport`, where a connection can be stuck
-            to a stale replica.
+            new connections; it is closed, but not entered. None sends them over `transport`,
+            where a connection can be stuck to a stale replica.
         routes_only: Whether requests that are on no trainer route are handed through unseen: they
             have no spans, no metrics, and no verdict on a 404.
 
