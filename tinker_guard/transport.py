@@ -195,10 +195,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._for_deployments = settings.model_copy(update=_OF_DEPLOYMENTS)
 
     def release(self) -> httpx.AsyncBaseTransport:
-        """From now on hand every request through, and return the first wrapped transport.
-
-        Requests under way are seen to their end.
-        """
+        """Hand later requests, not those under way, through; return the first wrapped transport."""
         self._is_enabled = False
         return self._line.release()
 
