@@ -272,6 +272,23 @@ async def test_closing_ends_what_waits(*, is_renewable: bool, is_warm: bool) -> 
     assert all(each.is_closed for each in gateway.transports)
 
 
+async def test_a_404_that_comes_after_the_closing_is_not_waited_with() -> None:
+    gateway = FakeGateway()
+    transport = guard(gateway, FakeControlPlane(), warmup_successes=0)
+    await send(transport)
+
+    async def close_and_refuse() -> httpx.Response:
+        await transport.aclose()
+        return gateway_404()
+
+    gateway.answer = lambda _: close_and_refuse()
+    with pytest.raises(httpx.TransportError, match="closed"):
+        await send(transport)
+    assert len(gateway.exchanges) == 2
+    assert loop_time() == 0.0
+    assert all(each.is_closed for each in gateway.transports)
+
+
 async def test_a_closed_transport_serves_the_next_client() -> None:
     """As httpx's own do: programs have one transport, and a client for each of their tasks."""
     pool = ReusableTransport()

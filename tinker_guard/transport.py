@@ -76,6 +76,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
+        if self._line.is_closed:
+            self._line = self._line.reopened()
         sent_on = self._line.transport
         if not self._is_enabled:
             return await sent_on.handle_async_request(request)
@@ -209,5 +211,4 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
-        line, self._line = self._line, self._line.reopened()
-        await line.aclose()
+        await self._line.aclose()
