@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from difflib import get_close_matches
@@ -589,4 +590,4 @@ def check_variables(settings: GuardSettings) -> None:
     for name, problem in problems.items():
         if name not in faults.already_logged:
             faults.already_logged.add(name)
-            faults.logger.warning("%s", problem)
+            faults.log(logging.WARNING, "%s", problem)
