@@ -111,9 +111,10 @@ class RenewableTransport(runtime.Locked):
 
     async def aclose(self) -> None:
         """Close the transport in use and those that it replaced; what still waits is refused."""
-        self.is_closed = True
-        current, self.transport = self.transport, CLOSED
-        left_by, self.left_by = self.left_by, None
+        with self._lock:
+            self.is_closed = True
+            current, self.transport = self.transport, CLOSED
+            left_by, self.left_by = self.left_by, None
         async with AsyncExitStack() as stack:
             # The last one pushed is closed first, and an error keeps none of the others open.
             if left_by is None:
