@@ -12,7 +12,6 @@ import ssl
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING
 
@@ -384,7 +383,7 @@ def test_an_sdk_that_is_missing_is_skipped_and_none_at_all_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert list(check_any_sdk()) == []
-    missing = replace(OWN, package="no_such_sdk")
+    missing = OWN._replace(package="no_such_sdk")
     assert only(check_sdk(missing, GuardSettings())).status is Status.SKIPPED
     monkeypatch.setattr("tinker_guard.cli.doctor.sdks.SDKS", (missing,))
     found = only(check_any_sdk())

@@ -16,10 +16,9 @@ import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import httpx
 
@@ -87,8 +86,7 @@ class UnguardedError(RuntimeError):
     """With `strict`: a client of an SDK cannot be guarded, so that it is not to be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """The arguments of one call of `install_guard()`."""
 
     settings: GuardSettings
@@ -561,20 +559,18 @@ def _tell_hooked(sdk: Sdk, settings: GuardSettings) -> None:
     """Log that an SDK is guarded, and whether its release was tested."""
     faults.log(
         logging.INFO,
-        "%s %s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
+        "%s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
         "404 on one that worked.",
-        sdk.distribution,
-        sdk.version,
+        # Its version is read where the line is written.
+        sdk,
         settings.warmup_timeout,
         settings.retry_timeout,
     )
     if not sdk.is_tested():
         faults.log(
             logging.WARNING,
-            "tinker_guard is installed into %s %s, which it was not tested with. Tested versions: "
-            "%s.",
-            sdk.distribution,
-            sdk.version,
+            "tinker_guard is installed into %s, which it was not tested with. Tested versions: %s.",
+            sdk,
             sdk.tested_versions,
         )
 
