@@ -286,6 +286,35 @@ def test_what_cannot_be_ended_does_not_begin_late(passed: float, begins: bool) -
     assert begun is begins
 
 
+@pytest.mark.parametrize(
+    ("passed", "goes_on"), [(0.0, True), (1.0, True), (1.9, True), (2.0, False), (9.0, False)]
+)
+def test_what_was_begun_goes_on_until_its_own_timeout_is_over(passed: float, goes_on: bool) -> None:
+    """The answer to a question serves others too, for whom it is not too late."""
+    time = _Time()
+
+    async def read() -> str:
+        async with runtime.timeout(1.0):
+            try:
+                async with runtime.timeout(2.0):
+                    time.sleep(passed)
+                    runtime.go_on()
+            except TimeoutError:
+                return "its own is over"
+            return "read"
+
+    expected = "read" if goes_on else "its own is over"
+    assert runtime.run_blocking(read(), time.threads) == expected
+
+
+def test_what_has_no_timeout_goes_on() -> None:
+    async def read() -> str:
+        runtime.go_on()
+        return "read"
+
+    assert runtime.run_blocking(read(), _Time().threads) == "read"
+
+
 def test_a_timeout_that_was_put_off_ends_nothing() -> None:
     time = _Time()
 

@@ -115,7 +115,7 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
         for chunk in self._stream:
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.
             try:
-                runtime.begin()
+                runtime.go_on()
             except Exception:
                 # It may be the body of the caller's own answer, which no fault here shall break.
                 faults.log_fault("reading a body")

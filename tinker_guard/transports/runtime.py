@@ -140,6 +140,15 @@ def begin() -> None:
         raise Expired(timeout)
 
 
+def go_on() -> None:
+    """Go on with what blocks the thread; not if its own timeout, the innermost one, is over.
+
+    What a request has begun serves others too, for which its answer is not too late.
+    """
+    if _thread.timeouts and _thread.timeouts[-1].when <= clock()():
+        raise Expired(_thread.timeouts[-1])
+
+
 def wait(changed: threading.Condition) -> None:
     """Block until a condition is notified; the timeouts around end it."""
     timeout, left = time_left()
