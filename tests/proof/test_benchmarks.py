@@ -239,6 +239,9 @@ def test_what_a_guarded_fleet_asks_for(seconds: float) -> None:
     assert 1 < load.each("probes") <= 8 * seconds
     assert load.got_through == 20 * fleet.IN_FLIGHT
     assert load.mean_beyond <= max(0.5, seconds / 4)
+    # What is plotted is the whole fleet's.
+    plotted = sum(replace(load, processes=200).rates("requests")) * fleet.BIN
+    assert plotted == pytest.approx(200 * 2 * fleet.IN_FLIGHT)
 
 
 def test_what_a_fleet_with_a_or_b_asks_for() -> None:
@@ -250,7 +253,6 @@ def test_what_a_fleet_with_a_or_b_asks_for() -> None:
 
 
 def test_fleet_docs(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     # Small fleets in the place of large ones: the page's form is what is tested.
     loads = [
         replace(load, processes=size)
