@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -16,9 +18,8 @@ from tinker_guard.gateway.train import train_five_steps
 from tinker_guard.settings import SettingValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
 ONCE_EACH: Final = [
     (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
 ]
-FAULTS: Final[tuple[Fault, ...]] = ("late", "lost")
+FAULTS: Final[dict[Fault, str]] = {
+    "late": "one replica knows the route late",
+    "lost": "one replica loses it in step 3",
+}
 
 
 class Row(NamedTuple):
@@ -185,11 +189,33 @@ def _of(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
+def found_rows(
+    target: str, expected: int, write: Callable[[Path, list[Any], str], None] | None = None
+) -> Any:
+    """The fixture `rows` of a module, which takes what its tests find.
+
+    Args:
+        target: Whose table it is.
+        expected: How many rows the table has; with fewer nothing is written.
+        write: Writes them into a page; this module's by default.
+    """
+
+    @pytest.fixture(scope="module")
+    def rows() -> Iterator[list[Any]]:
+        found: list[Any] = []
+        yield found
+        page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
+        if page and len(found) == expected:
+            (write or write_table)(Path(page), found, target)
+
+    return rows
+
+
 _BEGIN: Final = "<!-- written by make {} -->"
 _END: Final = "<!-- end -->"
 
 
-def write(page: Path, rows: list[Row], target: str) -> None:
+def write_table(page: Path, rows: list[Row], target: str) -> None:
     """Put the table into a page, in the place of that of the target's last time."""
     head = (
         *("gateway", "its 404", "the fault", "missing for", "unguarded"),
