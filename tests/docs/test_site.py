@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import html
-import importlib.util
 import re
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tinker_guard
-from tests import ROOT
+from tests import ROOT, script
 from tinker_guard import GuardSettings
 from tinker_guard.cli.app import COMMANDS
 from tinker_guard.cli.demo.run import Run
@@ -155,18 +153,6 @@ def test_the_reference_names_all_that_is_public() -> None:
 
 
 # -- pictures ------------------------------------------------------------------------------------
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        # Dataclasses look their module up.
-        patch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-    return module
 
 
 def test_the_picture_of_the_demo_is_of_this_demo() -> None:
