@@ -14,7 +14,7 @@ import asyncio
 import gc
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from statistics import median
 from time import perf_counter, thread_time
@@ -227,11 +227,6 @@ def show(storms: list[Storm]) -> None:
             for guarded, bare in sorted(_pairs(storms), key=lambda pair: pair[0].what)
         ),
     )
-
-
-def details(storms: list[Storm]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"arrivals": [asdict(each) for each in storms]}
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import logging
 import math
 import random
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -364,11 +364,6 @@ def _axes(top: int, label: str, curves: list[_Curve]) -> Iterator[str]:
 def _text(x: float, y: float, text: object, anchor: str = "start", more: str = "") -> str:
     at = f'x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"'
     return f'<text {at}{more} fill="#000000">{text}</text>'
-
-
-def details(loads: list[Load]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"fleet": [asdict(load) for load in loads]}
 
 
 if __name__ == "__main__":

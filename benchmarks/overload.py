@@ -14,10 +14,10 @@ import asyncio
 import logging
 import random
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -393,11 +393,6 @@ had left of the tenth of a second before.
 
 {markdown(REQUEST_COLUMNS, request_lines(found.requests))}"""
     )
-
-
-def details(found: Found) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"overload": asdict(found)}
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def write_json(path: Path, rows: Iterable[Row], details: Mapping[str, Any]) -> N
         "goals": [asdict(row) for row in rows],
         **details,
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
 
 
 def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
@@ -185,8 +185,8 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
 
     Args:
         description: What `--help` begins with; its first line counts.
-        benchmarks: Modules that can `measure` and `show`, and give `details` for JSON. Some have
-            `rows` for the table of goals, some write pages (`write_docs`) or `as_markdown`.
+        benchmarks: Modules that can `measure` and `show`. Some have `rows` for the table of goals,
+            some write pages (`write_docs`) or `as_markdown`.
     """
     modules: tuple[Any, ...] = benchmarks
     arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
@@ -206,7 +206,7 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
         found = getattr(module, "measure_all", module.measure)()
         module.show(found)
         rows += module.rows(found) if hasattr(module, "rows") else []
-        details |= module.details(found)
+        details[module.__spec__.name.rpartition(".")[2]] = found
         if given.docs and hasattr(module, "write_docs"):
             module.write_docs(given.docs, found)
         if given.markdown and hasattr(module, "as_markdown"):

@@ -14,12 +14,12 @@ import logging
 import random
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from math import inf
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -360,11 +360,6 @@ they were, they can do neither.
 
 {markdown(("balancer", "stale", *COLUMNS), lines(cells, _pool))}"""
     )
-
-
-def details(cells: Iterable[Cell]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"stale_replicas": [asdict(cell) for cell in cells]}
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import multiprocessing
 import sys
 import time
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -286,11 +286,6 @@ def show(storms: list[Storm]) -> None:
             for (count, contestant), group in groups.items()
         ),
     )
-
-
-def details(storms: list[Storm]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"storm": [asdict(each) for each in storms]}
 
 
 if __name__ == "__main__":
