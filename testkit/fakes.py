@@ -176,6 +176,15 @@ class FakeTransport(httpx.AsyncBaseTransport):
         self.is_closed = True
 
 
+class ReadingTransport(FakeTransport):
+    """Reads each answer, as transports do that log or keep them."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        await response.aread()
+        return response
+
+
 class FakeHTTPTransport(FakeTransport, httpx.AsyncHTTPTransport):
     """Known to follow no redirect, so that a question to the control plane may go over it too."""
 

@@ -23,11 +23,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from testkit.threads import VirtualTime
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import faults, uninstall_guard
 from tinker_guard.core.attempts import JITTER
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability import providers
+from tinker_guard.transports.runtime import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +75,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Coroutine tests run where a sleep of an hour takes no time."""
     return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    """The time of threads that wait."""
+    time = VirtualTime()
+    monkeypatch.setattr(THREADS, "clock", time.clock)
+    monkeypatch.setattr(THREADS, "sleep", time.sleep)
+    return time
 
 
 @pytest.fixture(autouse=True)

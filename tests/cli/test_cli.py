@@ -19,6 +19,7 @@ import pytest
 
 from testkit.cli import invoke as invoke_in_process
 from testkit.otlp import backend
+from testkit.programs import free_port
 from tinker_guard import __version__
 from tinker_guard.cli.app import COMMANDS, NAMES
 from tinker_guard.cli.demo import commands, judge, screen, spans
@@ -62,12 +63,6 @@ def invoke(*arguments: str) -> tuple[int, str]:
     """Run in this process, which is faster; for everything that trains nothing."""
     ended = invoke_in_process(*arguments)
     return ended.exit_code, " ".join(ended.output.split())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 # -- the commands themselves ---------------------------------------------------------------------

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import span_file
+from testkit import fakes
 from testkit.cli import invoke as invoke_in_process
 from testkit.fakes import (
     FakeControlPlane,
@@ -28,10 +30,9 @@ from testkit.fakes import (
     gateway_404,
     known_from,
     ok,
-    post,
+    send,
     trainer_404,
 )
-from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.cli.report import command, race, reading, records, tally, timeline
 from tinker_guard.cli.report.machine import as_document
 from tinker_guard.cli.report.page import page_of
@@ -270,17 +271,7 @@ def simple(span: ReadableSpan) -> dict[str, Any]:
 async def test_what_the_guard_exports(spans: InMemorySpanExporter, tmp_path: Path) -> None:
     gateway = FakeGateway(known_from(1.0))
 
-    def guard(control_plane: FakeControlPlane | None = None, **more: Any) -> GuardTransport:
-        return GuardTransport(
-            gateway.new_transport(),
-            settings=GuardSettings(**more),
-            control_plane=control_plane or FakeControlPlane(),
-            new_transport=gateway.new_transport,
-        )
-
-    async def send(transport: GuardTransport, request: httpx.Request | None = None) -> None:
-        await (await transport.handle_async_request(request or post())).aread()
-
+    guard = partial(fakes.guard, gateway)
     transport = guard()
     await send(transport)  # its warmup meets 404s
     await send(transport)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end import sdk
-from tests.end_to_end.sdk import TRANSPORTS, Gateway, connected
+from tests.end_to_end.sdk import ONCE_EACH, TRANSPORTS, Gateway, connected, work_of
 from tinker_guard import GuardSettings, install_guard
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-ONCE_EACH = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
 ]
 
 
@@ -66,10 +62,6 @@ def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
 def train(fault: Fault) -> tuple[list[float], LocalGateway]:
     with Gateway(fault) as gateway, connected(gateway) as client:
         return train_five_steps(client, sdk.types), gateway
-
-
-def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
-    return [(done.seq_id, done.operation) for done in gateway.applied]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.end_to_end.leftovers import nothing_left, port_of
 from tests.end_to_end.sdk import TRANSPORTS, Gateway, connected
 from tests.end_to_end.tls import TlsGateway, trust
 from tinker_guard import GuardSettings, GuardTransport, install_guard
-from tinker_guard.gateway import Fault, Race
+from tinker_guard.gateway import Fault, LocalGateway, Race
 from tinker_guard.gateway.train import train_five_steps
 from tinker_guard.waiting import Readiness, wait_until_routable
 
@@ -26,26 +26,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tinker_guard.gateway import LocalGateway
     from tinker_guard.gateway.faults import Transport
 
 RACES = Fault(races=(Race("forward_backward", 2, 0.2), Race("retrieve_future", 7, 0.2)))
 
 
-class HiddenGateway(Gateway):
-    """A gateway that the proxy alone can reach, by its name."""
+class Hidden(LocalGateway):
+    """One that the proxy alone can reach, by its name."""
 
     @property
     def origin(self) -> str:
         return super().origin.replace("127.0.0.1", "trainer.test")
 
 
-class HiddenTlsGateway(TlsGateway):
-    """The same over https."""
+class HiddenGateway(Hidden, Gateway):
+    """Over http."""
 
-    @property
-    def origin(self) -> str:
-        return super().origin.replace("127.0.0.1", "trainer.test")
+
+class HiddenTlsGateway(Hidden, TlsGateway):
+    """Over https."""
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 import pytest
 
+from testkit.clients import pyqwest_transport
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.gateway import Fault, LocalGateway, Race
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     from tinker_guard.gateway.faults import ControlPlaneMode
-
-
-def pyqwest_transport() -> httpx.AsyncBaseTransport:
-    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
-    from pyqwest.httpx import AsyncPyqwestTransport
-
-    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
-    return transport
 
 
 def client_of(

@@ -24,16 +24,11 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from tinker_guard.gateway import LocalGateway
-
     from .fleet import Fault, Trainer
 
     Trainers = Callable[[Fault], AbstractContextManager[Trainer]]
     """Makes a trainer that has done nothing, behind a gateway with a fault."""
 
-ONCE_EACH: Final = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
-]
 FAULTS: Final[dict[Fault, str]] = {
     "late": "one replica knows the route late",
     "lost": "one replica loses it in step 3",
@@ -162,13 +157,8 @@ def five_steps(trainer: Trainer) -> list[float]:
     """The losses of five steps, each of which the local trainer has done once."""
     with sdk.connected(trainer) as client:
         losses = train_five_steps(client, sdk.types)
-    assert work_of(trainer) == ONCE_EACH
+    assert sdk.work_of(trainer) == sdk.ONCE_EACH
     return losses
-
-
-def work_of(trainer: LocalGateway) -> list[tuple[int, str]]:
-    """What the trainer has done."""
-    return [(done.seq_id, done.operation) for done in trainer.applied]
 
 
 def _of_all(spans: InMemorySpanExporter, lacked: str) -> tuple[list[dict[str, Any]], int]:

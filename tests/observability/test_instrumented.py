@@ -12,7 +12,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
-from testkit.clients import put_transport, transport_of
+from testkit.clients import put_transport, pyqwest_transport, transport_of
 from testkit.fakes import GATEWAY_BODY, FakeControlPlane
 from testkit.http_server import JSON, Handler, on_a_thread
 from tinker_guard import GuardSettings, GuardTransport
@@ -29,14 +29,6 @@ HTTPXClientInstrumentor = pytest.importorskip(
 ).HTTPXClientInstrumentor
 
 ROUTE = "/training/v1/rlorTrainerJobs/acc/job-1"
-
-
-def pyqwest_transport() -> httpx.AsyncBaseTransport:
-    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
-    from pyqwest.httpx import AsyncPyqwestTransport
-
-    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
-    return transport
 
 
 class Gateway(ThreadingHTTPServer):
