@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
@@ -16,6 +13,7 @@ import pytest
 import requests
 
 from examples.requests_adapter import GuardedAdapter
+from testkit.cli import python
 from testkit.fakes import GATEWAY_BODY
 from testkit.http_server import Handler, on_a_thread
 from tests import ROOT
@@ -264,12 +262,8 @@ def test_a_body_that_breaks_off_is_an_error_of_requests(session: requests.Sessio
 
 def test_as_a_program() -> None:
     with LocalGateway(Fault(route_known_after=(0.3,))) as gateway:
-        done = subprocess.run(
-            [sys.executable, ROOT / "examples" / "requests_adapter.py", gateway.base_url],
-            env={**os.environ, "TINKER_API_KEY": gateway.api_key, "NO_PROXY": "127.0.0.1"},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        program = ROOT / "examples" / "requests_adapter.py"
+        variables = {"TINKER_API_KEY": gateway.api_key, "NO_PROXY": "127.0.0.1"}
+        done = python(program, gateway.base_url, **variables)
+    assert done.returncode == 0, done.stderr
     assert "tinker-guard/bigram" in done.stdout

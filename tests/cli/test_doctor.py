@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import ssl
-import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +20,7 @@ import pytest
 from opentelemetry import trace
 from pydantic import SecretStr
 
-from testkit.cli import invoke
+from testkit.cli import invoke, python
 from testkit.clients import transport_of
 from tests.end_to_end import sdk
 from tinker_guard import GuardSettings, GuardTransport
@@ -1011,7 +1010,7 @@ sys.argv[1:] = ["doctor"]
 from tinker_guard.cli import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    ended = python("-c", code)
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr == ""
     assert "there is nothing to guard: no SDK can be imported" in ended.stdout

@@ -7,7 +7,6 @@ import io
 import json
 import random
 import re
-import subprocess
 import sys
 import tracemalloc
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rich.console import Console
 from benchmarks import span_file
 from testkit import fakes
 from testkit.cli import invoke as invoke_in_process
+from testkit.cli import python
 from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
@@ -1242,4 +1242,4 @@ def test_it_needs_nothing_but_rich_and_typer_beside_the_parser() -> None:
         "    sys.modules[name] = None\n"
         "import tinker_guard.cli.report.command\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+    assert python("-c", program).returncode == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from proof.simulation.schedule import (
 )
 from proof.simulation.shrink import shrink
 from proof.simulation.threads import Condition, for_threads
+from testkit.cli import python
 from tests import ROOT
 from tinker_guard.core.single_flight import ThreadFlight
 from tinker_guard.transports import runtime
@@ -108,17 +107,11 @@ def test_traces_are_the_same_in_another_process() -> None:
         "for seed in range(100, 140): print(run(draw(seed)).trace)"
     )
     outputs = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-        ).stdout
+        python("-c", program, PYTHONPATH=str(ROOT), PYTHONHASHSEED=hash_seed).stdout
         for hash_seed in ("1", "2")
     }
     assert len(outputs) == 1
-    assert outputs != {b""}
+    assert outputs != {""}
 
 
 @pytest.mark.parametrize("name", [name for name, how in SABOTAGE.items() if how.breaks])
@@ -199,14 +192,8 @@ def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
         "from proof.simulation.__main__ import main; main()"
     )
     failed = next(seed for seed in range(ENOUGH_TO_FAIL) if _sends_probes_away(seed))
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--replay", str(failed)],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = python("-c", program, "--replay", failed, **variables)
     assert done.returncode == 1
     assert "invariant 7: " in done.stdout
     assert f"python -m proof.simulation --replay {failed}" in done.stdout
