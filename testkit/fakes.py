@@ -250,3 +250,8 @@ async def send(transport: GuardTransport, request: httpx.Request | None = None) 
     response = await transport.handle_async_request(request or post())
     await response.aread()
     return response
+
+
+def judged(verdict: str, reason: str) -> dict[str, Any]:
+    """What a span, or a metric, says of a 404."""
+    return {"tinker_guard.verdict": verdict, "tinker_guard.verdict.reason": reason}

@@ -28,6 +28,7 @@ from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    judged,
     known_from,
     ok,
     send,
@@ -63,13 +64,9 @@ NOON = 1_790_000_000
 QUESTION = "GET /v1/accounts/{account}/rlorTrainerJobs/{job}"
 
 
-def labels(kind: str, reason: str) -> dict[str, Any]:
-    return {"tinker_guard.verdict": kind, "tinker_guard.verdict.reason": reason}
-
-
-RACE = labels("routing_race", "job_running")
-MISSING = labels("genuine_not_found", "job_missing")
-TRAINERS = labels("genuine_not_found", "trainer_answered")
+RACE = judged("routing_race", "job_running")
+MISSING = judged("genuine_not_found", "job_missing")
+TRAINERS = judged("genuine_not_found", "trainer_answered")
 
 
 @dataclass
@@ -151,7 +148,7 @@ def a_run() -> Spans:
     trace.recovered(100.0, 102.5, 103.0)
     trace.recovered(100.5, 102.0, 102.9)
     trace.recovered(150.0, 150.25, 170.0)
-    trace.request(200.0, 200.5, "unverified", 0, labels("unverified", "control_plane_error"))
+    trace.request(200.0, 200.5, "unverified", 0, judged("unverified", "control_plane_error"))
     trace.request(201.0, 202.0, "error")
     trace.request(202.0, 203.0, "cancelled")
     trace.request(300.0, 330.0, "exhausted", 4, RACE)
@@ -428,7 +425,7 @@ def test_it_opens_with_a_sentence_for_somebody_who_reads_no_further(tmp_path: Pa
         "1 run met 6 false 404s; none was lost; 42 s were spent waiting; 1 request gave up on a "
         "race."
     )
-    trace.request(202.0, 202.5, "unverified", 0, labels("unverified", "control_plane_error"))
+    trace.request(202.0, 202.5, "unverified", 0, judged("unverified", "control_plane_error"))
     other = Trace("job-2")
     other.request(201.0, 201.5, "not_found", 0, TRAINERS)
     trace.spans += other.spans
@@ -609,7 +606,7 @@ def test_how_a_run_ended_is_told_by_its_last_requests(tmp_path: Path) -> None:
 
     work, poll = "POST /api/v1/optim_step", "POST /api/v1/retrieve_future"
     alive, close = "POST /api/v1/session_heartbeat", "POST /api/v1/sessions/{id}/finish"
-    unverified = labels("unverified", "control_plane_timeout")
+    unverified = judged("unverified", "control_plane_timeout")
     kind, reason, evidence = ended((poll, "not_found", MISSING), (alive, "ok", {}))
     assert (kind, reason) == ("true_404", "job_missing")
     assert evidence == (

@@ -16,6 +16,7 @@ from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    judged,
     loop_time,
     ok,
     post,
@@ -37,7 +38,7 @@ ON_WIRE = {
     "server.port": 443,
 }
 OPERATION = {"tinker_guard.operation": "forward_backward"}
-RACE = {"tinker_guard.verdict": "routing_race", "tinker_guard.verdict.reason": "job_running"}
+RACE = judged("routing_race", "job_running")
 OK = {"http.response.status_code": 200}
 NOT_FOUND = {"http.response.status_code": 404, "error.type": "404"}
 
@@ -87,10 +88,7 @@ async def test_warmup(measured: Measured) -> None:
 
 
 async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) -> None:
-    missing = {
-        "tinker_guard.verdict": "genuine_not_found",
-        "tinker_guard.verdict.reason": "job_missing",
-    }
+    missing = judged("genuine_not_found", "job_missing")
     lost = FakeGateway(lambda _: gateway_404())
     await send(guard(lost, FakeControlPlane(None), warmup_successes=2))
     found = measured.collect_own()
@@ -101,10 +99,7 @@ async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) ->
     assert "tinker_guard.recovery.duration" not in found
     late = FakeControlPlane(TimeoutError())
     await send(guard(lost, late, retry_timeout=1))
-    unheard = {
-        "tinker_guard.verdict": "unverified",
-        "tinker_guard.verdict.reason": "control_plane_timeout",
-    }
+    unheard = judged("unverified", "control_plane_timeout")
     found = measured.collect_own()
     assert found["tinker_guard.question.duration"] == [(unheard, late.questions)]
     assert found["tinker_guard.verdicts"] == [(OPERATION | unheard, 1)]
