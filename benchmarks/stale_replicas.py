@@ -26,6 +26,7 @@ import httpx
 from benchmarks.baselines import connect_b, persist, says_running
 from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table
 from testkit.fakes import KEY, FakeControlPlane
+from testkit.pages import put_below
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core.attempts import JITTER
@@ -315,51 +316,12 @@ def as_markdown(cells: Iterable[Cell]) -> str:
 
 
 def write_docs(folder: Path, cells: Sequence[Cell]) -> None:
-    """Write `stale-replicas.md`."""
-    (folder / "stale-replicas.md").write_text(
-        f"""# Some replicas are stale
-
-A gateway has n replicas, and k of them answer 404 for {STALE_SECONDS:g} s. What five training
-steps lose by that depends on how the balancer in front of the replicas picks one:
-
-* sticky: for each connection, in turn;
-* in turn: for each request;
-* by chance: for each request;
-* cookie: for each request that brings no cookie of the balancer's, in turn. The answer sets the
-  cookie, and a request that brings it goes to the replica it names, stale or not.
-
-`python -m benchmarks.stale_replicas --docs docs` writes this page. Client and guard are real;
-balancer, trainer and control plane are models that answer within {ROUND_TRIP * 1000:.0f} ms, and \
-time is virtual. One
-client sends one request after another: one, then {REQUESTS_PER_STEP} for each of {STEPS} steps.
-
-Figures are median / maximum over {SEEDS} runs for each k of n, k < n <= {max(REPLICAS)}. The runs \
-differ in which
-replicas are stale (in the first run, those that are met first) and in all that is chance.
-
-* cold: the replicas are stale from the first request on. The warmup is part of what is lost.
-* mid-run: they are stale from the second step on, and five more steps are measured.
-* s lost: beyond what the same requests take with no guard and no stale replica.
-* 404s: the most that any one request met. Probes that met one do not count.
-
-## All k of n together
-
-{as_markdown(cells)}
-By chance, a resend is as likely to meet a stale replica as the first sending was: on average a
-request meets k / (n - k) 404s, however it is resent.
-
-## Beside A and B
-
-Seconds lost. A retries any 404 after 2, 4, 8, ... s. B waits for three `get_info` calls in a row,
-later asks the control plane after a 404, and retries after 2, 4, 8, 15 s. Here they stand around
-every request, polls included, and send the same request again. As the wrappers in user code that
-they were, they can do neither.
-
-{markdown(_PEER_COLUMNS, beside_peers(cells))}
-## Each k of n
-
-{markdown(("balancer", "stale", *COLUMNS), lines(cells, _pool))}"""
-    )
+    """Write the tables of `stale-replicas.md`."""
+    page = folder / "stale-replicas.md"
+    put_below(page, "All k of n together", as_markdown(cells))
+    put_below(page, "Beside A and B", markdown(_PEER_COLUMNS, beside_peers(cells)))
+    each = markdown(("balancer", "stale", *COLUMNS), lines(cells, _pool))
+    put_below(page, "Each k of n", each)
 
 
 if __name__ == "__main__":
