@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
+from testkit.pages import put_between
 from tests.end_to_end import sdk
 from tinker_guard import GuardSettings, install_guard, uninstall_guard
 from tinker_guard.core.routes import ROUTES
@@ -227,9 +227,4 @@ def put_table(page: Path, lines: list[tuple[str, ...]], target: str) -> None:
     """Put a table into a page, in the place of that of the target's last time."""
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    begin = _BEGIN.format(target)
-    written = f"{begin}\n{date}:\n\n{table}\n{_END}"
-    pattern = re.escape(begin) + ".*?" + re.escape(_END)
-    text = page.read_text()
-    assert re.search(pattern, text, re.DOTALL), f"{page} has no place for the table"
-    page.write_text(re.sub(pattern, lambda _: written, text, count=1, flags=re.DOTALL))
+    put_between(page, _BEGIN.format(target), _END, f"\n{date}:\n\n{table}\n")
