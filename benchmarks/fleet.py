@@ -11,7 +11,6 @@ not what they would make of it. So a larger fleet counts as so many times a thou
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from benchmarks.baselines import persist, says_running
-from benchmarks.report import markdown, run_benchmarks, table
+from benchmarks.report import markdown, run_benchmarks, table, unlogged
 from benchmarks.runs import PROBE
 from testkit.fakes import KEY, FakeControlPlane
 from testkit.virtual_time import VirtualTimeLoop
@@ -173,14 +172,9 @@ def simulate(
     for _ in range(sampled):
         met_at = arrivals.random() * MEETING_WITHIN * 0.9
         fleet.append([met_at + arrivals.random() * MEETING_WITHIN * 0.1 for _ in range(in_flight)])
-    # Thousands of races would be logged.
-    logging.disable(logging.CRITICAL)
-    try:
-        for first in range(0, sampled, _AT_ONCE):
-            with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-                runner.run(_meet(load, fleet[first : first + _AT_ONCE], seconds))
-    finally:
-        logging.disable(logging.NOTSET)
+    for first in range(0, sampled, _AT_ONCE):
+        with unlogged(), asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(_meet(load, fleet[first : first + _AT_ONCE], seconds))
     return load
 
 

@@ -11,7 +11,6 @@ them are run, and what serves them has as much less to give.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sys
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from benchmarks.baselines import persist, says_running
-from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table
+from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table, unlogged
 from benchmarks.runs import PROBE
 from testkit.fakes import KEY, ORIGIN, gateway_404, ok
 from testkit.pages import put_below
@@ -232,13 +231,9 @@ def simulate(
     """Let a fleet meet a race of so many seconds."""
     load = Overload(contestant, seconds, PROCESSES / sampled)
     JITTER.seed(1)
-    logging.disable(logging.CRITICAL)
-    try:
-        new_loop = partial(VirtualTimeLoop, rounds=sys.maxsize)
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_meet(load, sampled, questions=sheds_questions, requests=sheds_requests))
-    finally:
-        logging.disable(logging.NOTSET)
+    new_loop = partial(VirtualTimeLoop, rounds=sys.maxsize)
+    with unlogged(), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_meet(load, sampled, questions=sheds_questions, requests=sheds_requests))
     return load
 
 

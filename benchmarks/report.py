@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
 import re
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.table import Table
 from tinker_guard import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
 console: Final = Console(width=120)
@@ -122,6 +123,16 @@ def show_worse(path: Path, before: Mapping[str, Any] | None, rows: Sequence[Row]
 def ratio_of(ours: float, peer: float) -> float | None:
     """Ours over the peer's; None where there is nothing to divide by."""
     return ours / peer if peer > 0 and math.isfinite(peer) else None
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Log nothing: there would be a line for each of thousands of races."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -10,7 +10,6 @@ each run gives the same figures.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 from benchmarks.baselines import connect_b, persist, says_running
-from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table
+from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table, unlogged
 from testkit.fakes import KEY, FakeControlPlane
 from testkit.pages import put_below
 from testkit.virtual_time import VirtualTimeLoop
@@ -186,9 +185,7 @@ async def _train(contestant: str, world: World, stale: tuple[int, ...], *, is_co
 
 def measure(replicas: Iterable[int] = REPLICAS, *, seeds: int = SEEDS) -> list[Cell]:
     """Every balancer, every k of n; A and B for some n. About a minute with the defaults."""
-    # Thousands of races would be logged.
-    logging.disable(logging.CRITICAL)
-    try:
+    with unlogged():
         return [
             _fill(Cell(contestant, balancer, number, stale, is_cold), seeds)
             for balancer in BALANCERS
@@ -197,8 +194,6 @@ def measure(replicas: Iterable[int] = REPLICAS, *, seeds: int = SEEDS) -> list[C
             for contestant in (CONTESTANTS if number in COMPARED else ("guard",))
             for is_cold in (True, False)
         ]
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _fill(cell: Cell, seeds: int) -> Cell:
