@@ -319,17 +319,6 @@ def _is_below(span: Any, root: Any, spans: Any) -> bool:
     return False
 
 
-@pytest.mark.usefixtures("no_failure_report")
-def test_settings_reach_the_run() -> None:
-    install_guard(GuardSettings(retry_timeout=0.2))
-    with (
-        Gateway(Fault(races=(Race("forward_backward", 1, 60.0),))) as gateway,
-        connected(gateway) as client,
-        pytest.raises(sdk.NotFoundError),
-    ):
-        train_five_steps(client, sdk.types)
-
-
 def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "tinker_guard")
     install_guard()
