@@ -54,13 +54,6 @@ def test_nor_in_threads() -> None:
     assert met
 
 
-def test_the_same_seed_gives_the_same_trace_in_threads() -> None:
-    for seed in range(20):
-        schedule = for_threads(draw(seed))
-        first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
-        assert first.trace == again.trace
-
-
 async def _each_by_itself(_: Any, compute: Any, *, accepts: Any = None) -> Any:
     del accepts
     return await compute()
@@ -92,10 +85,11 @@ def test_a_broken_guard_of_threads_breaks_exactly_its_invariants(
     pytest.fail("the simulation found nothing")
 
 
-def test_the_same_seed_gives_the_same_trace() -> None:
-    for seed in range(100):
-        schedule = draw(seed)
-        assert schedule == draw(seed)
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_the_same_seed_gives_the_same_trace(in_threads: bool) -> None:
+    for seed in range(20 if in_threads else 100):
+        schedule = for_threads(draw(seed)) if in_threads else draw(seed)
+        assert schedule == (for_threads(draw(seed)) if in_threads else draw(seed))
         first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
         assert first.trace == again.trace
         assert first.situations == again.situations
