@@ -17,10 +17,11 @@ from testkit.fakes import (
     FakeGateway,
     gateway_404,
     ok,
+    send,
     trainer_404,
 )
 from tests import ROOT, script
-from tests.observability.test_spans import guard, send
+from tests.observability.test_spans import guard
 from tinker_guard import GuardSettings
 from tinker_guard.cli.report.records import OUTCOMES, REASONS
 from tinker_guard.control_plane.fireworks import FireworksControlPlane

@@ -34,10 +34,11 @@ from testkit.fakes import (
     judged,
     ok,
     post,
+    send,
     settle,
     trainer_404,
 )
-from tinker_guard import GuardTransport, telemetry
+from tinker_guard import telemetry
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.observability import actions, begun, providers
 from tinker_guard.observability import exchange as telemetry_spans
@@ -71,11 +72,6 @@ FIREWORKS = {
     "tinker_guard.not_found.gateway": "fireworks",
 }
 NAME = "POST /api/v1/forward_backward"
-
-
-async def send(transport: GuardTransport, request: httpx.Request | None = None) -> None:
-    response = await transport.handle_async_request(request or post())
-    await response.aread()
 
 
 def seen(span: ReadableSpan) -> tuple[str, SpanKind, dict[str, Any], StatusCode]:
