@@ -5,6 +5,7 @@ from __future__ import annotations
 # Before any tracer provider is made: in a forked child, one asks threads for resources, and waits
 # for ever if this module was imported after it (OpenTelemetry SDK 1.45).
 import concurrent.futures.thread  # noqa: F401
+import gc
 import os
 import random
 from collections import Counter as Counter_
@@ -84,6 +85,24 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     monkeypatch.setattr(THREADS, "clock", time.clock)
     monkeypatch.setattr(THREADS, "sleep", time.sleep)
     return time
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No proxy is before this machine, and what clients leave behind is collected afterwards."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK says nothing of its failure.
+
+    Many releases try for half a minute to report it to the trainer that has just gone, and raise
+    the error only then.
+    """
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
 
 
 @pytest.fixture(autouse=True)

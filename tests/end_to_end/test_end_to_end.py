@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end import sdk
+from tests.end_to_end.leftovers import LEFT_BEHIND
 from tests.end_to_end.sdk import ONCE_EACH, TRANSPORTS, Gateway, connected, work_of
 from tinker_guard import GuardSettings, install_guard
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
 
     from tinker_guard.gateway.faults import Transport
 
-# The SDK leaves the connection of its first request to the garbage collector, which is made to run
-# here rather than in another test.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [*LEFT_BEHIND, pytest.mark.usefixtures("loopback")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,23 +36,6 @@ def _nothing_left_behind() -> Iterator[None]:
     """Old releases close no connection, and uninstalling the guard lets go of more of them."""
     yield
     gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK says nothing of its failure.
-
-    Many releases try for half a minute to report it to the trainer that has just gone, and raise
-    the error only then.
-    """
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
 
 
 def train(fault: Fault) -> tuple[list[float], LocalGateway]:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.end_to_end.leftovers import LEFT_BEHIND
 from tests.end_to_end.sdk import ONCE_EACH, connected, work_of
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tinker_guard.gateway.faults import Transport
 
 tinker = pytest.importorskip("tinker")
 
-# The SDK leaves the connection of its first request to the garbage collector, which is made to run
-# here rather than in another test.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
-    gc.collect()
+pytestmark = [*LEFT_BEHIND, pytest.mark.usefixtures("loopback")]
 
 
 def run(fault: Fault) -> tuple[list[float], LocalGateway]:
