@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 import pytest
@@ -17,8 +18,10 @@ from testkit.fakes import (
     gateway_404,
     guard,
     known_from,
+    loop_time,
     ok,
     post,
+    send,
 )
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.observability.providers import NOTHING
@@ -188,6 +191,128 @@ async def test_entering_and_leaving_reaches_the_transport() -> None:
         assert entered is transport
         assert gateway.transports[0].is_entered
     assert gateway.transports[0].is_closed
+
+
+class EnteredTransport(httpx.AsyncBaseTransport):
+    """Opens in `__aenter__` and closes in `__aexit__` alone, as its own client would have it."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    async def __aenter__(self) -> Self:
+        self.calls.append("entered")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self.calls.append(kind)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        assert self.calls == ["entered"]
+        return ok()
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+async def test_a_client_that_is_left_leaves_the_transport_in_the_same_way(
+    error: type[Exception] | None,
+) -> None:
+    inner = EnteredTransport()
+
+    async def run() -> None:
+        async with httpx.AsyncClient(transport=GuardTransport(inner)) as client:
+            await client.get(f"{BASE}/api/v1/x")
+            if error is not None:
+                raise error
+
+    if error is None:
+        await run()
+    else:
+        with pytest.raises(error):
+            await run()
+    assert inner.calls == ["entered", error]
+
+
+async def test_a_guard_of_ones_own_class_is_closed_by_its_own_method() -> None:
+    class Own(GuardTransport):
+        is_closed = False
+
+        async def aclose(self) -> None:
+            self.is_closed = True
+            await super().aclose()
+
+    gateway = FakeGateway()
+    transport = Own(gateway.new_transport())
+    async with transport:
+        pass
+    assert transport.is_closed
+    assert gateway.transports[0].is_closed
+
+
+@pytest.mark.parametrize("is_renewable", [True, False])
+@pytest.mark.parametrize("is_warm", [True, False])
+async def test_closing_ends_what_waits(*, is_renewable: bool, is_warm: bool) -> None:
+    is_lost = not is_warm
+    gateway = FakeGateway(lambda _: gateway_404() if is_lost else ok())
+    transport = GuardTransport(
+        gateway.new_transport(),
+        control_plane=FakeControlPlane(),
+        new_transport=gateway.new_transport if is_renewable else None,
+    )
+    if is_warm:
+        await send(transport)
+        is_lost = True
+    waiting = asyncio.create_task(send(transport))
+    await asyncio.sleep(1)
+    sent = len(gateway.exchanges)
+    closed_at = loop_time()
+    await transport.aclose()
+    with pytest.raises(httpx.TransportError, match="closed"):
+        await waiting
+    assert len(gateway.exchanges) == sent
+    assert loop_time() - closed_at <= GuardSettings().backoff_max
+    assert all(each.is_closed for each in gateway.transports)
+
+
+async def test_a_404_that_comes_after_the_closing_is_not_waited_with() -> None:
+    gateway = FakeGateway()
+    transport = guard(gateway, FakeControlPlane(), warmup_successes=0)
+    await send(transport)
+
+    async def close_and_refuse() -> httpx.Response:
+        await transport.aclose()
+        return gateway_404()
+
+    gateway.answer = lambda _: close_and_refuse()
+    with pytest.raises(httpx.TransportError, match="closed"):
+        await send(transport)
+    assert len(gateway.exchanges) == 2
+    assert loop_time() == 0.0
+    assert all(each.is_closed for each in gateway.transports)
+
+
+async def test_a_closed_transport_serves_the_next_client() -> None:
+    """As httpx's own do: programs have one transport, and a client for each of their tasks."""
+    pool = ReusableTransport()
+    transport = GuardTransport(
+        pool, control_plane=FakeControlPlane(), new_transport=ReusableTransport
+    )
+    for number in range(3):
+        async with httpx.AsyncClient(transport=transport) as client:
+            # A race, so that the first transport is replaced.
+            pool.not_found = 1
+            assert (await client.get(f"{BASE}/api/v1/x")).status_code == 200
+        assert pool.closed == number + 1
+
+
+class ReusableTransport(httpx.AsyncBaseTransport):
+    def __init__(self) -> None:
+        self.not_found = self.closed = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.not_found -= 1
+        return gateway_404() if self.not_found >= 0 else ok()
+
+    async def aclose(self) -> None:
+        self.closed += 1
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

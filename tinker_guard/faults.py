@@ -33,6 +33,12 @@ _T = TypeVar("_T")
 already_logged: set[str] = set()
 
 
+def log(level: int, message: str, *args: object) -> None:
+    """Log a line. Never raises: a handler of the program's own may, whatever it is given."""
+    with suppress(Exception):
+        logger.log(level, message, *args, stacklevel=2)
+
+
 def log_fault(where: str) -> None:
     """Log a fault of the guard's own, once per place; the request goes on without it."""
     _log_once(
@@ -49,7 +55,7 @@ def log_unclosed(what: str) -> None:
 def _log_once(where: str, message: str) -> None:
     if where not in already_logged:
         already_logged.add(where)
-        # A handler of the program's own may raise, whatever it is given.
+        # See `log`.
         with suppress(Exception):
             logger.warning(message, where, exc_info=_without_text(sys.exception()))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from difflib import get_close_matches
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -48,7 +48,7 @@ from tinker_guard.policy.route import FIREWORKS, parse_pattern
 from tinker_guard.policy.template import names_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _PREFIX: Final = "TINKER_GUARD_"
 _KEY: Final = "control_plane_api_key"
@@ -523,8 +523,8 @@ def _named(message: str, from_variables: set[str], arguments: Mapping[str, Any])
 
 def _wanted(field: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
-        near = get_close_matches(field, GuardSettings.model_fields, n=1)
-        return "is no setting" + (f"; did you mean {near[0]}?" if near else "")
+        near = _nearest(field, GuardSettings.model_fields)
+        return "is no setting" + (f"; did you mean {near}?" if near else "")
     known = GuardSettings.model_fields.get(field)
     wanted = message.removeprefix("Value error, ")
     has_default = known is not None and known.default not in (None, ())
@@ -549,16 +549,26 @@ def misspelt_variables() -> Iterator[tuple[str, str | None]]:
         none, but has the guard's prefix.
     """
     known = [variable(name) for name in GuardSettings.model_fields]
+    # A ratio of 0.9 is twice the letters that match, of all letters of both. Most are shorter.
+    shortest = min(map(len, known)) * _LIKENESS / (2 - _LIKENESS)
     for name in sorted(os.environ):
         upper = name.upper()
         if upper in known or upper == _INHERITED:
             continue
         if upper.startswith(_PREFIX):
             # Without the prefix, which they all share.
-            near = get_close_matches(name[len(_PREFIX) :].lower(), GuardSettings.model_fields, n=1)
-            yield name, variable(near[0]) if near else None
-        elif near := get_close_matches(upper, known, n=1, cutoff=_LIKENESS):
-            yield name, near[0]
+            near = _nearest(name[len(_PREFIX) :].lower(), GuardSettings.model_fields)
+            yield name, variable(near) if near else None
+        elif len(upper) >= shortest and (near := _nearest(upper, known, _LIKENESS)):
+            yield name, near
+
+
+def _nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
+    """The name that is most like a word; None if none is like it."""
+    # Only where a variable or an argument may be misspelt.
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(names), n=1, cutoff=likeness)), None)
 
 
 def check_type(settings: GuardSettings) -> None:
@@ -589,4 +599,4 @@ def check_variables(settings: GuardSettings) -> None:
     for name, problem in problems.items():
         if name not in faults.already_logged:
             faults.already_logged.add(name)
-            faults.logger.warning("%s", problem)
+            faults.log(logging.WARNING, "%s", problem)

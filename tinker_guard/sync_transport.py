@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -116,6 +116,14 @@ class SyncGuardTransport(httpx.BaseTransport):
         self._guard.release()
         return self._original
 
+    def __enter__(self) -> Self:
+        run_blocking(self._guard.__aenter__())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._guard._line.left_by = error
+        self.close()
+
     def close(self) -> None:
-        """Close the wrapped transport, and those it was replaced by."""
+        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
         run_blocking(self._guard.aclose())

@@ -23,7 +23,7 @@ from tinker_guard.observability.actions import (
 )
 from tinker_guard.observability.exchange import Exchange, exchange_attributes
 from tinker_guard.observability.operation_names import Operation, operation_of
-from tinker_guard.observability.providers import NOTHING, enabled
+from tinker_guard.observability.providers import NOTHING, enabled, is_suppressed
 from tinker_guard.observability.request import job_labels, observe_request
 from tinker_guard.policy.judgement import (
     Judgement,
@@ -69,7 +69,7 @@ class RequestReport:
         """How often the request was sent again."""
 
     def __enter__(self) -> RequestReport:
-        if enabled() is not NOTHING:
+        if enabled() is not NOTHING and not is_suppressed():
             self._observed = observe_request(self._request, self._state, self._settings)
         return self
 

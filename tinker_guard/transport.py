@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 
@@ -52,8 +52,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
         control_plane: Whom to ask whether a job runs; None asks the Fireworks control plane at
             the route's own origin, or at `settings.control_plane_url`.
         new_transport: Builds another transport like `transport`, for probes and resends over
-            new connections. None sends them over `transport`, where a connection can be stuck
-            to a stale replica.
+            new connections; it is closed, but not entered. None sends them over `transport`,
+            where a connection can be stuck to a stale replica.
         routes_only: Whether requests that are on no trainer route are handed through unseen: they
             have no spans, no metrics, and no verdict on a 404.
 
@@ -76,6 +76,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
+        if self._line.is_closed:
+            self._line = self._line.reopened()
         sent_on = self._line.transport
         if not self._is_enabled:
             return await sent_on.handle_async_request(request)
@@ -156,11 +158,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             guarded.state.guarded.discard(guarded)
 
     def _guard(
-        self,
-        request: httpx.Request,
-        report: RequestReport,
-        *,
-        is_at_gate: bool = False,
+        self, request: httpx.Request, report: RequestReport, *, is_at_gate: bool = False
     ) -> GuardedRequest | None:
         try:
             # A process with many routes may have forgotten this one since the request was sent.
@@ -199,17 +197,18 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._for_deployments = settings.model_copy(update=_OF_DEPLOYMENTS)
 
     def release(self) -> httpx.AsyncBaseTransport:
-        """From now on hand every request through, and return the first wrapped transport.
-
-        Requests under way are seen to their end.
-        """
+        """Hand later requests, not those under way, through; return the first wrapped transport."""
         self._is_enabled = False
         return self._line.release()
 
     async def __aenter__(self) -> Self:
-        await self._line.transport.__aenter__()
+        await self._line.enter()
         return self
 
+    async def __aexit__(self, *error: Any) -> None:
+        self._line.left_by = error
+        await self.aclose()
+
     async def aclose(self) -> None:
-        """Close the wrapped transport, and those it was replaced by."""
+        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
         await self._line.aclose()

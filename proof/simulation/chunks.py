@@ -28,15 +28,22 @@ def run_chunk(seeds: tuple[int, int]) -> Chunk:
     met: Counter[str] = Counter()
     failed: list[Schedule] = []
     exchanges = 0
-    for seed in range(*seeds):
-        schedules = [draw(seed)]
-        if seed % THREADED_ONE_IN == 0:
-            schedules.append(for_threads(schedules[0]))
-        for schedule in schedules:
-            result = run(schedule)
-            met += result.situations
-            exchanges += sum(entry[1] in ("send", "probe") for entry in result.trace)
-            if result.violations:
-                failed.append(schedule)
+    # By itself, the collector looks at what a schedule has made while all of it is in use.
+    gc.disable()
+    try:
+        for seed in range(*seeds):
+            schedules = [draw(seed)]
+            if seed % THREADED_ONE_IN == 0:
+                schedules.append(for_threads(schedules[0]))
+            for schedule in schedules:
+                result = run(schedule)
+                met.update(result.situations)
+                exchanges += sum(entry[1] in ("send", "probe") for entry in result.trace)
+                if result.violations:
+                    failed.append(schedule)
+                del result
+                gc.collect(0)
+    finally:
+        gc.enable()
     gc.collect()
     return Chunk(met, failed, exchanges)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import selectors
 import sys
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -126,10 +127,15 @@ class MainLoop(_Loop):
         super().__init__(errors=[])
         self.side: SideLoop | None = None
         self._sides = 0
-        self._chance = random.Random(f"{seed}, turns")
+        self._seed = seed
         self._turns = 0
         self._numbers = count()
         self._prepare(self)
+
+    @cached_property
+    def _chance(self) -> random.Random:
+        # Few schedules have a loop on the side.
+        return random.Random(f"{self._seed}, turns")
 
     def new_side(self) -> SideLoop:
         """Put a new loop on the side, in the place of the last."""

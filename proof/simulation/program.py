@@ -45,12 +45,13 @@ class Program:
         self,
         world: ModelWorld,
         guards: list[GuardTransport | ThreadedGuard],
-        others: GuardSettings,
+        settings: GuardSettings,
+        others: dict[str, float],
         plane: ControlPlane | None,
     ) -> None:
         self._world = world
         self._guards = guards
-        self._others = others
+        self._settings, self._others = settings, others
         self._plane = plane
         self._loop = world.loop
         self._callers: dict[int, Caller] = {}
@@ -375,7 +376,8 @@ class Program:
                 guard.release()
             case "reconfigure":
                 self._world.reconfigured.setdefault(event.slot, now)
-                guard.configure(self._others, self._plane)
+                settings = self._settings.model_copy(update=self._others)
+                guard.configure(settings, self._plane)
 
 
 @lru_cache

@@ -10,14 +10,15 @@ import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
-from unittest import mock
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from httpx import _urlparse, _urls
 from opentelemetry import metrics, trace
 from opentelemetry.sdk import trace as sdk_trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from proof.simulation.coverage import situations
 from proof.simulation.invariants import EndedSpan, Remains, Violation, check
@@ -27,6 +28,7 @@ from proof.simulation.plane import control_plane
 from proof.simulation.program import Program
 from proof.simulation.record import CALL
 from proof.simulation.schedule import Caller
+from proof.simulation.stand_ins import put
 from proof.simulation.threads import ThreadedGuard, blocking_control_plane, virtual_threads
 from tinker_guard import GuardSettings, GuardTransport, faults
 from tinker_guard.core.attempts import JITTER
@@ -90,14 +92,10 @@ async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run
     values = schedule.setup.settings
     is_alone = schedule.setup.plane == "none"
     settings = _settings(values, is_alone=is_alone)
-    others = _settings(
-        values
-        | {
-            "warmup_successes": 3 - values["warmup_successes"],
-            "retry_timeout": values["retry_timeout"] + 1,
-        },
-        is_alone=is_alone,
-    )
+    others = {
+        "warmup_successes": 3 - values["warmup_successes"],
+        "retry_timeout": values["retry_timeout"] + 1,
+    }
     is_sync = schedule.setup.in_threads
     find_plane = blocking_control_plane if is_sync else control_plane
     plane = find_plane(world, settings.control_plane_timeout)
@@ -112,7 +110,7 @@ async def _play(schedule: Schedule, watched: _Watched, clock: Clock, result: Run
         )
         for slot in range(schedule.setup.slots)
     ]
-    program = Program(world, guards, others, plane)
+    program = Program(world, guards, settings, others, plane)
     have_all_ended = await program.run(callers)
     await program.settle()
     for _ in range(10):
@@ -176,12 +174,19 @@ def _held_flights() -> list[str]:
     return held
 
 
+_DEFAULTS: Final = GuardSettings.model_construct()
+"""Neither the environment nor the time that it takes to read it belongs into a schedule."""
+
+
 def _settings(values: dict[str, float], *, is_alone: bool) -> GuardSettings:
-    # Neither the environment nor the time that it takes to read it belongs into a schedule.
-    settings: dict[str, Any] = {**values}
-    if is_alone:
-        settings["control_plane"] = "none"
-    return GuardSettings.model_construct(None, **settings)
+    return _DEFAULTS.model_copy(update=values | {"control_plane": "none"} if is_alone else values)
+
+
+_parsed: Final = lru_cache(1_000)(_urlparse.urlparse)
+"""Parsing a URL takes as long as a whole exchange, and there are few of them."""
+_NO_TRACERS: Final = trace.NoOpTracerProvider()
+_NO_METERS: Final = metrics.NoOpMeterProvider()
+_OF_CONTEXTS: Final = logging.getLogger("opentelemetry.context")
 
 
 class _Said(logging.Handler):
@@ -211,6 +216,23 @@ class _Spans(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         call, began_at = self.open.pop(_id_of(span))
         self.ended.append(EndedSpan(call, span, self._clock.monotonic() - began_at))
+
+
+class _Ids(IdGenerator):
+    """Ids of spans and traces, the same in each run."""
+
+    def __init__(self, seed: int) -> None:
+        # Not the module `random`: to restore its state takes longer than a schedule's drawing.
+        self._chance = random.Random(seed)
+
+    def generate_span_id(self) -> int:
+        return self._chance.getrandbits(64)
+
+    def generate_trace_id(self) -> int:
+        return self._chance.getrandbits(128)
+
+    def is_trace_id_random(self) -> bool:
+        return True
 
 
 def _id_of(span: ReadableSpan) -> int:
@@ -246,9 +268,13 @@ class _Watched(NamedTuple):
 def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
     """A process that has met no route, and watches the guard if the schedule says so."""
     watched = _Watched(_Said(), _Spans(clock), _Meter())
-    provider: trace.TracerProvider = trace.NoOpTracerProvider()
+    provider: trace.TracerProvider = _NO_TRACERS
     if schedule.setup.is_recorded:
-        provider = TracerProvider(shutdown_on_exit=False, resource=Resource.get_empty())
+        provider = TracerProvider(
+            shutdown_on_exit=False,
+            resource=Resource.get_empty(),
+            id_generator=_Ids(schedule.seed),
+        )
         provider.add_span_processor(watched.spans)
 
     def get_tracer_provider() -> trace.TracerProvider:
@@ -257,49 +283,45 @@ def _clean_process(schedule: Schedule, clock: Clock) -> Iterator[_Watched]:
     is_recorded = schedule.setup.is_recorded
 
     def get_meter_provider() -> Any:
-        return watched.meter if is_recorded else metrics.NoOpMeterProvider()
+        return watched.meter if is_recorded else _NO_METERS
 
     def get_meter(*_: str) -> _Meter:
         return watched.meter
 
-    logger = faults.logger
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    logger.handlers = [watched.said]
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
     ROUTES.clear()
     faults.already_logged.clear()
     _forget_telemetry()
-    randomness = random.getstate()
-    random.seed(schedule.seed)
     JITTER.seed(schedule.seed)
     # The collector would end forgotten generators at any time, each with a task of its own.
     had_collector = gc.isenabled()
     gc.disable()
     try:
-        with (
-            mock.patch.object(trace, "get_tracer_provider", get_tracer_provider),
-            mock.patch.object(metrics, "get_meter_provider", get_meter_provider),
-            mock.patch.object(metrics, "get_meter", get_meter),
-            mock.patch.multiple(
-                time, time=clock.time, time_ns=clock.time_ns, perf_counter=clock.monotonic
-            ),
-            mock.patch.object(sdk_trace, "time_ns", clock.time_ns),
+        with put(
+            (faults.logger, "handlers", [watched.said]),
+            (faults.logger, "propagate", False),
+            (faults.logger, "level", logging.DEBUG),
+            # What it was asked before about levels; `setLevel` would clear it for all loggers.
+            (faults.logger, "_cache", {}),
+            (trace, "get_tracer_provider", get_tracer_provider),
+            (metrics, "get_meter_provider", get_meter_provider),
+            (metrics, "get_meter", get_meter),
+            (time, "time", clock.time),
+            (time, "time_ns", clock.time_ns),
+            (time, "perf_counter", clock.monotonic),
+            (sdk_trace, "time_ns", clock.time_ns),
             # It complains of spans that the garbage collector ends with a closed loop's tasks.
-            mock.patch.object(logging.getLogger("opentelemetry.context"), "disabled", new=True),
-            mock.patch.object(ROUTES, "_limit", schedule.setup.routes_kept),
+            (_OF_CONTEXTS, "disabled", True),
+            (_urls, "urlparse", _parsed),
+            (ROUTES, "_limit", schedule.setup.routes_kept),
         ):
             providers.refresh()
             yield watched
     finally:
         if had_collector:
             gc.enable()
-        random.setstate(randomness)
         ROUTES.clear()
         faults.already_logged.clear()
         _forget_telemetry()
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def _forget_telemetry() -> None:

@@ -14,9 +14,10 @@ import random
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from unittest import mock
 
 import httpx
 
@@ -29,6 +30,7 @@ from proof.simulation.schedule import (
     LoopEnd,
     PlaneFault,
 )
+from proof.simulation.stand_ins import put
 from tinker_guard import SyncGuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.core import single_flight
@@ -69,7 +71,7 @@ class _Turns:
         self.error: BaseException | None = None
 
     def run(self, call: Callable[[], Any]) -> None:
-        """Call something, in the thread."""
+        """Call something, in the thread that it is called from."""
         _in_thread.turns = self
         try:
             self.result, self.error = call(), None
@@ -98,12 +100,34 @@ def block(coroutine: Coroutine[Any, Any, _T]) -> _T:
     return result
 
 
+class _Thread:
+    """A thread that calls one thing after another, and may be idle between them.
+
+    To start one takes longer than most calls.
+    """
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def begin(self, call: Callable[[], None]) -> None:
+        """Call something as soon as what went before has ended."""
+        self._calls.put(call)
+
+    def _run(self) -> None:
+        while True:
+            self._calls.get()()
+
+
+_idle: Final[list[_Thread]] = []
+
+
 async def in_thread(call: Callable[[], _T]) -> _T:
     """Call something in a thread of its own, and await in its place what it waits for."""
     turns = _Turns()
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(turns.run, call), daemon=True)
-    thread.start()
+    thread = _idle.pop() if _idle else _Thread()
+    thread.begin(partial(context.run, turns.run, call))
     is_abandoned = False
     while True:
         turns.of_loop.acquire()
@@ -119,7 +143,7 @@ async def in_thread(call: Callable[[], _T]) -> _T:
             is_abandoned |= isinstance(error, GeneratorExit)
             turns.result, turns.error = None, error
         turns.of_thread.release()
-    thread.join()
+    _idle.append(thread)
     if turns.error is not None:
         raise turns.error
     result: _T = turns.result
@@ -165,10 +189,10 @@ def virtual_threads(loop: asyncio.AbstractEventLoop, seed: int) -> Iterator[None
     """Have the guard's threads wait on a loop."""
     chance = random.Random(f"{seed}, threads")
     stand_in = SimpleNamespace(Condition=lambda: Condition(chance))
-    with (
-        mock.patch.object(single_flight, "threading", stand_in),
-        mock.patch.object(runtime.THREADS, "clock", loop.time),
-        mock.patch.object(runtime.THREADS, "sleep", lambda seconds: block(asyncio.sleep(seconds))),
+    with put(
+        (single_flight, "threading", stand_in),
+        (runtime.THREADS, "clock", loop.time),
+        (runtime.THREADS, "sleep", lambda seconds: block(asyncio.sleep(seconds))),
     ):
         yield
 

@@ -11,7 +11,6 @@ import socket
 import ssl
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,7 @@ from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.cli import doctor
 from tinker_guard.cli.doctor import Finding, Status, screen
 from tinker_guard.cli.doctor.base_url import check_base_url, find_route, say_in_words
-from tinker_guard.cli.doctor.gateway import Reply, ask, say_answer, say_reply
+from tinker_guard.cli.doctor.gateway import Reply, ask, probe, say_answer, say_reply
 from tinker_guard.cli.doctor.network import Obstacle, check_proxy, find_obstacle
 from tinker_guard.cli.doctor.sdks import Key, check_any_sdk, check_sdk, find_key
 from tinker_guard.cli.doctor.settings import check_settings, read_settings
@@ -39,6 +38,7 @@ from tinker_guard.install.sdks import REST_CLIENTS, SDKS
 from tinker_guard.observability import providers
 from tinker_guard.policy.judgement import CONTROL_PLANE_TIMEOUT, JobAnswer
 from tinker_guard.policy.not_found import Source
+from tinker_guard.policy.route import Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -382,7 +382,7 @@ def test_an_sdk_that_is_missing_is_skipped_and_none_at_all_a_problem(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert list(check_any_sdk()) == []
-    missing = replace(OWN, package="no_such_sdk")
+    missing = OWN._replace(package="no_such_sdk")
     assert only(check_sdk(missing, GuardSettings())).status is Status.SKIPPED
     monkeypatch.setattr("tinker_guard.cli.doctor.sdks.SDKS", (missing,))
     found = only(check_any_sdk())
@@ -817,6 +817,19 @@ def test_who_answers_on_the_trainers_route(
         found = gateway_says(monkeypatch, gateway.base_url, "trainer route")
     assert found.status is status
     assert says in found.detail
+
+
+def test_a_trainers_word_in_a_jobs_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the guard: a gateway may give the name back."""
+
+    class Client(httpx.AsyncClient):
+        def __init__(self, *, timeout: float) -> None:
+            answer = httpx.Response(404, json={"error": "checkpoint-7b does not run"})
+            super().__init__(timeout=timeout, transport=httpx.MockTransport(lambda _: answer))
+
+    monkeypatch.setattr(httpx, "AsyncClient", Client)
+    route = Route.of_job("https://api.test", "acct", "checkpoint-7b")
+    assert asyncio.run(probe(route, GuardSettings(), None)).source is Source.UNKNOWN
 
 
 def test_a_servers_own_404_is_what_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:

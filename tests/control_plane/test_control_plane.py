@@ -231,6 +231,17 @@ async def test_a_job_that_does_not_exist(body: dict[str, Any]) -> None:
     assert answer.is_missing
 
 
+@pytest.mark.parametrize("job", ["router-rl", "page-rank-2", "path.v1", "my_service", "host-7"])
+async def test_a_job_that_does_not_exist_may_have_any_name(job: str) -> None:
+    """A router's word in the name of a job is no router's word."""
+    text = f'rlorTrainerJob "accounts/acc/rlorTrainerJobs/{job}" not found'
+    server = Server(httpx.Response(404, json={"code": 5, "message": text, "details": []}))
+    state = RouteTable().find(httpx.URL(f"{BASE.removesuffix('job-1')}{job}/api"))
+    assert state is not None
+    answer = await SharedControlPlane(GuardSettings(), server.plane()).ask(state, REQUEST)
+    assert answer.is_missing
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -247,6 +258,22 @@ async def test_a_job_that_does_not_exist(body: dict[str, Any]) -> None:
         pytest.param(
             httpx.Response(404, json={"code": "NOT_FOUND", "message": "unknown path /v1/accounts"}),
             id="router",
+        ),
+        # For a path that it does not know, with the code of a job that does not exist.
+        pytest.param(
+            httpx.Response(404, json={"code": 5, "message": "Not Found", "details": []}),
+            id="grpc-gateway",
+        ),
+        pytest.param(
+            httpx.Response(
+                404,
+                json={
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "No static resource v1/accounts/acc/rlorTrainerJobs/job-1.",
+                },
+            ),
+            id="spring",
         ),
         # The gateway of the trainers, which knows routes and no jobs.
         pytest.param(httpx.Response(404, json=json.loads(GATEWAY_BODY)), id="gateway"),
@@ -696,6 +723,44 @@ async def test_a_control_plane_is_given_the_pause_that_it_asks_for(
         await asyncio.sleep(0.5 * n - loop_time())
         assert (await shared.ask(route, REQUEST)).failure is CONTROL_PLANE_ERROR
     assert asked == times
+
+
+@pytest.mark.parametrize("retry_after", ["61", "86400", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_a_pause_that_is_longer_than_any_budget_is_cut(retry_after: str) -> None:
+    """Else one 503 of a maintenance leaves every 404 of the rest of the day without a verdict."""
+    server = Server(httpx.Response(503, headers={"retry-after": retry_after}), running())
+    route = route_state()
+    shared = SharedControlPlane(GuardSettings(), server.plane())
+    answers = []
+    for at in (0.0, 59.0, 60.0):
+        await asyncio.sleep(at - loop_time())
+        answers.append((await shared.ask(route, REQUEST)).is_running)
+    assert answers == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "times"),
+    [
+        (2, [0.0, 2.0]),
+        (-1.0, [0.0, 1.0, 2.0]),
+        (float("nan"), [0.0, 1.0, 2.0]),
+        (float("inf"), [0.0]),
+        # As it stands in a header, which a type checker would have told.
+        ("2", [0.0, 2.0]),
+        ("soon", [0.0, 1.0, 2.0]),
+        (None, [0.0, 1.0, 2.0]),
+        pytest.param(10**400, [0.0], id="no-float"),
+    ],
+)
+async def test_whatever_pause_a_users_control_plane_gives(
+    retry_after: Any, times: list[float]
+) -> None:
+    plane, route = FakeControlPlane(ControlPlaneError("busy", 429, retry_after)), route_state()
+    shared = SharedControlPlane(GuardSettings(), plane)
+    for at in (0.0, 1.0, 2.0):
+        await asyncio.sleep(at - loop_time())
+        assert (await shared.ask(route, REQUEST)).failure is CONTROL_PLANE_ERROR
+    assert [at for at, *_ in plane.asked] == times
 
 
 def test_each_event_loop_asks_for_itself() -> None:

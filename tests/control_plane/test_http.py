@@ -152,6 +152,9 @@ async def test_another_origin_gets_nothing_of_the_request() -> None:
         ("models.{model}.state", {"models": {}}, None),
         ("models.{model}.state", {"models": {"qwen": {"state": "ok"}}}, None),
         ("{model}", {"other": "ok"}, None),
+        ("models.{model}.state", {"models": {}, "error": None, "success": True}, None),
+        # The job may have failed with one.
+        ("state", {"state": "failed", "error": "out of memory"}, "FAILED"),
         ("items.0.state", {"items": [{"state": "ok"}]}, "OK"),
         ("ready", {"ready": True}, "TRUE"),
         ("ready", {"ready": False}, "FALSE"),
@@ -177,6 +180,11 @@ async def test_where_the_state_stands(path: str, document: Any, state: str | Non
         ("models.{model}.state", {}),
         ("models.{model}.state", {"models": []}),
         ("models.{model}.state", {"models": {"qwen-3": {}}}),
+        # What reports an error does not say that there is no such job.
+        ("{model}.state", {"error": "the database does not answer"}),
+        ("{model}.state", {"message": "no Route matched with those values"}),
+        ("models.{model}.state", {"models": {}, "errors": ["timeout"]}),
+        ("models.{model}.state", {"models": {}, "success": False}),
         ("items.1.state", {"items": [{"state": "ok"}]}),
         ("items.x.state", {"items": [{"state": "ok"}]}),
     ],
@@ -193,6 +201,13 @@ async def test_answers_that_hold_none(path: str, document: Any) -> None:
 
 async def test_a_control_planes_404_says_that_there_is_none() -> None:
     assert await Server({"code": 5, "message": "no such job"}, 404).ask() is None
+
+
+async def test_a_trainer_that_does_not_exist_may_have_any_name() -> None:
+    server = Server({"code": 5, "message": "unknown: a-service-b"}, 404)
+    names = {"model": "a-service-b"}
+    plane = server.plane()
+    assert await plane.route_state(names, origin=ORIGIN, credentials=SENT) is None
 
 
 @pytest.mark.parametrize("status_code", [301, 401, 403, 404, 429, 500])

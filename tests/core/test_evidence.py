@@ -96,6 +96,27 @@ async def test_its_own_404_to_a_probe_shows_that_it_was_reached() -> None:
     assert len(gateway.probes) == 3
 
 
+# -- gateways that answer as a trainer does --------------------------------------------------------
+
+
+@pytest.mark.parametrize("warmup_successes", [0, 1, 3])
+async def test_a_gateway_made_with_fastapi_is_no_trainer(warmup_successes: int) -> None:
+    """So does dstack for a service that has no replica yet."""
+    body = b'{"detail":"Service main/run-1 not found"}'
+    gateway = FakeGateway(lambda e: ok() if e.at >= 3.0 else tracked(404, body, "application/json"))
+    transport = GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(
+            routes="/proxy/services/{project}/{run}", warmup_successes=warmup_successes
+        ),
+        new_transport=gateway.new_transport,
+    )
+    url = f"{HEAD}/proxy/services/main/run-1/api/v1/forward_backward"
+    request = httpx.Request("POST", url, content=b"{}")
+    assert (await transport.handle_async_request(request)).status_code == 200
+    assert 3.0 <= loop_time() <= 3.75
+
+
 # -- a trainer that was reached before -------------------------------------------------------------
 
 

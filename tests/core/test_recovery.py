@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import random
@@ -423,6 +424,30 @@ async def test_a_trainers_own_404_passes_without_a_question() -> None:
     response = await send(guard(gateway, plane))
     assert (response.status_code, response.content) == (404, TRAINER_BODY)
     assert (len(gateway.exchanges), plane.questions, loop_time()) == (1, 0, 0.0)
+
+
+@pytest.mark.parametrize("job", ["checkpoint-7b", "future-1", "sampler", "base-model.base_model"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "{job} does not run"},
+        {"error": "not_found", "message": "acc/{job} is unknown"},
+        {"code": "not_found", "message": 'no trainer "{job}"'},
+        {"error": {"code": "not_found", "type": "x", "message": "trainer {job}: not ready"}},
+    ],
+)
+@pytest.mark.parametrize("warmup_successes", [0, 1])
+async def test_a_gateway_that_gives_the_jobs_name_back_is_no_trainer(
+    warmup_successes: int, body: dict[str, Any], job: str
+) -> None:
+    """Users choose the name, so that a trainer's word in it is no trainer's word."""
+    wire = json.dumps(body).replace("{job}", job).encode()
+    gateway = FakeGateway(lambda e: ok() if e.at >= 1.0 else tracked(404, wire, "application/json"))
+    transport = guard(gateway, warmup_successes=warmup_successes)
+    url = f"{BASE.removesuffix('job-1')}{job}/api/v1/forward_backward"
+    response = await send(transport, httpx.Request("POST", url, content=b"{}"))
+    assert response.status_code == 200
+    assert 1.0 <= loop_time() <= 1.5
 
 
 @pytest.mark.parametrize(
@@ -954,7 +979,7 @@ async def test_four_hundred_requests_share_questions_and_all_recover() -> None:
     assert len(gateway.sent) == 800
     assert len(gateway.probes) < 40
     arrivals = sorted(exchange.at for exchange in gateway.sent[400:])
-    assert 0.05 < arrivals[-1] - arrivals[0] <= 0.1
+    assert 0.1 < arrivals[-1] - arrivals[0] <= 0.2
     assert plane.questions <= 4
     gaps = [b[0] - a[0] for a, b in zip(plane.asked, plane.asked[1:], strict=False)]
     assert min(gaps) >= 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import httpx
 import pytest
@@ -475,6 +475,64 @@ def test_a_closed_transport_closes_what_it_wraps() -> None:
     transport = BlockingTransport(SyncFakeTransport(gateway.new_transport()))
     runtime.run_blocking(transport.aclose())
     assert gateway.transports[0].is_closed
+
+
+class EnteredTransport(httpx.BaseTransport):
+    """Opens in `__enter__` and closes in `__exit__` alone, as its own client would have it."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+
+    def __enter__(self) -> Self:
+        self.calls.append("entered")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self.calls.append(kind)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        assert self.calls == ["entered"]
+        return httpx.Response(200, json={"ok": True})
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_a_client_that_is_left_leaves_the_transport_in_the_same_way(
+    error: type[Exception] | None,
+) -> None:
+    inner = EnteredTransport()
+
+    def run() -> None:
+        with httpx.Client(transport=SyncGuardTransport(inner)) as client:
+            client.get(str(post().url))
+            if error is not None:
+                raise error
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(error):
+            run()
+    assert inner.calls == ["entered", error]
+
+
+def test_closing_ends_what_waits() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane()
+    guard = SyncGuardTransport(
+        SyncFakeTransport(gateway.new_transport()),
+        settings=GuardSettings(backoff_initial=0.01, backoff_max=0.01),
+        control_plane=plane,
+    )
+    asked = plane.job_state
+
+    async def close_then_answer(*args: str, **kwargs: Any) -> str | None:
+        guard.close()
+        return await asked(*args, **kwargs)
+
+    plane.job_state = close_then_answer  # type: ignore[method-assign]
+    with pytest.raises(httpx.TransportError, match="closed"):
+        guard.handle_request(post())
+    assert len(gateway.exchanges) == 1
 
 
 # -- a request that nothing happens to -----------------------------------------------------------

@@ -850,6 +850,55 @@ def test_an_sdk_is_guarded_when_it_is_imported_and_not_imported_for_that(late_sd
     assert not isinstance(own_transport(client), GuardTransport)
 
 
+class _RaisingHandler(logging.Handler):
+    """Sends each record somewhere that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.emitted = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.emitted += 1
+        raise ConnectionError
+
+
+@pytest.fixture
+def raising_handler(caplog: pytest.LogCaptureFixture) -> Iterator[_RaisingHandler]:
+    handler, logger = _RaisingHandler(), logging.getLogger("tinker_guard")
+    caplog.set_level(logging.DEBUG, "tinker_guard")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.mark.meets_fault
+@pytest.mark.parametrize("is_automatic", [True, False])
+def test_a_handler_that_raises_breaks_neither_an_import_nor_an_installation(
+    late_sdk: Path,
+    raising_handler: _RaisingHandler,
+    is_automatic: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late_sdk.write_text(LATE_SDK + POOL)
+    monkeypatch.setenv("TINKER_BASE_URL", "http://trainer.test")
+    monkeypatch.setenv("TINKER_GUARD_RETRY_TIMOUT", "5")
+    if is_automatic:
+        installation.install_unattended(None, None)
+    else:
+        install_guard()
+    said = raising_handler.emitted
+    late = importlib.import_module("late_sdk.holder")
+    assert raising_handler.emitted > said > 0
+    client = late.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+    # Each of these says something too.
+    late.Client.__init__ = functools.partial(late.Client.__init__)
+    install_guard(enabled=False, replace=True)
+    install_guard(export="jsonl:/no/such/place/run.jsonl")
+    uninstall_guard()
+    assert not isinstance(own_transport(client), GuardTransport)
+
+
 def test_an_sdk_that_is_imported_after_uninstalling_is_left_alone(late_sdk: Path) -> None:
     late_sdk.write_text(LATE_SDK + POOL)
     install_guard()

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 import threading
+import warnings
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,24 @@ def test_a_blocked_module_is_neither_imported_nor_there(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "later_blocked", None)
     imports.on_import("later_blocked", lambda: pytest.fail("was told"))
     assert not imports.is_findable("later_blocked")
+
+
+@pytest.mark.parametrize("place_of_it", [0, -1])
+def test_a_finder_without_find_spec_is_passed_by(
+    place: Path, monkeypatch: pytest.MonkeyPatch, place_of_it: int
+) -> None:
+    """One of old, as a vendored `six` before 1.16 has it: an `import` statement passes it by."""
+    write(place, "later_beside_six")
+    seen: list[int] = []
+    finders = [*sys.meta_path]
+    finders.insert(place_of_it, object())  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    imports.on_import("later_beside_six", lambda: seen.append(1))
+    assert imports.is_findable("later_beside_six")
+    # Python 3.11 warns of such a finder, and asks for its `find_module`.
+    with warnings.catch_warnings(action="ignore", category=ImportWarning):
+        importlib.import_module("later_beside_six")
+    assert seen == [1]
 
 
 class _OtherLoader:

@@ -325,6 +325,29 @@ def test_a_python_without_the_guard_says_so_if_it_has_an_sdk(
     assert bool(expected) is bool(ended.stderr)
 
 
+@pytest.mark.parametrize("has_guard", [True, False])
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_a_process_that_cannot_be_told_so_runs_all_the_same(
+    stderr: str, has_guard: bool, tmp_path: Path
+) -> None:
+    """A daemon may be started without a standard error; what cannot be written there is lost."""
+    python = sys.executable
+    environment = {"PYTHONPATH": str(tmp_path)}
+    program = "import tinker; print('end')"
+    if has_guard:
+        # A dependency is missing, and that is to be told.
+        environment["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
+        program = f"import sys; sys.modules['tenacity'] = None; {program}"
+    else:
+        venv.create(tmp_path / "venv", with_pip=False)
+        python = str(tmp_path / "venv" / "bin" / "python")
+        (tmp_path / "tinker.py").touch()
+    children.inject(environment)
+    command = f'"$0" -c "$1" {stderr}'
+    ended = run(["/bin/sh", "-c", command, python, program], tmp_path, environment)
+    assert (ended.returncode, ended.stdout) == (0, "end\n")
+
+
 def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     (tmp_path / "tinker.py").write_text("print('imported')")

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
 from testkit.clients import put_transport, pyqwest_transport, transport_of
 from testkit.fakes import GATEWAY_BODY, FakeControlPlane
 from testkit.http_server import JSON, Handler, on_a_thread
-from tinker_guard import GuardSettings, GuardTransport
+from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     from tests.conftest import Measured
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 HTTPXClientInstrumentor = pytest.importorskip(
     "opentelemetry.instrumentation.httpx", reason="is in the group `test`"
 ).HTTPXClientInstrumentor
+suppress_instrumentation = pytest.importorskip(
+    "opentelemetry.instrumentation.utils", reason="is in the group `test`"
+).suppress_instrumentation
 
 ROUTE = "/training/v1/rlorTrainerJobs/acc/job-1"
 
@@ -103,6 +109,63 @@ def guarded_client(
 
 
 INSTRUMENTED = ["not", "class before", "class after", "client before", "client after"]
+
+
+@pytest.mark.parametrize("is_sync", [True, False])
+def test_where_instrumentation_is_suppressed_nothing_is_recorded(
+    is_sync: bool, gateway: Gateway, spans: InMemorySpanExporter, measured: Measured
+) -> None:
+    """The gateway's race is met and recovered from all the same."""
+    settings = GuardSettings(warmup_successes=1)
+    url = f"{gateway.base_url}/api/v1/forward_backward"
+
+    async def run() -> int:
+        make = httpx.AsyncHTTPTransport
+        guard = GuardTransport(make(), settings=settings, new_transport=make)
+        async with httpx.AsyncClient(transport=guard) as client:
+            return (await client.post(url)).status_code
+
+    def run_sync() -> int:
+        make = httpx.HTTPTransport
+        guard = SyncGuardTransport(make(), settings=settings, new_transport=make)
+        with httpx.Client(transport=guard) as client:
+            return client.post(url).status_code
+
+    with suppress_instrumentation():
+        assert (run_sync() if is_sync else asyncio.run(run())) == 200
+    assert spans.get_finished_spans() == ()
+    assert not any(name.startswith("http.client") for name, _ in measured.points())
+
+
+class _ExporterOverAGuard(SpanExporter):
+    """Sends each batch over a client of the program's own, whose transport is guarded."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        inner = httpx.MockTransport(self._take)
+        self._client = httpx.Client(transport=SyncGuardTransport(inner))
+
+    def _take(self, _: httpx.Request) -> httpx.Response:
+        self.sent += 1
+        return httpx.Response(200)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._client.post("https://collector.test/v1/traces")
+        return SpanExportResult.SUCCESS
+
+
+def test_an_exporter_over_a_guard_does_not_export_its_own_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider, exporter = TracerProvider(), _ExporterOverAGuard()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    client = httpx.Client(
+        transport=SyncGuardTransport(httpx.MockTransport(lambda _: httpx.Response(200)))
+    )
+    for _ in range(3):
+        client.get("https://elsewhere.test/")
+    assert exporter.sent == 3
 
 
 @pytest.mark.parametrize("operation", ["forward_backward", "retrieve_future"])

@@ -132,6 +132,12 @@ GATEWAYS = {
     "this-gateway-unknown-path": Case(
         JSON, {"error": {"message": "No such path", "code": "NOT_FOUND"}}
     ),
+    # Gateways that are made with FastAPI.
+    "dstack": Case(JSON, {"detail": "Service main/run-1 not found"}),
+    "fastapi-service": Case(JSON, {"detail": "Unknown service"}),
+    "fastapi-route": Case(JSON, {"detail": "No matching route for this host"}),
+    "fastapi-upstream": Case(JSON, {"detail": "Upstream 'a' could not be found"}),
+    "fastapi-replicas": Case(JSON, {"detail": "No ready replicas. Use `sky serve status`."}),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
     "phrase": Case(JSON, {"detail": f"{'Not Found':.<64}"}, Source.ROUTER),
@@ -147,11 +153,23 @@ SERVERS = {
         "Application/JSON; charset=utf-8", {"detail": "Future not found"}, Source.TRAINER
     ),
     "fastapi-more": Case(JSON, {"detail": "Future not found", "request_id": "1"}, Source.TRAINER),
+    # A proxy that adds the header once more.
+    "fastapi-twice": Case(
+        "application/json, application/json; charset=utf-8",
+        {"detail": "Model not found"},
+        Source.TRAINER,
+    ),
     "fastapi-router": Case(JSON, b'{"detail":"Not Found"}', Source.ROUTER),
     "fastapi-long": Case(JSON, {"detail": f"{'Not Found':.<65}"}, Source.TRAINER),
     # Texts of servers that answer as FastAPI makes them.
     "tuft": Case(JSON, {"detail": "Future f-1 not found"}, Source.TRAINER),
     "skyrl": Case(JSON, {"detail": "Sampling session not found"}, Source.TRAINER),
+    "service-aside": Case(
+        JSON, {"detail": "Session s not found: the service has restarted"}, Source.TRAINER
+    ),
+    "service-of-checkpoints": Case(
+        JSON, {"detail": "Service not found for checkpoint c"}, Source.TRAINER
+    ),
     "twinkle": Case(
         JSON, {"detail": "Training run r-1 not found or access denied"}, Source.TRAINER
     ),
@@ -227,8 +245,45 @@ SERVERS = {
     "problem-of-a-server": Case(PROBLEM, {"error": "No base model is configured"}),
 }
 
+# Routers that answer in the form of a control plane, and give back the path or just the status.
+ROUTERS = {
+    "grpc-gateway": Case(JSON, {"code": 5, "message": "Not Found", "details": []}),
+    "grpc-gateway-1": Case(JSON, {"error": "Not Found", "message": "Not Found", "code": 5}),
+    "jax-rs": Case(JSON, {"error": "NotFoundException", "message": "HTTP 404 Not Found"}),
+    "spring": Case(
+        PROBLEM,
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": "No static resource v1/accounts/a/rlorTrainerJobs/j.",
+            "instance": "/v1/accounts/a/rlorTrainerJobs/j",
+        },
+    ),
+    "path-without-its-slash": Case(
+        JSON, {"code": "NOT_FOUND", "message": "nothing at v1beta1/accounts/a"}
+    ),
+    "supabase": Case(JSON, {"code": "NOT_FOUND", "message": "Requested function was not found"}),
+}
+
 CONTROL_PLANES = {
     "grpc-gateway": Case(JSON, {"code": 5, "message": "not found"}, Source.UNKNOWN, True),
+    "grpc-status": Case(JSON, {"code": 5, "message": "Not Found"}, Source.UNKNOWN, True),
+    "grpc-status-details": Case(
+        JSON, {"code": 5, "message": "Not Found", "details": [{}]}, Source.UNKNOWN, True
+    ),
+    "name-and-status": Case(
+        JSON, {"error": {"code": "NOT_FOUND", "message": "Not Found"}}, Source.UNKNOWN, True
+    ),
+    "google-status-phrase": Case(
+        JSON,
+        {"error": {"code": 404, "status": "NOT_FOUND", "message": "Not Found"}},
+        Source.UNKNOWN,
+        True,
+    ),
+    "name-and-phrase": Case(
+        JSON, {"code": "NOT_FOUND", "message": "Not found"}, Source.UNKNOWN, True
+    ),
     "grpc-gateway-details": Case(
         JSON,
         {"code": 5, "message": 'rlorTrainerJob "j" not found', "details": []},
@@ -256,6 +311,13 @@ CONTROL_PLANES = {
     "grpc-of-a-router": Case(JSON, {"code": 5, "reason": "ROUTE_NOT_FOUND"}),
     "grpc-number-inside": Case(JSON, {"error": {"code": 5}}, Source.UNKNOWN, True),
     "name": Case(JSON, {"code": "NOT_FOUND"}, Source.UNKNOWN, True),
+    "grpc-without-a-text": Case(JSON, {"code": 5, "message": ""}, Source.UNKNOWN, True),
+    "status-and-more": Case(
+        JSON, {"code": 5, "message": "Not Found", "description": "job j"}, Source.UNKNOWN, True
+    ),
+    "version-in-a-name": Case(
+        JSON, {"code": 5, "message": "no job j/v1/2 of v1.2/x"}, Source.UNKNOWN, True
+    ),
     "name-inside": Case(
         JSON, {"error": {"message": "Job not found", "code": "NOT_FOUND"}}, Source.UNKNOWN, True
     ),
@@ -319,6 +381,12 @@ NOTHING = {
     "html": Case(HTML, {"detail": "Model not found"}),
     "text-json": Case("text/json", {"detail": "Model not found"}),
     "two-media-types": Case("application/json, text/html", {"detail": "Model not found"}),
+    "two-media-types-with-a-charset": Case(
+        "application/json; charset=utf-8, text/html", {"detail": "Model not found"}
+    ),
+    "two-media-types-of-json": Case(
+        "application/json, application/problem+json", {"detail": "Model not found"}
+    ),
     "json-in-a-parameter": Case("text/plain; a=application/json", {"detail": "Model not found"}),
     "list": Case(JSON, '["detail"]'),
     "string": Case(JSON, '"detail"'),
@@ -350,6 +418,7 @@ ALL = {
     f"{kind}-{name}": case
     for kind, cases in {
         "gateway": GATEWAYS,
+        "router": ROUTERS,
         "server": SERVERS,
         "plane": CONTROL_PLANES,
         "nothing": NOTHING,
@@ -373,6 +442,75 @@ def test_whether_a_control_plane_says_that_there_is_no_job(case: Case) -> None:
 def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> None:
     is_trainers = case.source is Source.TRAINER
     assert is_from_trainer(404, case.headers(), case.wire) is is_trainers
+
+
+# -- what the URL names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "ids", "is_control_planes"),
+    [
+        # A router's word in an id says nothing ...
+        ({"code": 5, "message": "no job a-route"}, ["a-route"], True),
+        ({"code": 5, "message": "No job A-Route."}, ["a-route"], True),
+        ({"code": 5, "message": "no job a-route-b"}, ["a-route", "a-route-b"], True),
+        ({"code": 5, "message": "no job host_1"}, ["host_1"], True),
+        # ... but the word beside it does, and so does one that could be either.
+        ({"code": 5, "message": "no route to a-route"}, ["a-route"], False),
+        ({"code": 5, "message": "no route to route"}, ["route"], False),
+        ({"code": 5, "message": "no job a-route-b"}, ["a-route"], False),
+        # That an id speaks of a job does not show that the answer does.
+        ({"code": 404, "message": "nothing at job-1"}, ["job-1"], False),
+        ({"code": 404, "message": "nothing at trainer"}, ["trainer"], False),
+        ({"code": 404, "message": "no job job-1"}, ["job-1"], True),
+        ({"code": 404, "message": "no job"}, [""], True),
+    ],
+)
+def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
+    body: dict[str, Any], ids: list[str], is_control_planes: bool
+) -> None:
+    case = Case(JSON, body)
+    assert is_control_planes_404(case.headers(), case.wire, ids=ids) is is_control_planes
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "source"),
+    [
+        ("checkpoint-1 is unknown", ["checkpoint-1"], Source.UNKNOWN),
+        ("checkpoint is unknown", ["checkpoint"], Source.UNKNOWN),
+        ("no checkpoint in checkpoint-1", ["checkpoint-1"], Source.TRAINER),
+        ("no checkpoint on host-1", ["host-1"], Source.TRAINER),
+        ("no checkpoint on host-1", [], Source.UNKNOWN),
+        ("checkpoint-1: service not found", ["checkpoint-1"], Source.UNKNOWN),
+        ("x" * 1995 + " future-1", ["future-1"], Source.UNKNOWN),
+        ("x" * 990 + " future-1", ["future-1"], Source.UNKNOWN),
+    ],
+)
+def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
+    text: str, ids: list[str], source: Source
+) -> None:
+    case = Case(JSON, {"error": text})
+    assert source_of(case.headers(), case.wire, ids=ids) is source
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "source"),
+    [
+        ("Service a/checkpoint-1 not found", ["a", "checkpoint-1"], Source.UNKNOWN),
+        ("Model no-route-1 not found", ["no-route-1"], Source.TRAINER),
+        ("Model not found", ["a"], Source.TRAINER),
+    ],
+)
+def test_an_id_that_is_given_back_by_fastapi_is_no_evidence(
+    text: str, ids: list[str], source: Source
+) -> None:
+    case = Case(JSON, {"detail": text})
+    assert source_of(case.headers(), case.wire, ids=ids) is source
+
+
+def test_ids_are_looked_for_as_they_are() -> None:
+    case = Case(JSON, {"error": "checkpoint is unknown"})
+    assert source_of(case.headers(), case.wire, ids=["che.kpoint", "c", "(", ""]) is Source.TRAINER
 
 
 # A text alone is no error.
@@ -409,6 +547,7 @@ class Met(NamedTuple):
 
 
 MET = {
+    "dstack": Met("dstack", {"content-type": JSON}, {"detail": "Service main/run-1 not found"}),
     "fireworks": Met("fireworks", {"content-type": JSON}, GATEWAY_BODY),
     "nginx": Met(
         "nginx", {"content-type": HTML, "server": "nginx/1.22.1"}, NGINX_PAGE.format("nginx/1.22.1")
@@ -771,6 +910,7 @@ COPIES = [
     ("warning", '110 - "Response is Stale"'),
     ("warning", '199 - "a, b", 113 cache "Heuristic Expiration"'),
     ("x-varnish", "32770 5"),
+    ("x-varnish", "32770, 32771 5"),
 ]
 ORIGINALS = [
     ("age", "0"),
@@ -801,6 +941,11 @@ ORIGINALS = [
     ("warning", '214 - "Transformation Applied"'),
     ("warning", '199 - "110, 111"'),
     ("x-varnish", "32770"),
+    ("x-varnish", "32770, 32771"),
+    ("x-no-cache", "1"),
+    ("x-skip-cache", "true"),
+    ("x-bypass-cache", "yes"),
+    ("x-wp-bypass-cache", "1"),
     ("x-served-by", "cache-hit"),
 ]
 
@@ -905,6 +1050,8 @@ def test_a_gateway_is_named_however_its_header_is_written(server: str) -> None:
         *(("text/html", False), ("application/xhtml+xml", False), ("application/xml", False)),
         *(("text/xml", False), ("Text/HTML; charset=utf-8", False), ("image/svg+xml", False)),
         *(("application/problem+json", False), ("application/problem+xml", False)),
+        *(("text/html, text/html", False), ("application/json, text/html", False)),
+        ("application/json, application/json", True),
         # A server of somebody's own may name any other type, or none.
         *(("text/plain", True), ("", True), ("json", True)),
     ],

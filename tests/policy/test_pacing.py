@@ -11,7 +11,7 @@ import pytest
 from testkit.fakes import loop_time
 from tinker_guard import GuardSettings
 from tinker_guard.core.attempts import JITTER, attempts
-from tinker_guard.policy.pacing import backoff, retry_after
+from tinker_guard.policy.pacing import backoff, retry_after, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,17 @@ def test_a_race_costs_little_more_than_itself(race: float) -> None:
             elapsed += backoff(resend, initial=0.1, maximum=3.0, jitter=jitter) + 0.04
         worst = max(worst, elapsed)
     assert worst <= race + max(0.5, race / 4)
+
+
+@pytest.mark.parametrize(
+    ("waited", "most"),
+    [(0.0, 0.0), (0.04, 0.01), (0.4, 0.1), (0.8, 0.2), (1.0, 0.2), (60.0, 0.2)],
+)
+def test_requests_that_waited_for_one_probe_come_back_over_a_quarter_of_their_wait(
+    waited: float, most: float
+) -> None:
+    stays = [spread(waited, initial=0.1, jitter=jitter) for jitter in (0.0, 0.5, 1.0)]
+    assert stays == pytest.approx([0.0, most / 2, most])
 
 
 # -- Retry-After ---------------------------------------------------------------------------------

@@ -79,6 +79,35 @@ def test_a_thread_is_afterwards_as_it_was_before(
     assert runtime.time_left() == (None, math.inf)
 
 
+def test_on_an_event_loop_that_runs_in_the_thread_nothing_blocks_it() -> None:
+    """A transport below a sync client may run one, with an async client of the program on it."""
+    threads = _Time().threads
+
+    async def on_loop() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            assert not runtime.is_blocking()
+            assert runtime.owner() is loop
+            assert runtime.clock() == loop.time
+            assert runtime.is_running()
+            async with runtime.timeout(60.0) as timeout:
+                assert isinstance(timeout, asyncio.Timeout)
+                await asyncio.gather(runtime.sleep(0), runtime.isolated(_suspend))
+            # A sync client on that loop blocks it, as it would without the guard.
+            assert runtime.run_blocking(below()) is runtime.THREADS
+
+    async def below() -> object:
+        assert runtime.is_blocking()
+        return runtime.owner()
+
+    async def use() -> None:
+        assert runtime.owner() is threads
+        asyncio.run(on_loop())
+        assert runtime.owner() is threads
+
+    runtime.run_blocking(use(), threads)
+
+
 def test_a_thread_that_waits_by_itself_has_the_real_time() -> None:
     async def use() -> None:
         assert runtime.owner() is runtime.THREADS

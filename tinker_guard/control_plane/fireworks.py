@@ -61,7 +61,7 @@ class FireworksControlPlane(HasKey):
             ControlPlaneError: The answer was none that can be used.
         """
         url = self.url_for(account, job, origin=origin)
-        return await self._state_at(url, _TEMPLATE, credentials)
+        return await self._state_at(url, _TEMPLATE, credentials, (account, job))
 
     async def deployment_state(
         self, account: str, deployment: str, *, origin: str, credentials: Mapping[str, str]
@@ -72,12 +72,15 @@ class FireworksControlPlane(HasKey):
             ControlPlaneError: The answer was none that can be used.
         """
         path = _DEPLOYMENT.format(account=account, deployment=deployment)
-        return await self._state_at(
-            httpx.URL((self.url or origin) + path), _DEPLOYMENT, credentials
-        )
+        url = httpx.URL((self.url or origin) + path)
+        return await self._state_at(url, _DEPLOYMENT, credentials, (account, deployment))
 
     async def _state_at(
-        self, url: httpx.URL, template: str, credentials: Mapping[str, str]
+        self,
+        url: httpx.URL,
+        template: str,
+        credentials: Mapping[str, str],
+        ids: tuple[str, str],
     ) -> str | None:
         extensions: Mapping[str, Any] = {}
         if self.api_key is not None:
@@ -94,6 +97,7 @@ class FireworksControlPlane(HasKey):
             timeout=self.timeout,
             transport=self.transport,
             template=template,
+            ids=ids,
         )
         return state_in(url, document)
 

@@ -12,6 +12,7 @@ import httpx
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
 from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
 from tinker_guard.policy.job import PHASES, JobPhase
+from tinker_guard.policy.not_found import reports_an_error
 from tinker_guard.policy.template import fill, names_in
 
 if TYPE_CHECKING:
@@ -106,7 +107,12 @@ class HttpControlPlane(HasKey):
             headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
         headers.append((b"accept", b"application/json"))
         document = await document_at(
-            url, headers, extensions=extensions, timeout=self.timeout, transport=self.transport
+            url,
+            headers,
+            extensions=extensions,
+            timeout=self.timeout,
+            transport=self.transport,
+            ids=names.values(),
         )
         if document is MISSING or self._lacks_job(document, names):
             return None
@@ -123,6 +129,8 @@ class HttpControlPlane(HasKey):
 
     def _lacks_job(self, document: object, names: Mapping[str, str]) -> bool:
         """Whether a member that a placeholder names is missing where others of its kind are."""
+        if isinstance(document, dict) and reports_an_error(document):
+            return False
         for position, member in enumerate(self.state):
             found = _member(document, fill(member, names))
             if found is _NONE:

@@ -82,7 +82,7 @@ class ControlPlaneError(Exception):
     Args:
         message: For the person at the terminal. It is logged, so it must hold no secret.
         status_code: What was answered over HTTP, if anything was.
-        retry_after: Seconds for which the control plane asks not to be asked again.
+        retry_after: Seconds for which the control plane asks not to be asked again; 60 at most.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from tinker_guard.transports.cleanup import discard, unless_abandoned
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from pydantic import SecretStr
 
@@ -62,6 +62,7 @@ async def document_at(
     timeout: float,  # noqa: ASYNC109 - of each phase of the exchange
     transport: httpx.AsyncBaseTransport | None,
     template: str = "",
+    ids: Collection[str] = (),
 ) -> object:
     """What a control plane answers, as JSON; `MISSING` if it says that there is no such job.
 
@@ -72,6 +73,7 @@ async def document_at(
         timeout: Seconds for each phase of the exchange.
         transport: What carries it; None obeys the environment.
         template: The path as it may be recorded, ids replaced; nothing of any other one is.
+        ids: What is asked about, by names that users have chosen.
 
     Raises:
         ControlPlaneError: There is no answer that can be used.
@@ -95,7 +97,7 @@ async def document_at(
             f"{place_of(url)} could not be reached ({type(error).__name__}). Is it the right "
             "host? Set TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
         ) from None
-    return document_in(url, answer)
+    return document_in(url, answer, ids)
 
 
 async def _fetch(
@@ -154,7 +156,7 @@ class Answer:
         return read_json(self.headers, self.body, is_decoded=self.is_decoded)
 
 
-def document_in(url: httpx.URL, answer: Answer) -> object:
+def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> object:
     """The document that an answer is; `MISSING` if it says that there is no such job.
 
     Raises:
@@ -171,7 +173,9 @@ def document_in(url: httpx.URL, answer: Answer) -> object:
             "place where none stands in front of it."
         )
     elif status_code == 404:
-        if is_control_planes_404(answer.headers, answer.body, is_decoded=answer.is_decoded):
+        if is_control_planes_404(
+            answer.headers, answer.body, ids=ids, is_decoded=answer.is_decoded
+        ):
             return MISSING
         problem = (
             f"{place} answered with a 404 that is not a control plane's. Set "

@@ -180,7 +180,7 @@ class SharedControlPlane:
                 failure=CONTROL_PLANE_ERROR,
                 detail=str(error),
                 status_code=error.status_code,
-                retry_after=error.retry_after,
+                retry_after=_pause_of(error),
             )
         except Exception as error:
             # Only the type: the text of somebody else's error may hold a header or a URL.
@@ -192,6 +192,23 @@ class SharedControlPlane:
         return JobAnswer(
             state=job_state, status_code=found if is_http else None, stated_phase=phase
         )
+
+
+_LONGEST_PAUSE: Final = 60.0
+"""Seconds for which a control plane is not asked because it wishes so. Servers under maintenance
+name hours; all 404s until then would have no verdict."""
+
+
+def _pause_of(error: ControlPlaneError) -> float:
+    """Seconds for which not to ask again; a user's class may have put anything there."""
+    try:
+        seconds = float(error.retry_after)
+    except OverflowError:
+        return _LONGEST_PAUSE
+    except (TypeError, ValueError):
+        return 0.0
+    # What is no number is not above 0.
+    return min(seconds, _LONGEST_PAUSE) if seconds > 0 else 0.0
 
 
 _OVER_HTTP: Final = (FireworksControlPlane, HttpControlPlane)

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_always
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from tinker_guard.policy.pacing import backoff
+from tinker_guard.policy.pacing import backoff, spread
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -107,3 +107,14 @@ def attempts(
         retry_error_callback=lambda _: None,
         sleep=sleep,
     )
+
+
+async def stay_back(settings: GuardSettings, waited: float) -> None:
+    """Sleep for a moment before a request follows the one that found its route.
+
+    Args:
+        settings: The backoff.
+        waited: Seconds since the request met its 404.
+    """
+    seconds = spread(waited, initial=settings.backoff_initial, jitter=JITTER.random())
+    await runtime.sleep(seconds)

@@ -24,11 +24,12 @@ from tinker_guard.policy.judgement import (
     judge_by_reach,
 )
 from tinker_guard.policy.not_found import may_be_trainers
+from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.policy.reach import with_cookies
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import httpx
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.core.routes import Flights, RouteState
     from tinker_guard.policy.judgement import Judgement, KeepWaiting
+    from tinker_guard.policy.not_found_shapes import ServerShape
     from tinker_guard.policy.reach import Cookies
     from tinker_guard.settings import GuardSettings
     from tinker_guard.telemetry import RequestReport
@@ -120,6 +122,11 @@ class GuardedRequest:
         operation = operation_of(request.method, request.url.raw_path, self.state.route)
         wait = logs.Wait(operation.span_name)
         return wait.within("warmup_timeout", self.settings.warmup_timeout)
+
+    @property
+    def shapes(self) -> Sequence[ServerShape]:
+        """How the user's own server writes a 404."""
+        return shapes_of(self.settings.trainer_404)
 
     @property
     def exhausted_with(self) -> Judgement | None:

@@ -11,7 +11,6 @@ import httpx
 from tinker_guard import faults, telemetry
 from tinker_guard.core.findings import Failed, NotFound, Reached
 from tinker_guard.policy.not_found import Source, author_of, is_from_trainer
-from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.policy.reach import Reach, cookies_set_by
 from tinker_guard.transports import runtime
@@ -20,11 +19,8 @@ from tinker_guard.transports.cleanup import discard, unless_abandoned
 from tinker_guard.transports.failure import failure_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tinker_guard.core.findings import ProbeResult
     from tinker_guard.core.guarded_request import GuardedRequest
-    from tinker_guard.policy.not_found_shapes import ServerShape
     from tinker_guard.transports.body_prefix import BodyPrefix
 
 
@@ -50,8 +46,7 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
                 met_at = guarded.clock()
                 async with unless_abandoned(lambda: discard(response)):
                     body = await read_prefix(response)
-                    shapes = shapes_of(settings.trainer_404)
-                    result = _result_of(response, body, met_at, had_shown_trainer, shapes)
+                    result = _result_of(guarded, response, body, met_at, had_shown_trainer)
                     if response.status_code == 404:
                         is_trainers = isinstance(result, Reached)
                         report.met_404(response.headers, body, is_trainers=is_trainers)
@@ -73,11 +68,11 @@ _WORDS: Final = {Reached: "reached", NotFound: "not_found", Failed: "failed"}
 
 
 def _result_of(
+    guarded: GuardedRequest,
     response: httpx.Response,
     body: BodyPrefix,
     met_at: float,
     had_shown_trainer: bool,
-    shapes: Sequence[ServerShape],
 ) -> ProbeResult:
     headers, content, is_decoded = response.headers, body.content, body.is_decoded
     if response.status_code == 404:
@@ -85,7 +80,8 @@ def _result_of(
             headers,
             content,
             had_shown_trainer=had_shown_trainer,
-            shapes=shapes,
+            shapes=guarded.shapes,
+            ids=guarded.state.route.ids,
             is_decoded=is_decoded,
         )
         if source is not Source.TRAINER:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.core.attempts import JITTER, attempts
+from tinker_guard.core.attempts import attempts, stay_back
 from tinker_guard.core.budget import budget_after_404
 from tinker_guard.core.findings import (
     Ambiguous,
@@ -32,7 +32,6 @@ from tinker_guard.policy.judgement import (
     waits_once,
 )
 from tinker_guard.policy.not_found import Source, author_of
-from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.transports import runtime
 from tinker_guard.transports.body_prefix import read_prefix
@@ -179,7 +178,8 @@ class Recovery:
             body.content,
             had_shown_trainer=had_shown_trainer,
             is_essential=is_known_to_every_trainer(guarded.request.url.raw_path),
-            shapes=shapes_of(self._settings.trainer_404),
+            shapes=guarded.shapes,
+            ids=guarded.state.route.ids,
             is_decoded=body.is_decoded,
         )
         if author is Source.ROUTER:
@@ -256,7 +256,7 @@ class Recovery:
                         return end
                     if end.serves(self._met_at, needs_proof=needs_proof):
                         # All followers are released at once; they need not arrive at once.
-                        await runtime.sleep(JITTER.random() * self._settings.backoff_initial)
+                        await stay_back(self._settings, self._clock() - self._met_at)
                         return end
         except TimeoutError:
             answer = guarded.answer

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _Owner: TypeAlias = asyncio.AbstractEventLoop | runtime.Threads
 _Key: TypeAlias = tuple[str, str, str, int | None, str]
-_Place: TypeAlias = tuple[RoutePatterns, str, str, int | None, str]
+_Place: TypeAlias = tuple[RoutePatterns, tuple[str | int | None, ...]]
 
 
 _KEYS: Final = 8
@@ -228,6 +228,10 @@ _RECENT: Final = 256
 """URLs that are remembered: those of a run's operations, and some with ids in them."""
 
 
+_PATH_AND_BEFORE: Final = 5
+"""Which of a URL's parts a route depends on: not the query, which may differ each time."""
+
+
 _DEFAULT: Final = patterns_of()
 _HOT_LOADS: Final = f"{HOT_LOAD}/"
 
@@ -241,7 +245,7 @@ class RouteTable:
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
         self._states: dict[_Key, RouteState] = {}
-        # A short cut, by the patterns and all of a URL but its query. Emptied by putting another
+        # A short cut, by the patterns and all of a URL but a query. Emptied by putting another
         # one in its place, so that a thread which looks something up needs no lock.
         self._recent: dict[_Place, RouteState] = {}
         self._next_use = itertools.count().__next__
@@ -257,8 +261,9 @@ class RouteTable:
             patterns: What routes look like. Those of equal patterns share their state.
         """
         # httpx's public properties make bytes of each part, which is most of a look-up's cost.
-        scheme, _, host, port, path, _, _ = url._uri_reference
-        place = (patterns, scheme, host, port, path)
+        parts = url._uri_reference
+        # The parts as they are, since another tuple of them would cost as much as the look-up.
+        place = (patterns, parts if parts.query is None else parts[:_PATH_AND_BEFORE])
         # Taken before the look-up: where a route is dropped meanwhile, this one is replaced, and
         # what is put in below is never looked at.
         recent = self._recent
@@ -267,7 +272,8 @@ class RouteTable:
             if state is not self._last:
                 self._note_use(state)
             return state
-        state = self._find(*place)
+        scheme, _, host, port, path, _, _ = parts
+        state = self._find(patterns, scheme, host, port, path)
         if state is not None:
             if len(recent) >= _RECENT:
                 recent = self._recent = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from tinker_guard.faults import logger
+from tinker_guard.faults import log
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
@@ -60,4 +60,4 @@ class LogFirstFailure(logging.Handler):
         """Handle a record of a failed export."""
         if not LogFirstFailure.has_logged:
             LogFirstFailure.has_logged = True
-            logger.warning(self._message)
+            log(logging.WARNING, self._message)

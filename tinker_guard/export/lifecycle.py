@@ -12,6 +12,7 @@ seconds at the most.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 from pathlib import Path
@@ -24,7 +25,7 @@ from tinker_guard.export.console import console_exporters
 from tinker_guard.export.exporters import Exporters, LogFirstFailure
 from tinker_guard.export.jsonl import jsonl_exporters
 from tinker_guard.export.otlp import otlp_exporters
-from tinker_guard.faults import log_fault, logger
+from tinker_guard.faults import log, log_fault
 from tinker_guard.observability.providers import refresh
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def start_export(destination: str) -> bool:
     with _lock:
         if _exported_to is not None:
             if _exported_to != destination:
-                logger.warning(
+                log(
+                    logging.WARNING,
                     "export=%s comes too late: this process exports to %s already.",
                     destination,
                     _exported_to,
@@ -78,7 +80,8 @@ def start_export(destination: str) -> bool:
             if _start(destination):
                 _exported_to = destination
         except ImportError as error:
-            logger.warning(
+            log(
+                logging.WARNING,
                 "TINKER_GUARD_EXPORT=%s needs %s, which is not installed; nothing is exported. "
                 "Run: %s",
                 destination,
@@ -86,14 +89,16 @@ def start_export(destination: str) -> bool:
                 _EXTRA,
             )
         except OSError as error:
-            logger.warning(
+            log(
+                logging.WARNING,
                 "TINKER_GUARD_EXPORT=%s: the file cannot be written (%s); nothing is exported.",
                 destination,
                 error.strerror,
             )
         except ValueError as error:
             # The SDK and its exporters refuse values of their own variables by this.
-            logger.warning(
+            log(
+                logging.WARNING,
                 "TINKER_GUARD_EXPORT=%s cannot be set up (%s); nothing is exported. Check the "
                 "OTEL_* variables.",
                 destination,
@@ -107,7 +112,8 @@ def start_export(destination: str) -> bool:
 def _start(destination: str) -> bool:
     seen = refresh()
     if seen.spans and seen.metrics:
-        logger.info(
+        log(
+            logging.INFO,
             "TINKER_GUARD_EXPORT=%s is not needed: this program has set up OpenTelemetry, which "
             "gets the guard's spans and metrics.",
             destination,
@@ -202,7 +208,8 @@ class _AtExit:
     def _flush(self) -> None:
         self._is_wanted.set()
         if not self._is_done.wait(EXIT_TIMEOUT) and not LogFirstFailure.has_logged:
-            logger.warning(
+            log(
+                logging.WARNING,
                 "the backend did not take the last spans and metrics within %g s; the end of this "
                 "run is missing there.",
                 EXIT_TIMEOUT,

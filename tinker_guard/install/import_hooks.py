@@ -105,8 +105,11 @@ def _tell(module: str) -> None:
 
 def _find(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
-        if not isinstance(finder, _Finder):
-            spec = finder.find_spec(name, path, None)
+        # One of old may have no such method, as that of a vendored `six` before 1.16. An `import`
+        # statement passes it by too.
+        find_spec = getattr(finder, "find_spec", None)
+        if find_spec is not None and not isinstance(finder, _Finder):
+            spec: ModuleSpec | None = find_spec(name, path, None)
             if spec is not None:
                 return spec
     return None

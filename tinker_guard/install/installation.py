@@ -10,15 +10,15 @@ second way, whether they existed before or not.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import httpx
 
@@ -86,8 +86,7 @@ class UnguardedError(RuntimeError):
     """With `strict`: a client of an SDK cannot be guarded, so that it is not to be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(NamedTuple):
     """The arguments of one call of `install_guard()`."""
 
     settings: GuardSettings
@@ -303,7 +302,7 @@ class _Installation:
             self.places[place] += 1
             is_new = self.places[place] == 1
         if is_new:
-            faults.logger.info("%s.", place)
+            faults.log(logging.INFO, "%s.", place)
 
     def _put_guards(
         self,
@@ -392,7 +391,7 @@ def install_unattended(
 
 
 def _log_unguarded(error: Exception) -> None:
-    faults.logger.warning("this process runs unguarded. %s", error)
+    faults.log(logging.WARNING, "this process runs unguarded. %s", error)
 
 
 def install(
@@ -458,7 +457,7 @@ def _change_installed(request: _Request) -> bool:
         else:
             return False
     if not settings.enabled:
-        faults.logger.info("tinker_guard is off (enabled=False); requests go unguarded.")
+        faults.log(logging.INFO, "tinker_guard is off (enabled=False); requests go unguarded.")
         _log_changed_since(changed_since)
     else:
         _start_export(settings)
@@ -558,20 +557,20 @@ def _hook_into_rest(rest: RestClients) -> None:
 
 def _tell_hooked(sdk: Sdk, settings: GuardSettings) -> None:
     """Log that an SDK is guarded, and whether its release was tested."""
-    faults.logger.info(
-        "%s %s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
+    faults.log(
+        logging.INFO,
+        "%s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
         "404 on one that worked.",
-        sdk.distribution,
-        sdk.version,
+        # Its version is read where the line is written.
+        sdk,
         settings.warmup_timeout,
         settings.retry_timeout,
     )
     if not sdk.is_tested():
-        faults.logger.warning(
-            "tinker_guard is installed into %s %s, which it was not tested with. Tested versions: "
-            "%s.",
-            sdk.distribution,
-            sdk.version,
+        faults.log(
+            logging.WARNING,
+            "tinker_guard is installed into %s, which it was not tested with. Tested versions: %s.",
+            sdk,
             sdk.tested_versions,
         )
 
@@ -586,7 +585,7 @@ def _tell_unguarded_base_url(settings: GuardSettings) -> None:
         # The SDK says so itself, and so does `tinker-guard doctor`.
         return
     if place is not None and place.job is None:
-        faults.logger.info("TINKER_BASE_URL: %s.", place)
+        faults.log(logging.INFO, "TINKER_BASE_URL: %s.", place)
 
 
 def _prepare_children(request: _Request) -> None:
@@ -664,7 +663,8 @@ def _remove() -> list[str]:
 
 def _log_changed_since(classes: list[str]) -> None:
     for name in classes:
-        faults.logger.warning(
+        faults.log(
+            logging.WARNING,
             "something else has wrapped %s since; it keeps working, and the guard "
             "below it goes idle.",
             name,

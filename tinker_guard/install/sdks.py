@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
-
-from packaging.version import InvalidVersion, Version
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tinker_guard.install.import_hooks import is_findable, is_imported
 
@@ -23,8 +20,7 @@ class UnsupportedSdkError(RuntimeError):
     """No SDK is installed, or one lacks the hook point. Nothing was changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sdk:
+class Sdk(NamedTuple):
     """Where the guard hooks into one SDK."""
 
     distribution: str
@@ -61,11 +57,21 @@ class Sdk:
 
     def is_tested(self) -> bool:
         """Whether the installed version is within the tested range."""
+        version = self.version
+        if version in self.tested:
+            return True
+        # Not for the newest release, which most programs have: it takes two milliseconds.
+        from packaging.version import InvalidVersion, Version
+
         oldest, newest = map(Version, self.tested)
         try:
-            return oldest <= Version(self.version) <= newest
+            return oldest <= Version(version) <= newest
         except InvalidVersion:
             return False
+
+    def __str__(self) -> str:
+        """Distribution and installed version, such as `tinker 0.38.0`."""
+        return f"{self.distribution} {self.version}"
 
     def check_holder(self) -> None:
         """Check that the client holder exists, without importing it.
@@ -104,7 +110,7 @@ class Sdk:
 
     def _unsupported(self, missing: str) -> UnsupportedSdkError:
         return UnsupportedSdkError(
-            f"tinker_guard cannot guard {self.distribution} {self.version}: it has no {missing}. "
+            f"tinker_guard cannot guard {self}: it has no {missing}. "
             f"Tested versions: {self.tested_versions}. Install one of those, or remove "
             "install_guard() to run unguarded."
         )
@@ -129,8 +135,7 @@ SDKS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RestClients:
+class RestClients(NamedTuple):
     """Where the guard hooks into the plain httpx clients that an SDK has beside its own class."""
 
     distribution: str

@@ -45,13 +45,17 @@ def install_when_needed(
 
             install_unattended(settings, control_plane, is_wanted)
         except Exception as error:
+            from contextlib import suppress
+
             from tinker_guard.install.child_env import is_strict
 
             if is_strict(os.environ) if settings is None else settings.strict:
                 raise
             # A dependency is missing or too old, for instance. The import that led here goes on.
             problem = f"{type(error).__name__}: {error}"
-            sys.stderr.write(f"tinker_guard: this process runs unguarded. {problem}\n")
+            # It is None in a process that was started without one, and may be a full disk.
+            with suppress(Exception):
+                sys.stderr.write(f"tinker_guard: this process runs unguarded. {problem}\n")
 
     def is_wanted() -> bool:
         return any(is_watched(module, install) for module in (*PACKAGES, *REST_MODULES))

@@ -13,7 +13,7 @@ from opentelemetry.trace import Status, StatusCode
 from tinker_guard import __version__
 from tinker_guard.faults import fail_open
 from tinker_guard.observability import attributes as names
-from tinker_guard.observability.providers import enabled
+from tinker_guard.observability.providers import enabled, is_suppressed
 from tinker_guard.policy.not_found import Source, gateway_of
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def action(
 def _open(
     name: str, attributes: Mapping[str, AttributeValue]
 ) -> tuple[Span, Token[Context], Stopwatch] | None:
-    if True not in enabled():
+    if True not in enabled() or is_suppressed():
         return None
     watch = Stopwatch()
     span = tracer().start_span(name, attributes=attributes, start_time=watch.began_ns)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final, NamedTuple
 
-from opentelemetry import metrics, trace
+from opentelemetry import context, metrics, trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 
 from tinker_guard.faults import log_fault
 
@@ -31,6 +32,14 @@ _good_until = float("-inf")
 def enabled() -> Enabled:
     """What is recorded; a provider that is set up later counts within a tenth of a second."""
     return _seen if monotonic() < _good_until else refresh()
+
+
+def is_suppressed() -> bool:
+    """Whether the program wants nothing recorded here, as for the requests of an exporter.
+
+    An exporter that sends over a guarded client would else export the spans of its own requests.
+    """
+    return bool(context.get_value(_SUPPRESS_INSTRUMENTATION_KEY))
 
 
 def refresh() -> Enabled:

@@ -15,7 +15,7 @@ from tinker_guard.policy.codings import CodingError, decoded
 from tinker_guard.policy.not_found_shapes import GATEWAYS, SERVERS, TRAINERS_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from tinker_guard.policy.not_found_shapes import GatewayShape, ServerShape
 
@@ -39,6 +39,7 @@ def source_of(
     body: bytes,
     *,
     shapes: Sequence[ServerShape] = (),
+    ids: Collection[str] = (),
     is_decoded: bool = False,
     limit: int = BODY_LIMIT,
 ) -> Source:
@@ -54,11 +55,13 @@ def source_of(
         headers: The response's headers, by names of any case.
         body: The body, possibly only its beginning.
         shapes: Those of the user's own server, which come before the listed ones.
+        ids: What the request's URL names. Users choose them, so that a word in one of them, which
+            an answer gives back, says nothing about who wrote it.
         is_decoded: Whether something below has undone the Content-Encoding already.
         limit: How many bytes are looked at, before and after decoding.
     """
     answer = _json_object(headers, body, is_decoded=is_decoded, limit=limit)
-    return Source.UNKNOWN if answer is None else _source_of(answer, shapes)
+    return Source.UNKNOWN if answer is None else _source_of(answer, shapes, ids)
 
 
 def author_of(
@@ -68,6 +71,7 @@ def author_of(
     had_shown_trainer: bool,
     is_essential: bool = False,
     shapes: Sequence[ServerShape] = (),
+    ids: Collection[str] = (),
     is_decoded: bool = False,
 ) -> Source:
     """Tell who wrote a 404 on a route, by its headers and body and by what is known of the route.
@@ -80,11 +84,12 @@ def author_of(
         is_essential: Whether every trainer knows the request's path, so that it is another
             application's all the same. `ROUTER` says that.
         shapes: Those of the user's own server.
+        ids: What the request's URL names; see `source_of`.
         is_decoded: Whether something below has undone the Content-Encoding already.
     """
     if is_cached_copy(headers):
         return Source.UNKNOWN
-    source = source_of(headers, body, shapes=shapes, is_decoded=is_decoded)
+    source = source_of(headers, body, shapes=shapes, ids=ids, is_decoded=is_decoded)
     if source is not Source.ROUTER:
         return source
     if not had_shown_trainer:
@@ -154,7 +159,7 @@ def is_from_trainer(
     return (
         answer is not None
         and answer.media_type == "application/json"
-        and not _reports_an_error(answer.members)
+        and not reports_an_error(answer.members)
     )
 
 
@@ -174,23 +179,60 @@ def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
         # Caddy answers so where it has no route, and edges answer a preflight.
         and status_code not in (204, 205)
         and headers.get("content-length") != "0"
-        and not _OTHERS_MEDIA_TYPE.fullmatch(_media_type(headers))
+        and not any(map(_OTHERS_MEDIA_TYPE.fullmatch, _media_types(headers)))
         and not is_cached_copy(headers)
     )
 
 
+def reports_an_error(members: dict[str, Any]) -> bool:
+    """Whether a JSON object reports an error although its status is a good one. Never raises.
+
+    Args:
+        members: Its members.
+    """
+    # Apigee's errors stand in `fault`; some makers begin their names with a capital.
+    told = {name.casefold(): value for name, value in members.items()}
+    return (
+        any(_says_no(told.get(name)) for name in ("success", "ok"))
+        or any(
+            (_is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
+            for name, value in told.items()
+        )
+        or any(
+            _is_error_number(told.get(name))
+            for name in ("status", "status_code", "statuscode", "code")
+        )
+        or any(_is_error_word(told.get(name)) for name in ("status", "result"))
+        # gRPC's status, as JSON.
+        or ("message" in told and told.get("code") in range(1, 17))
+        or ("detail" in told and told.keys() <= _PROBLEM_MEMBERS | {"detail"})
+        or {"type", "title"} <= told.keys()
+        # What a router or a control plane says with 404, said with 200.
+        or any(told.get(name) and _is_reason_phrase(told[name]) for name in ("message", "msg"))
+        or _speaks_of_routes(told, ())
+        or _has_not_found_code(told, ())
+    )
+
+
 def is_control_planes_404(
-    headers: Mapping[str, str], body: bytes, *, is_decoded: bool = False, limit: int = BODY_LIMIT
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    ids: Collection[str] = (),
+    is_decoded: bool = False,
+    limit: int = BODY_LIMIT,
 ) -> bool:
     """Whether a 404 is recognisably a control plane's "there is no such job". Never raises.
 
     It is one where JSON carries a not-found code: gRPC's 5 or NOT_FOUND, a name like JOB_NOT_FOUND,
     or the number 404 with a text that speaks of a job. If the text speaks of routes, paths or
-    hosts, then it is a router's, which knows nothing of jobs.
+    hosts, or is what a framework says of any path that it does not know, then it is a router's,
+    which knows nothing of jobs.
 
     Args:
         headers: The answer's headers, by names of any case.
         body: The body, possibly only its beginning.
+        ids: What the question's URL names; see `source_of`.
         is_decoded: Whether something below has undone the Content-Encoding already.
         limit: How many bytes are looked at, before and after decoding.
     """
@@ -200,7 +242,11 @@ def is_control_planes_404(
     answer = _json_object(headers, body, is_decoded=is_decoded, limit=limit)
     if answer is None or _source_of(answer) in (Source.GATEWAY, Source.ROUTER):
         return False
-    return not _speaks_of_routes(answer.members) and _has_not_found_code(answer.members)
+    return (
+        not _speaks_of_routes(answer.members, ids)
+        and not _is_said_of_any_path(answer.members)
+        and _has_not_found_code(answer.members, ids)
+    )
 
 
 def is_cached_copy(headers: Mapping[str, str]) -> bool:
@@ -214,7 +260,7 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
         _is_positive(headers.get("age", "").partition(",")[0])
         or any(_is_positive(count) for count in headers.get("x-cache-hits", "").split(","))
         # With two ids, the second is that of the request that filled the cache.
-        or len(headers.get("x-varnish", "").split()) > 1
+        or any(len(ids.split()) > 1 for ids in headers.get("x-varnish", "").split(","))
         or _STALE_WARNING.search(_unquoted(headers.get("warning", ""))) is not None
         or _HIT_PARAMETER.search(_unquoted(headers.get("cache-status", ""))) is not None
         or any(
@@ -228,9 +274,10 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
 # -- caches ----------------------------------------------------------------------------------------
 
 # X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache, ...; but
-# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags.
+# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags, nor X-Skip-Cache: 1, with
+# which web servers say that they took nothing from a cache.
 _CACHE_HEADER: Final = re.compile(
-    r"(?:[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
+    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
 )
 _COPY_WORDS: Final = frozenset(
     (
@@ -323,8 +370,15 @@ def _json_object(
     return _Json(media_type, document) if isinstance(document, dict) else None
 
 
+def _media_types(headers: Mapping[str, str]) -> set[str]:
+    """The media types that an answer names: proxies add the header where there is one already."""
+    values = _unquoted(headers.get("content-type", "")).split(",")
+    return {value.partition(";")[0].strip().lower() for value in values} - {""}
+
+
 def _media_type(headers: Mapping[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The one media type of an answer; no type at all if it names several."""
+    return ", ".join(sorted(_media_types(headers)))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -349,24 +403,28 @@ def _integer(digits: str) -> int:
 _PROBLEM_MEMBERS: Final = frozenset({"type", "title", "status", "instance"})
 
 
-def _source_of(answer: _Json, shapes: Sequence[ServerShape] = ()) -> Source:
+def _source_of(
+    answer: _Json, shapes: Sequence[ServerShape] = (), ids: Collection[str] = ()
+) -> Source:
     members = answer.members
     error = members.get("error")
     if isinstance(error, dict) and error.get("code") == "NOT_FOUND" and "param" in error:
         return Source.GATEWAY
     for shape in shapes:
         if _has_form(shape.members, members):
-            return _source_by_text(shape, members)
+            return _source_by_text(shape, members, ids)
     if answer.media_type != "application/json":
         return Source.UNKNOWN
     for shape in SERVERS:
         if _has_form(shape.members, members):
-            return _source_by_text(shape, members)
+            return _source_by_text(shape, members, ids)
     detail = members.get("detail")
     if detail is None or _is_more_than_detail(members):
         return Source.UNKNOWN
     # The words vary: Django REST framework writes "Not found.".
-    return Source.ROUTER if _is_reason_phrase(detail) else Source.TRAINER
+    if _is_reason_phrase(detail):
+        return Source.ROUTER
+    return Source.UNKNOWN if _lacks_service(detail, ids) else Source.TRAINER
 
 
 def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: bool = False) -> bool:
@@ -386,7 +444,7 @@ def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: boo
     return True
 
 
-def _source_by_text(shape: ServerShape, members: dict[str, Any]) -> Source:
+def _source_by_text(shape: ServerShape, members: dict[str, Any], ids: Collection[str]) -> Source:
     """Who wrote an answer that has a server's form, by its text."""
     if not shape.text:
         return Source.TRAINER
@@ -395,10 +453,41 @@ def _source_by_text(shape: ServerShape, members: dict[str, Any]) -> Source:
         text = text[name]
     if _is_reason_phrase(text):
         return Source.UNKNOWN if shape.is_generic else Source.ROUTER
-    text = text[:_TEXT_LENGTH]
-    if _ROUTERS_WORDS.search(text) or (shape.is_generic and not TRAINERS_WORDS.search(text)):
+    if _ROUTERS_WORDS.search(_without(_names_among(ids), text)):
+        return Source.UNKNOWN
+    if shape.is_generic and not TRAINERS_WORDS.search(_without(ids, text)):
         return Source.UNKNOWN
     return Source.TRAINER
+
+
+def _without(ids: Collection[str], text: str) -> str:
+    """The beginning of a text, with an x in the place of what the request's URL names."""
+    # Cut before, so that a long text takes no time, and after: an id may stand at the first cut.
+    text = text[: 2 * _TEXT_LENGTH]
+    for one in sorted(filter(None, ids), key=len, reverse=True):
+        text = re.sub(rf"(?<![\w~-]){re.escape(one)}(?![\w~-])", "x", text, flags=re.IGNORECASE)
+    return text[:_TEXT_LENGTH]
+
+
+def _names_among(ids: Collection[str]) -> list[str]:
+    """The ids that are no plain words: where a router speaks of a route, `route` is no id."""
+    return [one for one in ids if not one.isalpha()]
+
+
+def _lacks_service(detail: object, ids: Collection[str]) -> bool:
+    """Whether a text in FastAPI's form is that of a gateway which is made with FastAPI."""
+    if not isinstance(detail, str) or TRAINERS_WORDS.search(_without(ids, detail)):
+        return False
+    return _GATEWAYS_WORDS.search(_without(_names_among(ids), detail)) is not None
+
+
+# dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"). Words that stand farther
+# from each other may be a trainer's: "Session not found: the service has restarted".
+_GATEWAYS_WORDS: Final = re.compile(
+    r"\b(?:no|unknown)(?: such| matching| healthy| ready)? (?:service|route|upstream|replica)s?\b"
+    r"|\b(?:service|route|upstream)(?: \S{1,300})? (?:was |is |could )?not (?:be )?found\b",
+    re.IGNORECASE,
+)
 
 
 def _is_more_than_detail(members: dict[str, Any]) -> bool:
@@ -409,32 +498,6 @@ def _is_more_than_detail(members: dict[str, Any]) -> bool:
 
 def _is_error_member(name: str) -> bool:
     return name.startswith(("error", "cloudflare_"))
-
-
-def _reports_an_error(members: dict[str, Any]) -> bool:
-    """Whether an answer is an error's although its status is a good one."""
-    # Apigee's errors stand in `fault`; some makers begin their names with a capital.
-    told = {name.casefold(): value for name, value in members.items()}
-    return (
-        any(_says_no(told.get(name)) for name in ("success", "ok"))
-        or any(
-            (_is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
-            for name, value in told.items()
-        )
-        or any(
-            _is_error_number(told.get(name))
-            for name in ("status", "status_code", "statuscode", "code")
-        )
-        or any(_is_error_word(told.get(name)) for name in ("status", "result"))
-        # gRPC's status, as JSON.
-        or ("message" in told and told.get("code") in range(1, 17))
-        or ("detail" in told and told.keys() <= _PROBLEM_MEMBERS | {"detail"})
-        or {"type", "title"} <= told.keys()
-        # What a router or a control plane says with 404, said with 200.
-        or any(told.get(name) and _is_reason_phrase(told[name]) for name in ("message", "msg"))
-        or _speaks_of_routes(told)
-        or _has_not_found_code(told)
-    )
 
 
 def _says_no(value: object) -> bool:
@@ -494,16 +557,20 @@ _REASON_PHRASE: Final = re.compile(r"\W*(?:(?:http|error)?\W*404)?\W*(?:not\W*fo
 _PHRASE_LENGTH: Final = 64
 _TEXT_LENGTH: Final = 1000
 """How much of a text is searched: a pattern takes long for a text of a million characters."""
+_HANDLERS: Final = r"\b(?:method|service|application|handler|function)\b"
 # What routers of many makers say where they know no way: Kong, APISIX, Cloudflare, Railway, Ray,
-# Cloud Endpoints ("Method does not exist"), Express and its like ("Cannot GET /v1"), Kubernetes.
+# Cloud Endpoints ("Method does not exist"), Express and its like ("Cannot GET /v1"), Kubernetes,
+# Spring ("No static resource v1/accounts/a"), Supabase ("Requested function was not found").
 _ROUTERS_WORDS: Final = re.compile(
     r"\brout(?:e|es|er|ing)\b"
     r"|\b(?:path|url|uri|endpoint|page|host|hostname|domain|upstream|backend)s?\b"
-    r"|\b(?:method|service|application|handler)\b.{0,60}?\b(?:not|no|cannot|unknown)\b"
-    r"|\b(?:not|no|cannot|unknown)\b.{0,60}?\b(?:method|service|application|handler)\b"
-    r"|\bcannot (?:get|post|head)\b|\bnot defined by this api\b|\brequested resource\b"
-    # A path that is given back: a name of a resource has no slash before it.
-    r"|(?:\A|[\s\"'`(:])/[\w.-]+/",
+    rf"|{_HANDLERS}.{{0,60}}?\b(?:not|no|cannot|unknown)\b"
+    rf"|\b(?:not|no|cannot|unknown)\b.{{0,60}}?{_HANDLERS}"
+    r"|\bcannot (?:get|post|head)\b|\bnot defined by this api\b"
+    r"|\b(?:requested|static) resource\b"
+    # A path that is given back, by Spring without its first slash. The name of a resource begins
+    # with neither a slash nor the version of an API.
+    r"|(?:\A|[\s\"'`(:])(?:/|v\d+\w*/)[\w.-]+/",
     re.IGNORECASE,
 )
 _JOBS_WORDS: Final = re.compile(r"job|trainer|account", re.IGNORECASE)
@@ -515,16 +582,34 @@ def _holders(members: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return members, error if isinstance(error, dict) else {}
 
 
-def _speaks_of_routes(members: dict[str, Any]) -> bool:
+def _speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
+    names = _names_among(ids)
     return any(name.startswith("cloudflare_") for name in members) or any(
-        _ROUTERS_WORDS.search(text[:_TEXT_LENGTH].replace("_", " "))
+        _ROUTERS_WORDS.search(_without(names, text).replace("_", " "))
         for holder in _holders(members)
         for name in (*_TEXT_MEMBERS, *_CODE_MEMBERS)
         if isinstance(text := holder.get(name), str)
     )
 
 
-def _has_not_found_code(members: dict[str, Any]) -> bool:
+def _is_said_of_any_path(members: dict[str, Any]) -> bool:
+    """Whether an answer is what a framework says of a path that it does not know.
+
+    grpc-gateway takes the text from Go's table, and adds the very code of a job that does not exist
+    (grpc-ecosystem/grpc-gateway#1513); its first version has the text twice, its second one an
+    empty list of details. JAX-RS writes "HTTP 404 Not Found". The phrase alone, beside a code, may
+    be what a control plane says of a job.
+    """
+    message = members.get("message")
+    if not _is_reason_phrase(message):
+        return False
+    is_grpc_gateways = message == "Not Found" and (
+        members.get("details") == [] or members.get("error") == message
+    )
+    return is_grpc_gateways or str(message).startswith("HTTP")
+
+
+def _has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
     top, inner = _holders(members)
     codes = [holder.get(name) for holder in (top, inner) for name in _CODE_MEMBERS]
     if any(type(code) is int and code == 5 for code in (top.get("code"), inner.get("code"))):
@@ -537,7 +622,7 @@ def _has_not_found_code(members: dict[str, Any]) -> bool:
         numbers.append(top.get("status"))
     # By itself the number says no more than the status, which any server can say.
     names_the_job = any(
-        isinstance(text := holder.get(name), str) and _JOBS_WORDS.search(text[:_TEXT_LENGTH])
+        isinstance(text := holder.get(name), str) and _JOBS_WORDS.search(_without(ids, text))
         for holder in (top, inner)
         for name in ("message", "detail")
     )

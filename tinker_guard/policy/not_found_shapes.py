@@ -246,6 +246,13 @@ GATEWAYS: Final = (
         r"(?s)Error getting active endpoint: .*",
     ),
     GatewayShape(
+        "dstack",
+        "dstackai/dstack, proxy/lib/errors.py and the service proxy",
+        "application/json",
+        "",
+        members={"detail": r"Service [^\s/]+/[^\s/]+ not found"},
+    ),
+    GatewayShape(
         "modal", "modal.com/docs", "text/plain", r"(?s)modal-http: .*|workspace .* is disabled\s*"
     ),
     # The body alone is what many servers write.

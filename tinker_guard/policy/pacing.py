@@ -40,6 +40,24 @@ def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> fl
     return delay * (1 - 0.5 * jitter)
 
 
+def spread(waited: float, *, initial: float, jitter: float) -> float:
+    """How long a request stays back after another one has found that its route answers again.
+
+    Requests of many processes wait for the same route. Over 0.2 s, by default, what they send after
+    a race of a second keeps a gateway busy that cannot take all of it; over less, what it sheds
+    comes back in waves.
+
+    Args:
+        waited: Seconds since the request met its 404. It stays back for a quarter of them at most.
+        initial: Seconds before the second resend; it stays back for twice as long at most.
+        jitter: A random number from 0 to 1.
+
+    Returns:
+        Seconds to wait.
+    """
+    return min(2 * initial, waited / 4) * jitter
+
+
 def retry_after(headers: Mapping[str, str], *, now: float) -> float:
     """Seconds that a 404 itself asks to wait; 0 if it asks for nothing that can be read.
 

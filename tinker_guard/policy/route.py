@@ -58,7 +58,7 @@ class Route:
             name: What the header says: `accounts/{account}/deployments/{deployment}`. None comes
                 of anything else.
         """
-        found = _DEPLOYMENT.fullmatch(name)
+        found = re.fullmatch(_DEPLOYMENT, name)
         if found is None:
             return None
         captured = ("account", found[1]), ("deployment", found[2])
@@ -68,6 +68,11 @@ class Route:
     def names(self) -> Mapping[str, str]:
         """What each placeholder stands for, by its name. Not all may be recorded."""
         return dict(self.captured)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """What placeholders stand for: words that users have chosen. Not all may be recorded."""
+        return tuple(value for _, value in self.captured)
 
     @cached_property
     def account(self) -> str | None:
@@ -127,14 +132,13 @@ class Route:
 _UNRESERVED: Final = "[A-Za-z0-9._~-]+"
 _SEGMENT: Final = re.compile(_UNRESERVED)
 _CAPTURED_SEGMENT: Final = rf"(?!\.{{1,2}}/)({_UNRESERVED})"
-_DEPLOYMENT: Final = re.compile(
-    rf"accounts/{_CAPTURED_SEGMENT}/deployments/(?!\.{{1,2}}\Z)({_UNRESERVED})"
-)
 _WHERE: Final = re.compile(r"(https?)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
-_AUTHORITY: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?")
+# These are compiled where they are first needed: few programs do, and it takes time at the start.
+_DEPLOYMENT: Final = rf"accounts/{_CAPTURED_SEGMENT}/deployments/(?!\.{{1,2}}\Z)({_UNRESERVED})"
+_AUTHORITY: Final = r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(?::([0-9]{1,5}))?"
 _LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
-_HOST: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.[a-z](?:[a-z0-9-]*[a-z0-9])?")
+_HOST: Final = rf"{_LABEL}(?:\.{_LABEL})*"
+_DOMAIN: Final = rf"{_HOST}\.[a-z](?:[a-z0-9-]*[a-z0-9])?"
 """Of two labels or more, and no address: what follows the label that holds a placeholder."""
 _PORTS: Final = {"http": 80, "https": 443}
 _SEPARATOR: Final = r"(?:[/\\]|%(?:25)*(?:2f|5c))"
@@ -278,7 +282,7 @@ def _parse_authority(
     """Host, port, expression of the first label, domain behind it, and names."""
     if "@" in authority:
         raise ValueError("holds a user name")
-    parts = _AUTHORITY.fullmatch(authority)
+    parts = re.fullmatch(_AUTHORITY, authority)
     if parts is None:
         raise ValueError("names no host, or one with a port that is none")
     if not authority.isascii():
@@ -298,7 +302,7 @@ def _parse_authority(
         # As it was written: a placeholder's name has upper and lower case.
         label, domain, name = _parse_label(parts[1])
         return None, port, label, domain, [name]
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         raise ValueError("names a host with other characters than letters, digits and .-_")
     return host, port, None, "", []
 
@@ -319,7 +323,7 @@ def _parse_label(host: str) -> tuple[re.Pattern[str], str, str]:
         )
     if not re.fullmatch("[a-z0-9-]*", (before + after).lower()):
         raise ValueError("names a host with other characters than letters, digits and .-")
-    if not _DOMAIN.fullmatch(domain.lower()):
+    if not re.fullmatch(_DOMAIN, domain.lower()):
         raise ValueError(
             "holds a placeholder in its host without a domain of two names or more behind it, such "
             "as .modal.run"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -31,6 +31,13 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         """
         runtime.begin()
         return response_for_coroutines(self.transport.handle_request(request))
+
+    async def __aenter__(self) -> Self:
+        self.transport.__enter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        self.transport.__exit__(*error)
 
     async def aclose(self) -> None:
         """Close the transport."""

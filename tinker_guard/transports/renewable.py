@@ -7,7 +7,7 @@ route, every resend over the connection meets the same 404; a new connection may
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -44,7 +44,10 @@ class RenewableTransport(runtime.Locked):
         self._original = transport
         self._new_transport = new_transport
         self._draining: list[DrainingTransport] = []
-        self._is_closed = False
+        self.is_closed: bool = False
+        """Whether what is sent over it is refused."""
+        self.left_by: tuple[Any, ...] | None = None
+        """What the `__aexit__` was given by which it is left; None where it is only closed."""
 
     async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
         """Put a new transport in the place of one that proved stale.
@@ -69,7 +72,7 @@ class RenewableTransport(runtime.Locked):
         It has the requests' proxy and certificates, and connections of its own where that can be
         had. None unless it is known to follow no redirect, which would take the key along.
         """
-        if self._is_closed:
+        if self.is_closed:
             # What one builds without a transport would go past the requests' proxy.
             yield CLOSED
             return
@@ -95,18 +98,35 @@ class RenewableTransport(runtime.Locked):
             self._draining.append(spare)
         return self._original
 
+    async def enter(self) -> None:
+        """Enter the first transport, as the client that it belongs to is entered."""
+        await self._original.__aenter__()
+
+    def reopened(self) -> RenewableTransport:
+        """Another one, for requests that come after this one was closed.
+
+        A transport of httpx can be used again after it was closed, by another client.
+        """
+        return RenewableTransport(self._original, self._new_transport)
+
     async def aclose(self) -> None:
-        """Close the transport in use and those that it replaced."""
-        self._is_closed = True
+        """Close the transport in use and those that it replaced; what still waits is refused."""
+        with self._lock:
+            self.is_closed = True
+            current, self.transport = self.transport, CLOSED
+            left_by, self.left_by = self.left_by, None
         async with AsyncExitStack() as stack:
             # The last one pushed is closed first, and an error keeps none of the others open.
-            stack.push_async_callback(self._original.aclose)
-            for spare in (self.transport, *self._draining):
+            if left_by is None:
+                stack.push_async_callback(self._original.aclose)
+            else:
+                stack.push_async_callback(self._original.__aexit__, *left_by)
+            for spare in (current, *self._draining):
                 if spare is not self._original:
                     stack.push_async_callback(spare.aclose)
 
     def _build(self) -> DrainingTransport | None:
-        if self._new_transport is None or self._is_closed:
+        if self._new_transport is None or self.is_closed:
             return None
         try:
             transport = self._new_transport()

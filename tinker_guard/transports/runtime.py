@@ -48,10 +48,24 @@ class _Thread(threading.local):
     """What a thread waits with while it drives a coroutine."""
 
     threads: Threads | None = None
+    loop: asyncio.AbstractEventLoop | None = None
+    """The event loop that ran in the thread as the driving began: the client may be used in one."""
     timeouts: tuple[_BlockingTimeout, ...] = ()
 
 
 _thread: Final = _Thread()
+
+
+def _threads() -> Threads | None:
+    """What the thread waits with; None on an event loop.
+
+    A transport below may run an event loop of its own in the thread, and coroutines of the guard
+    on it: these wait as on any other loop. One that blocked would hold up all others there.
+    """
+    threads = _thread.threads
+    if threads is None or asyncio._get_running_loop() is _thread.loop:
+        return threads
+    return None
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS) -> _T:
@@ -65,8 +79,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS)
         RuntimeError: It waited for something else, which would need an event loop.
         BaseException: What the coroutine raises.
     """
-    before = _thread.threads, _thread.timeouts
-    _thread.threads = threads
+    before = _thread.threads, _thread.loop, _thread.timeouts
+    _thread.threads, _thread.loop = threads, asyncio._get_running_loop()
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -76,7 +90,7 @@ def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS)
         coroutine.close()
         raise RuntimeError("this needs an event loop, and is called below a sync client")
     finally:
-        _thread.threads, _thread.timeouts = before
+        _thread.threads, _thread.loop, _thread.timeouts = before
 
 
 async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -85,29 +99,29 @@ async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     Raises:
         RuntimeError: It needs an event loop, and there is none.
     """
-    threads = _thread.threads
+    threads = _threads()
     return await call() if threads is None else run_blocking(call(), threads)
 
 
 def is_blocking() -> bool:
     """Whether the calling thread drives a coroutine, without an event loop."""
-    return _thread.threads is not None
+    return _threads() is not None
 
 
 def owner() -> asyncio.AbstractEventLoop | Threads:
     """To whom it belongs what requests wait for together: the running loop, or all threads."""
-    return _thread.threads or asyncio.get_running_loop()
+    return _threads() or asyncio.get_running_loop()
 
 
 def clock() -> Callable[[], float]:
     """The clock by which is waited: the running loop's, or the monotonic one."""
-    threads = _thread.threads
+    threads = _threads()
     return asyncio.get_running_loop().time if threads is None else threads.clock
 
 
 async def sleep(seconds: float) -> None:
     """Wait; the timeouts around end it."""
-    threads = _thread.threads
+    threads = _threads()
     if threads is None:
         await asyncio.sleep(seconds)
         return
@@ -140,7 +154,7 @@ def timeout_at(when: float) -> asyncio.Timeout | _BlockingTimeout:
 
     Below a sync client it ends waits alone. A request under way has the timeouts of its own.
     """
-    return asyncio.timeout_at(when) if _thread.threads is None else _BlockingTimeout(when)
+    return asyncio.timeout_at(when) if _threads() is None else _BlockingTimeout(when)
 
 
 def timeout(seconds: float) -> AbstractAsyncContextManager[Any]:
@@ -153,7 +167,7 @@ def is_cancelled() -> bool:
 
     A transport, a stream or a control plane can raise one of its own: that cancels no request.
     """
-    if _thread.threads is not None:
+    if _threads() is not None:
         return False
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
@@ -161,7 +175,7 @@ def is_cancelled() -> bool:
 
 def is_running() -> bool:
     """Whether there is something to wait with: an event loop may be closed under its task."""
-    if _thread.threads is not None:
+    if _threads() is not None:
         return True
     try:
         asyncio.get_running_loop()

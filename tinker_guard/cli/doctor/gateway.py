@@ -174,6 +174,7 @@ async def probe(route: Route, settings: GuardSettings, key: Key | None) -> Reply
                         response.headers,
                         body.content,
                         shapes=shapes_of(settings.trainer_404),
+                        ids=route.ids,
                         is_decoded=body.is_decoded,
                     )
         except (TimeoutError, httpx.HTTPError) as error:

@@ -23,7 +23,7 @@ def _arm():
         if _is_strict():
             sys.meta_path.insert(0, _Refuse(problem))
         elif find_spec("tinker") is not None:
-            sys.stderr.write(problem + "\n")
+            _say(problem)
         return
     install_when_needed()
 
@@ -33,6 +33,16 @@ def _is_strict():
     is_set = os.environ.get("TINKER_GUARD_STRICT", "").lower()
     is_inherited = '"strict": true' in os.environ.get("TINKER_GUARD_INHERITED", "")
     return is_set in ("1", "true", "t", "yes", "y", "on") or is_inherited
+
+
+def _say(problem):
+    from contextlib import suppress
+
+    # It is None in a process that was started without one, and may be a full disk. What is raised
+    # in here would keep such a process from starting.
+    with suppress(Exception):
+        sys.stderr.write(problem + "\n")
+        sys.stderr.flush()
 
 
 class _Refuse:
