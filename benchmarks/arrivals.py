@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from statistics import median
 from time import perf_counter, thread_time
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from benchmarks.report import Row, run_benchmarks, table
+from benchmarks.report import Row, run_benchmarks, table, unlogged
 from benchmarks.runs import PROBE
 from testkit.fakes import KEY, ORIGIN, FakeControlPlane, gateway_404, ok
 from tinker_guard import GuardSettings, GuardTransport
@@ -153,12 +152,9 @@ def _measure(
         return await _worst_stall(_send_all(transport, requests, cancels=cancels))
 
     gc.collect()
-    logging.disable(logging.CRITICAL)
     began_at = thread_time()
-    try:
+    with unlogged():
         worst = asyncio.run(storm())
-    finally:
-        logging.disable(logging.NOTSET)
     return Storm(what, is_guarded, requests, worst, thread_time() - began_at)
 
 
@@ -227,11 +223,6 @@ def show(storms: list[Storm]) -> None:
             for guarded, bare in sorted(_pairs(storms), key=lambda pair: pair[0].what)
         ),
     )
-
-
-def details(storms: list[Storm]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"arrivals": [asdict(each) for each in storms]}
 
 
 if __name__ == "__main__":

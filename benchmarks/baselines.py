@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import httpx
@@ -22,6 +23,7 @@ WAITS_A: Final = (2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
 """Seconds that A waits after the first, second, ... 404."""
 WAITS_B: Final = (2.0, 4.0, 8.0, 15.0)
 """Seconds that B waits, each time after the control plane said that the job runs."""
+TRAINING_CALLS: Final = ("forward", "forward_backward", "optim_step", "save_state")
 CONNECT_SUCCESSES: Final = 3
 CONNECT_PAUSE: Final = 1.0
 CONNECT_TIMEOUT: Final = 120.0
@@ -125,24 +127,15 @@ class WrappedTrainingClient:
         self._policy = policy
         self._not_found = not_found
 
-    def forward(self, *arguments: Any) -> RetriedFuture[Any]:
-        """Wrap `TrainingClient.forward`."""
-        return self._call(self._training_client.forward, *arguments)
-
-    def forward_backward(self, *arguments: Any) -> RetriedFuture[Any]:
-        """Wrap `TrainingClient.forward_backward`."""
-        return self._call(self._training_client.forward_backward, *arguments)
-
-    def optim_step(self, *arguments: Any) -> RetriedFuture[Any]:
-        """Wrap `TrainingClient.optim_step`."""
-        return self._call(self._training_client.optim_step, *arguments)
-
-    def save_state(self, *arguments: Any) -> RetriedFuture[Any]:
-        """Wrap `TrainingClient.save_state`."""
-        return self._call(self._training_client.save_state, *arguments)
+    def __getattr__(self, name: str) -> Any:
+        """Whatever the SDK's client has; training calls are wrapped."""
+        method = getattr(self._training_client, name)
+        if name not in TRAINING_CALLS:
+            return method
+        return partial(self._call, method)
 
     def _call(self, method: Callable[..., Any], *arguments: Any) -> RetriedFuture[Any]:
-        return RetriedFuture(lambda: method(*arguments), self._policy, self._not_found)
+        return RetriedFuture(partial(method, *arguments), self._policy, self._not_found)
 
 
 class _Future(Protocol[_T_co]):
@@ -191,30 +184,6 @@ async def connect_b(get_info: Callable[[], Awaitable[httpx.Response]]) -> None:
         await asyncio.sleep(CONNECT_PAUSE)
 
 
-async def send_a(send: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
-    """A around a plain request, for benchmarks without the SDK."""
-    response = await send()
-    for seconds in WAITS_A:
-        if response.status_code != 404:
-            break
-        await asyncio.sleep(seconds)
-        response = await send()
-    return response
-
-
-async def send_b(
-    send: Callable[[], Awaitable[httpx.Response]], is_running: Callable[[], Awaitable[bool]]
-) -> httpx.Response:
-    """B around a plain request, for benchmarks without the SDK."""
-    response = await send()
-    for seconds in WAITS_B:
-        if response.status_code != 404 or not await is_running():
-            break
-        await asyncio.sleep(seconds)
-        response = await send()
-    return response
-
-
 async def persist(
     contestant: str,
     send: Callable[[], Awaitable[httpx.Response]],
@@ -227,11 +196,13 @@ async def persist(
         send: Sends the request once.
         is_running: Asks the control plane, for B.
     """
-    if contestant == "A":
-        return await send_a(send)
-    if contestant == "B":
-        return await send_b(send, is_running)
-    return await send()
+    response = await send()
+    for seconds in {"A": WAITS_A, "B": WAITS_B}.get(contestant, ()):
+        if response.status_code != 404 or (contestant == "B" and not await is_running()):
+            break
+        await asyncio.sleep(seconds)
+        response = await send()
+    return response
 
 
 async def says_running(plane: ControlPlane) -> bool:

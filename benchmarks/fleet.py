@@ -11,18 +11,18 @@ not what they would make of it. So a larger fleet counts as so many times a thou
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import random
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from benchmarks.baselines import persist, says_running
-from benchmarks.report import markdown, run_benchmarks, table
+from benchmarks.report import markdown, run_benchmarks, table, unlogged
 from benchmarks.runs import PROBE
 from testkit.fakes import KEY, FakeControlPlane
 from testkit.virtual_time import VirtualTimeLoop
@@ -31,6 +31,7 @@ from tinker_guard.core.attempts import JITTER
 from tinker_guard.gateway import InProcessGateway, World
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PROCESSES: Final = (1, 10, 100, 1_000, 10_000, 100_000)
@@ -85,6 +86,11 @@ class Load:
         width = round(1 / BIN)
         most = max(sum(bins[at : at + width]) for at in range(since, len(bins) - width + 1))
         return round(most * self.processes / self.sampled)
+
+    def rates(self, name: str) -> list[float]:
+        """Arrivals of a kind per second, in each bin."""
+        scale = self.processes / self.sampled / BIN
+        return [scale * arrived for arrived in getattr(self, name)]
 
     def each(self, name: str) -> float:
         """Arrivals of a kind, for each process."""
@@ -166,14 +172,9 @@ def simulate(
     for _ in range(sampled):
         met_at = arrivals.random() * MEETING_WITHIN * 0.9
         fleet.append([met_at + arrivals.random() * MEETING_WITHIN * 0.1 for _ in range(in_flight)])
-    # Thousands of races would be logged.
-    logging.disable(logging.CRITICAL)
-    try:
-        for first in range(0, sampled, _AT_ONCE):
-            with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-                runner.run(_meet(load, fleet[first : first + _AT_ONCE], seconds))
-    finally:
-        logging.disable(logging.NOTSET)
+    for first in range(0, sampled, _AT_ONCE):
+        with unlogged(), asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(_meet(load, fleet[first : first + _AT_ONCE], seconds))
     return load
 
 
@@ -235,7 +236,7 @@ _TITLE: Final = f"A fleet meets a race of {RACE_SECONDS:g} s, {IN_FLIGHT} reques
 def write_docs(folder: Path, loads: list[Load]) -> None:
     """Write `fleet.md` and `fleet.svg`."""
     plotted = {load.contestant: load for load in loads if load.processes == PLOTTED}
-    _plot(folder / "fleet.svg", plotted)
+    (folder / "fleet.svg").write_text(_picture(plotted))
     guard, b = plotted["guard"], plotted["B"]
     allowed = RACE_SECONDS / 4
     last = {load.contestant: load for load in loads if load.processes == PROCESSES[-1]}
@@ -283,56 +284,80 @@ of their
     )
 
 
-def _plot(path: Path, loads: dict[str, Load]) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    # The same picture from the same figures, byte by byte.
-    mpl.rcParams["svg.hashsalt"] = "fleet"
-    # Text, not outlines of letters.
-    mpl.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot as plt
-
-    styles = {
-        "A": ("#b8860b", "--"),
-        "B": ("#b22222", ":"),
-        "guard": ("#1f6fb2", "-"),
-    }
-    figure, (gateway, control_plane) = plt.subplots(
-        2, 1, figsize=(10.5, 7), sharex=True, layout="constrained"
-    )
-    shown = round(16 / BIN)
-    seconds = [number * BIN for number in range(shown)]
-    for name, load in loads.items():
-        colour, dashes = styles[name]
-        drawn = [(gateway, load.requests, f"{name}: requests")]
-        if name != "A":
-            drawn.append((control_plane, load.questions, name))
-        for axes, arrivals, text in drawn:
-            rates = [number / BIN for number in arrivals[:shown]]
-            axes.step(seconds, rates, where="post", label=text, color=colour, linestyle=dashes)
-    rates = [number / BIN for number in loads["guard"].probes[:shown]]
-    gateway.step(seconds, rates, where="post", label="guard: probes (no body)", color="#7fb3dd")
-    for axes in (gateway, control_plane):
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_ylim(bottom=0)
-        axes.axvspan(0, RACE_SECONDS, color="#dddddd", alpha=0.5, label="race")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
-    gateway.set_ylabel("requests per second at the gateway")
-    control_plane.set_ylabel("questions per second\nat the control plane")
-    control_plane.set_xlabel("seconds after the route was lost")
-    control_plane.set_xlim(0, 16)
-    gateway.set_title(
-        f"{PLOTTED:,} processes with {IN_FLIGHT} requests each meet a race of {RACE_SECONDS:g} s"
-    )
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+_LEFT: Final = 90
+_WIDTH: Final = 640
+_HEIGHT: Final = 220
+_SHOWN: Final = 16
+"""Seconds that the picture shows."""
+_GREY: Final = "#dddddd"
+_BAND: Final = "#eeeeee"
+_STYLES: Final = {"A": ("#b8860b", "6 4"), "B": ("#b22222", "2 3"), "guard": ("#1f6fb2", "none")}
+"""Colour and dashes."""
+_Curve = tuple[str, list[float], str, str]
+"""Name, rates, colour, dashes."""
 
 
-def details(loads: list[Load]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"fleet": [asdict(load) for load in loads]}
+def _picture(loads: dict[str, Load]) -> str:
+    """An SVG without scripts or fonts: the same, byte by byte, from the same figures."""
+    requests: list[_Curve] = [
+        (f"{name}: requests", load.rates("requests"), *_STYLES[name])
+        for name, load in loads.items()
+    ]
+    probes = ("guard: probes (no body)", loads["guard"].rates("probes"), "#7fb3dd", "none")
+    questions = [(name, loads[name].rates("questions"), *_STYLES[name]) for name in ("B", "guard")]
+    race = f"a race of {RACE_SECONDS:g} s"
+    title = f"{PLOTTED:,} processes with {IN_FLIGHT} requests each meet {race}"
+    middle = _LEFT + _WIDTH / 2
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 930 590" role="img"'
+        ' font-family="sans-serif" font-size="12" fill="none">',
+        f"<title>{title}</title>",
+        '<rect width="930" height="590" fill="#ffffff"/>',
+        _text(middle, 20, title, "middle"),
+        *_axes(35, "requests per second at the gateway", [*requests, probes]),
+        *_axes(300, "questions per second at the control plane", questions),
+        *(
+            _text(_LEFT + second * _WIDTH / _SHOWN, 540, second, "middle")
+            for second in range(0, _SHOWN + 1, 2)
+        ),
+        _text(middle, 565, "seconds after the route was lost", "middle"),
+        "</svg>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _axes(top: int, label: str, curves: list[_Curve]) -> Iterator[str]:
+    """One diagram, with its legend."""
+    most = 1.05 * max(max(rates) for _, rates, *_ in curves)
+    bottom, right = top + _HEIGHT, _LEFT + _WIDTH
+    over = _WIDTH * RACE_SECONDS / _SHOWN
+    yield f'<rect x="{_LEFT}" y="{top}" width="{over:g}" height="{_HEIGHT}" fill="{_BAND}"/>'
+    step = 10 ** math.floor(math.log10(most))
+    step = next(each for each in (step / 5, step / 2, step, step * 2) if most / each <= 6)
+    for tick in range(int(most / step) + 1):
+        y = bottom - tick * step / most * _HEIGHT
+        yield f'<path d="M{_LEFT} {y:.1f}H{right}" stroke="{_GREY}"/>'
+        yield _text(_LEFT - 8, y + 4, f"{tick * step:,.0f}", "end")
+    yield _text(-top - _HEIGHT / 2, 16, label, "middle", ' transform="rotate(-90)"')
+    yield _text(right + 45, top + 14, "race")
+    yield f'<rect x="{right + 15}" y="{top + 5}" width="22" height="10" fill="{_BAND}"/>'
+    for row, (name, rates, colour, dashes) in enumerate(curves, start=1):
+        look = f'stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dashes}"'
+        path, last = f"M{_LEFT} {bottom}", 0.0
+        for at, rate in enumerate(rates[: round(_SHOWN / BIN)]):
+            if rate != last:
+                x, y = _LEFT + at * BIN / _SHOWN * _WIDTH, bottom - rate / most * _HEIGHT
+                path, last = f"{path}H{x:g}V{y:.1f}", rate
+        yield f'<path d="{path}H{right}" {look}/>'
+        y = top + 10 + row * 18
+        yield f'<path d="M{right + 15} {y}h22" {look}/>'
+        yield _text(right + 45, y + 4, name)
+    yield f'<rect x="{_LEFT}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" stroke="#000000"/>'
+
+
+def _text(x: float, y: float, text: object, anchor: str = "start", more: str = "") -> str:
+    at = f'x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"'
+    return f'<text {at}{more} fill="#000000">{text}</text>'
 
 
 if __name__ == "__main__":

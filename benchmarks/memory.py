@@ -18,10 +18,10 @@ import logging
 import os
 import sys
 import tracemalloc
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -182,11 +182,6 @@ def show(found: dict[str, Growth]) -> None:
         f" MB, living objects {plain.of('objects'):+,}; traced allocations "
         f"{traced.of('traced') / 1e3:+.1f} kB."
     )
-
-
-def details(found: dict[str, Growth]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"memory": {name: asdict(growth) for name, growth in found.items()}}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from statistics import median
 from time import thread_time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -64,11 +64,6 @@ def show(figures: dict[str, list[float]]) -> None:
         ("how", "takes"),
         ((name, spread(values)) for name, values in figures.items()),
     )
-
-
-def details(figures: dict[str, list[float]]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"new_transport_ms": figures}
 
 
 if __name__ == "__main__":

@@ -304,11 +304,6 @@ def show(figures: dict[Mode, dict[str, list[float]]]) -> None:
         )
 
 
-def details(figures: dict[Mode, dict[str, list[float]]]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"overhead_us": {str(mode): value for mode, value in figures.items()}}
-
-
 def measure_all(rounds: int = 101) -> dict[Mode, dict[str, list[float]]]:
     """Whoever observes."""
     return {mode: measure(mode, rounds=rounds) for mode in Mode}

@@ -11,20 +11,20 @@ them are run, and what serves them has as much less to give.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from benchmarks.baselines import persist, says_running
-from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table
+from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table, unlogged
 from benchmarks.runs import PROBE
 from testkit.fakes import KEY, ORIGIN, gateway_404, ok
+from testkit.pages import put_below
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core.attempts import JITTER
@@ -231,13 +231,9 @@ def simulate(
     """Let a fleet meet a race of so many seconds."""
     load = Overload(contestant, seconds, PROCESSES / sampled)
     JITTER.seed(1)
-    logging.disable(logging.CRITICAL)
-    try:
-        new_loop = partial(VirtualTimeLoop, rounds=sys.maxsize)
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(_meet(load, sampled, questions=sheds_questions, requests=sheds_requests))
-    finally:
-        logging.disable(logging.NOTSET)
+    new_loop = partial(VirtualTimeLoop, rounds=sys.maxsize)
+    with unlogged(), asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_meet(load, sampled, questions=sheds_questions, requests=sheds_requests))
     return load
 
 
@@ -359,45 +355,18 @@ def show(found: Found) -> None:
 
 
 def write_docs(folder: Path, found: Found) -> None:
-    """Write `overload.md`."""
-    (folder / "overload.md").write_text(
-        f"""# A fleet in a race, and too little to serve it
-
-[The fleet](fleet.md) counts what {PROCESSES:,} processes ask for. Here, what they ask has a
-capacity, and the rest is shed. `python -m benchmarks.overload --docs docs` writes this page.
-
-Guard, A and B are real, and above them requests that are answered with 5xx are sent again as the
-SDK does it: ten times, after 0.5, 1, 2, ... 10 s. The world is a model in the same process, and
-time is virtual. {_SAMPLE} of the processes are run, with {IN_FLIGHT} requests in flight each, and
-what serves them has as much less to give. For the race of 60 s, `TINKER_GUARD_RETRY_TIMEOUT` is 90.
-
-## A control plane that serves {QUESTIONS_PER_SECOND:,} questions a second
-
-Of the others, a third each is answered with 429 and `Retry-After: 1`, with 503, and not at all.
-
-A question that is shed is asked again, later each time; meanwhile a probe that reaches the trainer
-is proof enough. B takes what it does not hear for a no.
-
-{markdown(QUESTION_COLUMNS, question_lines(found.questions))}
-## A gateway that passes on {REQUESTS_PER_SECOND:,} requests a second
-
-The others are answered with 503; 404s of a route that it does not know cost it nothing. All of the
-{PROCESSES * IN_FLIGHT:,} requests would take {PROCESSES * IN_FLIGHT // REQUESTS_PER_SECOND} s.
-*Goodput* is what gets through, as a share of the capacity.
-
-After a race of ten seconds or more, guarded processes come back over two seconds, and the gateway
-is busy from the first one on; after one of 1 s they are all there within half a second. What the
-gateway sheds comes back when the SDK says so, in waves that the guard does not see: they leave it
-idle in between, and some requests without an answer after ten of them. More than 100 % is what it
-had left of the tenth of a second before.
-
-{markdown(REQUEST_COLUMNS, request_lines(found.requests))}"""
+    """Write the tables of `overload.md`."""
+    page = folder / "overload.md"
+    put_below(
+        page,
+        f"A control plane that serves {QUESTIONS_PER_SECOND:,} questions a second",
+        markdown(QUESTION_COLUMNS, question_lines(found.questions)),
     )
-
-
-def details(found: Found) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"overload": asdict(found)}
+    put_below(
+        page,
+        f"A gateway that passes on {REQUESTS_PER_SECOND:,} requests a second",
+        markdown(REQUEST_COLUMNS, request_lines(found.requests)),
+    )
 
 
 if __name__ == "__main__":

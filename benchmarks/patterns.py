@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
+from benchmarks.overhead import Canned
 from benchmarks.report import Row, run_benchmarks, spread, table
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core.routes import RouteTable
@@ -37,14 +38,6 @@ GOAL: Final = 1.0
 """Microseconds that a hundred patterns may add to a request."""
 
 
-class _Canned(httpx.AsyncBaseTransport):
-    def __init__(self) -> None:
-        self._response = httpx.Response(200, content=b"{}")
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return self._response
-
-
 def measure(rounds: int = 31, calls: int = 2000) -> dict[str, list[float]]:
     """Microseconds of each contestant, a figure for each round."""
     return asyncio.run(_measure(rounds, calls))
@@ -61,7 +54,7 @@ async def _measure(rounds: int, calls: int) -> dict[str, list[float]]:
             texts = [KINDS.get(kind, "").format(n=number) for number in range(count)]
             name = f"{count} {kind}"
             guards[name] = GuardTransport(
-                _Canned(), settings=GuardSettings(warmup_successes=0, routes=texts)
+                Canned(), settings=GuardSettings(warmup_successes=0, routes=texts)
             )
             found, patterns = RouteTable(), patterns_of(tuple(texts))
             look_ups |= {
@@ -122,11 +115,6 @@ def show(figures: dict[str, list[float]]) -> None:
             if "," not in name
         ),
     )
-
-
-def details(figures: dict[str, list[float]]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"patterns_us": figures}
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import asyncio
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
@@ -513,11 +513,6 @@ def as_markdown(measured: Measured) -> str:
     ]
     starts = (f"{median(measured.connects[name]):.2f} s to connect" for name in CONTESTANTS)
     return markdown(("fault", "no guard", "A", "B", "guard"), [*lines, ("healthy start", *starts)])
-
-
-def details(measured: Measured) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"recovery": asdict(measured)}
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import platform
 import re
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.table import Table
 from tinker_guard import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
 console: Final = Console(width=120)
@@ -124,6 +125,16 @@ def ratio_of(ours: float, peer: float) -> float | None:
     return ours / peer if peer > 0 and math.isfinite(peer) else None
 
 
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Log nothing: there would be a line for each of thousands of races."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def spread(values: Sequence[float]) -> str:
     """Median, and the range that the middle half lies in, such as `3.1 (2.9-3.4)`."""
     ordered = sorted(values)
@@ -177,7 +188,7 @@ def write_json(path: Path, rows: Iterable[Row], details: Mapping[str, Any]) -> N
         "goals": [asdict(row) for row in rows],
         **details,
     }
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.write_text(json.dumps(document, indent=2, default=asdict) + "\n")
 
 
 def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
@@ -185,8 +196,8 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
 
     Args:
         description: What `--help` begins with; its first line counts.
-        benchmarks: Modules that can `measure` and `show`, and give `details` for JSON. Some have
-            `rows` for the table of goals, some write pages (`write_docs`) or `as_markdown`.
+        benchmarks: Modules that can `measure` and `show`. Some have `rows` for the table of goals,
+            some write pages (`write_docs`) or `as_markdown`.
     """
     modules: tuple[Any, ...] = benchmarks
     arguments = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
@@ -206,7 +217,7 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
         found = getattr(module, "measure_all", module.measure)()
         module.show(found)
         rows += module.rows(found) if hasattr(module, "rows") else []
-        details |= module.details(found)
+        details[module.__spec__.name.rpartition(".")[2]] = found
         if given.docs and hasattr(module, "write_docs"):
             module.write_docs(given.docs, found)
         if given.markdown and hasattr(module, "as_markdown"):

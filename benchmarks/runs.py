@@ -293,11 +293,15 @@ def policy_of(contestant: str, base_url: str, not_found: type[Exception]) -> Pol
     if contestant == "A":
         return AlgorithmA()
     if contestant == "B":
-        origin, _, path = base_url.partition("/training/v1/rlorTrainerJobs/")
-        account, job = path.split("/")
-        job_url = f"{origin}/v1/accounts/{account}/rlorTrainerJobs/{job}"
-        return AlgorithmB(job_url, LocalGateway.api_key, not_found)
+        return AlgorithmB(job_url_of(base_url), LocalGateway.api_key, not_found)
     return None
+
+
+def job_url_of(base_url: str) -> str:
+    """The control plane's page of the job that a trainer route leads to."""
+    origin, _, path = base_url.partition("/training/v1/rlorTrainerJobs/")
+    account, job = path.split("/")
+    return f"{origin}/v1/accounts/{account}/rlorTrainerJobs/{job}"
 
 
 def connect(contestant: str, base_url: str) -> float:

@@ -10,22 +10,22 @@ each run gives the same figures.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from math import inf
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from benchmarks.baselines import connect_b, persist, says_running
-from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table
+from benchmarks.report import Row, markdown, ratio_of, run_benchmarks, table, unlogged
 from testkit.fakes import KEY, FakeControlPlane
+from testkit.pages import put_below
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core.attempts import JITTER
@@ -185,9 +185,7 @@ async def _train(contestant: str, world: World, stale: tuple[int, ...], *, is_co
 
 def measure(replicas: Iterable[int] = REPLICAS, *, seeds: int = SEEDS) -> list[Cell]:
     """Every balancer, every k of n; A and B for some n. About a minute with the defaults."""
-    # Thousands of races would be logged.
-    logging.disable(logging.CRITICAL)
-    try:
+    with unlogged():
         return [
             _fill(Cell(contestant, balancer, number, stale, is_cold), seeds)
             for balancer in BALANCERS
@@ -196,8 +194,6 @@ def measure(replicas: Iterable[int] = REPLICAS, *, seeds: int = SEEDS) -> list[C
             for contestant in (CONTESTANTS if number in COMPARED else ("guard",))
             for is_cold in (True, False)
         ]
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _fill(cell: Cell, seeds: int) -> Cell:
@@ -315,56 +311,12 @@ def as_markdown(cells: Iterable[Cell]) -> str:
 
 
 def write_docs(folder: Path, cells: Sequence[Cell]) -> None:
-    """Write `stale-replicas.md`."""
-    (folder / "stale-replicas.md").write_text(
-        f"""# Some replicas are stale
-
-A gateway has n replicas, and k of them answer 404 for {STALE_SECONDS:g} s. What five training
-steps lose by that depends on how the balancer in front of the replicas picks one:
-
-* sticky: for each connection, in turn;
-* in turn: for each request;
-* by chance: for each request;
-* cookie: for each request that brings no cookie of the balancer's, in turn. The answer sets the
-  cookie, and a request that brings it goes to the replica it names, stale or not.
-
-`python -m benchmarks.stale_replicas --docs docs` writes this page. Client and guard are real;
-balancer, trainer and control plane are models that answer within {ROUND_TRIP * 1000:.0f} ms, and \
-time is virtual. One
-client sends one request after another: one, then {REQUESTS_PER_STEP} for each of {STEPS} steps.
-
-Figures are median / maximum over {SEEDS} runs for each k of n, k < n <= {max(REPLICAS)}. The runs \
-differ in which
-replicas are stale (in the first run, those that are met first) and in all that is chance.
-
-* cold: the replicas are stale from the first request on. The warmup is part of what is lost.
-* mid-run: they are stale from the second step on, and five more steps are measured.
-* s lost: beyond what the same requests take with no guard and no stale replica.
-* 404s: the most that any one request met. Probes that met one do not count.
-
-## All k of n together
-
-{as_markdown(cells)}
-By chance, a resend is as likely to meet a stale replica as the first sending was: on average a
-request meets k / (n - k) 404s, however it is resent.
-
-## Beside A and B
-
-Seconds lost. A retries any 404 after 2, 4, 8, ... s. B waits for three `get_info` calls in a row,
-later asks the control plane after a 404, and retries after 2, 4, 8, 15 s. Here they stand around
-every request, polls included, and send the same request again. As the wrappers in user code that
-they were, they can do neither.
-
-{markdown(_PEER_COLUMNS, beside_peers(cells))}
-## Each k of n
-
-{markdown(("balancer", "stale", *COLUMNS), lines(cells, _pool))}"""
-    )
-
-
-def details(cells: Iterable[Cell]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"stale_replicas": [asdict(cell) for cell in cells]}
+    """Write the tables of `stale-replicas.md`."""
+    page = folder / "stale-replicas.md"
+    put_below(page, "All k of n together", as_markdown(cells))
+    put_below(page, "Beside A and B", markdown(_PEER_COLUMNS, beside_peers(cells)))
+    each = markdown(("balancer", "stale", *COLUMNS), lines(cells, _pool))
+    put_below(page, "Each k of n", each)
 
 
 if __name__ == "__main__":

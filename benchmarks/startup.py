@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry.instrumentation import auto_instrumentation
 
@@ -127,11 +127,6 @@ def show(figures: dict[str, list[float]]) -> None:
             for name, values in figures.items()
         ),
     )
-
-
-def details(figures: dict[str, list[float]]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"startup_ms": figures}
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ import multiprocessing
 import sys
 import time
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from benchmarks.baselines import persist
 from benchmarks.report import Row, ratio_of, run_benchmarks, table
-from benchmarks.runs import PROBE, in_process
+from benchmarks.runs import PROBE, in_process, job_url_of
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.gateway import Fault, LocalGateway, Race
 
@@ -168,9 +168,7 @@ def _send_all(contestant: str, base_url: str, in_flight: int) -> tuple[int, floa
 async def _storm(contestant: str, base_url: str, in_flight: int) -> tuple[int, float, float]:
     headers = {"X-Api-Key": LocalGateway.api_key}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    origin, _, path = base_url.partition("/training/v1/rlorTrainerJobs/")
-    account, job = path.split("/")
-    job_url = f"{origin}/v1/accounts/{account}/rlorTrainerJobs/{job}"
+    job_url = job_url_of(base_url)
 
     def new_client() -> httpx.AsyncClient:
         transport: httpx.AsyncBaseTransport = httpx.AsyncHTTPTransport(limits=limits)
@@ -286,11 +284,6 @@ def show(storms: list[Storm]) -> None:
             for (count, contestant), group in groups.items()
         ),
     )
-
-
-def details(storms: list[Storm]) -> dict[str, Any]:
-    """Everything measured, for `--json`."""
-    return {"storm": [asdict(each) for each in storms]}
 
 
 if __name__ == "__main__":

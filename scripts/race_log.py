@@ -14,6 +14,7 @@ from typing import Final
 
 import httpx
 
+from testkit.pages import put_between
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardTransport
 from tinker_guard.core.attempts import JITTER
@@ -24,8 +25,8 @@ from tinker_guard.gateway.world import World
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "faq.md"
 
-_BEGIN: Final = "<!-- written by scripts/race_log.py -->\n```\n"
-_END: Final = "```\n<!-- end of what it wrote -->"
+BEGIN: Final = "<!-- written by scripts/race_log.py -->\n```\n"
+END: Final = "```\n<!-- end of what it wrote -->"
 
 _OPERATION: Final = "create_session"
 _LATENCY: Final = 0.02
@@ -77,19 +78,5 @@ def race_log() -> str:
     return "".join(f"{line}\n" for line in handler.lines)
 
 
-def page_with(log: str) -> str:
-    """The page, with this log in the place of the one that stands there."""
-    before, found, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
-    _, also_found, after = rest.partition(_END)
-    assert found
-    assert also_found
-    return f"{before}{_BEGIN}{log}{_END}{after}"
-
-
-def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page_with(race_log()), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    put_between(PAGE, BEGIN, END, race_log())

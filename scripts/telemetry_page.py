@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rich.console import Console
 
+from benchmarks.report import markdown
+from testkit.pages import put_below
 from tinker_guard.cli.demo.run import carry_out
 from tinker_guard.cli.demo.screen import tree_of
 from tinker_guard.cli.demo.spans import Recorder, most_telling, trees
@@ -22,21 +24,12 @@ from tinker_guard.gateway import FAULTS
 from tinker_guard.observability.attributes import ATTRIBUTES, On
 from tinker_guard.observability.metrics import METRICS
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "telemetry.md"
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def attributes() -> str:
     """The table of attributes."""
-    return table(
+    return markdown(
         ("name", "type", "on", "meaning"),
         (
             (
@@ -52,7 +45,7 @@ def attributes() -> str:
 
 def metrics() -> str:
     """The table of metrics."""
-    return table(
+    return markdown(
         ("name", "kind", "unit", "attributes", "meaning"),
         (
             (
@@ -84,22 +77,8 @@ def example() -> str:
     return "```\n" + "\n".join(lines) + "\n```\n"
 
 
-def write(heading: str, content: str) -> None:
-    """Put content in the place of the first table or block of code below a heading."""
-    text = PAGE.read_text()
-    start = text.index(f"\n## {heading}\n")
-    mark = "```" if content.startswith("```") else "|"
-    begin = text.index(f"\n{mark}", start) + 1
-    end = (
-        text.index("\n```\n", begin) + len("\n```\n")
-        if mark == "```"
-        else text.index("\n\n", begin) + 1
-    )
-    PAGE.write_text(text[:begin] + content + text[end:])
-
-
 if __name__ == "__main__":
-    write("Attributes", attributes())
-    write("Metrics", metrics())
-    write("A race, seen in a trace", example())
+    put_below(PAGE, "Attributes", attributes())
+    put_below(PAGE, "Metrics", metrics())
+    put_below(PAGE, "A race, seen in a trace", example())
     print(f"wrote {PAGE.name}")

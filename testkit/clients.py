@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
+import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,3 +53,12 @@ def proxy_host_of(transport: Any) -> bytes:
     """The host of the proxy that an httpx transport sends through."""
     host: bytes = transport._pool._proxy_url.host
     return host
+
+
+def pyqwest_transport() -> httpx.AsyncBaseTransport:
+    """A new transport of pyqwest's."""
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
+    return transport

@@ -176,6 +176,15 @@ class FakeTransport(httpx.AsyncBaseTransport):
         self.is_closed = True
 
 
+class ReadingTransport(FakeTransport):
+    """Reads each answer, as transports do that log or keep them."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        await response.aread()
+        return response
+
+
 class FakeHTTPTransport(FakeTransport, httpx.AsyncHTTPTransport):
     """Known to follow no redirect, so that a question to the control plane may go over it too."""
 
@@ -241,3 +250,8 @@ async def send(transport: GuardTransport, request: httpx.Request | None = None) 
     response = await transport.handle_async_request(request or post())
     await response.aread()
     return response
+
+
+def judged(verdict: str, reason: str) -> dict[str, Any]:
+    """What a span, or a metric, says of a 404."""
+    return {"tinker_guard.verdict": verdict, "tinker_guard.verdict.reason": reason}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ssl
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 from testkit.fakes import GATEWAY_BODY
+from testkit.http_server import JSON, Handler, on_a_thread
 from tinker_guard.control_plane.question import ssl_context
 
 if TYPE_CHECKING:
@@ -32,28 +32,18 @@ class LocalServer(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: LocalServer
 
     def do_GET(self) -> None:
         self.server.keys.add(self.headers["X-Api-Key"])
         if self.path == "/v1/accounts/acc/rlorTrainerJobs/job-1":
             self.server.is_route_known = True
-            self._answer(200, b'{"state": "JOB_STATE_RUNNING"}')
+            self.reply(200, b'{"state": "JOB_STATE_RUNNING"}', JSON)
         elif self.server.is_route_known:
-            self._answer(200, b"{}")
+            self.reply(200, b"{}", JSON)
         else:
-            self._answer(404, GATEWAY_BODY)
-
-    def _answer(self, status_code: int, body: bytes) -> None:
-        self.send_response(status_code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+            self.reply(404, GATEWAY_BODY, JSON)
 
 
 @contextmanager
@@ -71,13 +61,10 @@ def serving(directory: Path | None = None) -> Iterator[LocalServer]:
             authority.issue_cert("127.0.0.1").configure_cert(context)
             server.socket = context.wrap_socket(server.socket, server_side=True)
             server.scheme = "https"
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
         # What is trusted is remembered for the life of the process.
         ssl_context.cache_clear()
         try:
-            yield server
+            with on_a_thread(server):
+                yield server
         finally:
             ssl_context.cache_clear()
-            server.shutdown()
-            thread.join()

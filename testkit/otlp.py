@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from testkit.http_server import Handler, on_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ class Backend(ThreadingHTTPServer):
         self.paths: Counter[str] = Counter()
 
 
-class _TakeSpans(BaseHTTPRequestHandler):
+class _TakeSpans(Handler):
     def do_POST(self) -> None:
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
@@ -39,21 +40,10 @@ class _TakeSpans(BaseHTTPRequestHandler):
                 if scope.scope.name == "tinker_guard"
                 for span in scope.spans
             )
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
+        self.reply(200, b"")
 
 
 @contextmanager
 def backend() -> Iterator[Backend]:
-    with Backend() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with on_a_thread(Backend()) as server:
+        yield server

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Before any tracer provider is made: in a forked child, one asks threads for resources, and waits
 # for ever if this module was imported after it (OpenTelemetry SDK 1.45).
 import concurrent.futures.thread  # noqa: F401
+import gc
 import os
 import random
 from collections import Counter as Counter_
@@ -23,11 +24,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from testkit.threads import VirtualTime
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import faults, uninstall_guard
 from tinker_guard.core.attempts import JITTER
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability import providers
+from tinker_guard.transports.runtime import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +76,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Coroutine tests run where a sleep of an hour takes no time."""
     return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    """The time of threads that wait."""
+    time = VirtualTime()
+    monkeypatch.setattr(THREADS, "clock", time.clock)
+    monkeypatch.setattr(THREADS, "sleep", time.sleep)
+    return time
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No proxy is before this machine, and what clients leave behind is collected afterwards."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK says nothing of its failure.
+
+    Many releases try for half a minute to report it to the trainer that has just gone, and raise
+    the error only then.
+    """
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
 
 
 @pytest.fixture(autouse=True)

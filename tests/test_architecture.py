@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 import tinker_guard
+from testkit.cli import python
 from tests import ROOT
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ def test_every_public_name_can_be_had() -> None:
 )
 def test_a_public_name_names_the_extra_that_it_needs(name: str, lacking: str, extra: str) -> None:
     program = f"import sys; sys.modules[{lacking!r}] = None; from tinker_guard import {name}"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = python("-c", program)
     assert done.returncode == 1
     assert "ModuleNotFoundError: " in done.stderr
     assert done.stderr.endswith(f"{name} needs: pip install 'tinker-guard[{extra}]'\n")
@@ -54,7 +51,7 @@ def test_installing_imports_nothing_that_only_requests_or_mistakes_need() -> Non
         "assert not names & {'opentelemetry', 'tenacity', 'packaging', 'difflib'}\n"
         "assert 'tinker_guard.transport' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert python("-c", program).returncode == 0
 
 
 def test_a_plain_install_imports_without_the_extras() -> None:
@@ -68,7 +65,7 @@ def test_a_plain_install_imports_without_the_extras() -> None:
         "tinker_guard.GuardTransport(__import__('httpx').AsyncHTTPTransport())\n"
         "from tinker_guard.install.unattended import install_when_needed; install_when_needed()\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert python("-c", program).returncode == 0
 
 
 def tree_in_the_text() -> set[str]:

@@ -19,6 +19,7 @@ from examples.kubernetes_control_plane import KubernetesControlPlane
 from testkit.clients import transport_of
 from tests import ROOT
 from tests.end_to_end import sdk
+from tests.end_to_end.leftovers import LEFT_BEHIND
 from tinker_guard import ControlPlane, GuardTransport, RouteControlPlane, install_guard
 from tinker_guard.cli.app import build_parser
 from tinker_guard.gateway.train import train_five_steps
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
 
     from sybil.example import Example
 
-# The SDK leaves the client of a holder's first request to the garbage collector.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = LEFT_BEHIND
 
 DOCUMENTS: Final = sorted(
     path

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +21,7 @@ from starlette.routing import Route
 
 from examples.kubernetes_control_plane import KubernetesControlPlane, state_of
 from examples.own_client import guarded_client
+from testkit.cli import python
 from tests import ROOT
 from tinker_guard import ControlPlane, GuardSettings, GuardTransport
 from tinker_guard.gateway import Fault, LocalGateway, Race
@@ -44,14 +42,9 @@ LOST = Fault(races=(Race("healthz", 1, 60.0),))
 
 
 def program(name: str, *arguments: str, **environment: str) -> str:
-    return subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments],
-        env={**os.environ, **environment},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    ).stdout
+    ended = python(EXAMPLES / name, *arguments, **environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 # -- own_client.py -------------------------------------------------------------------------------

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pydoc
 import re
-import subprocess
-import sys
 
 import pytest
 
 import tinker_guard
+from testkit.cli import python
 from tinker_guard import GuardSettings
 
 
@@ -26,13 +25,7 @@ LACKING = "import sys; sys.modules |= dict.fromkeys(['numpy', 'opentelemetry.ins
 
 @pytest.mark.parametrize("first", ["", LACKING], ids=["with extras", "without extras"])
 def test_help_is_a_page(first: str) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-c", f"{first}\nimport tinker_guard; help(tinker_guard)"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = python("-c", f"{first}\nimport tinker_guard; help(tinker_guard)").stdout
     assert (tinker_guard.__doc__ or "").splitlines()[-1] in shown
     assert len(shown.splitlines()) < 80
 

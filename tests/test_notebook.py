@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from testkit.cli import python
 from tests import ROOT
 
 if TYPE_CHECKING:
@@ -48,14 +46,8 @@ def test_the_notebook_prints_what_it_shows(tmp_path: Path) -> None:
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     executed = tmp_path / "executed.ipynb"
-    ended = subprocess.run(
-        [sys.executable, "-c", EXECUTE, str(NOTEBOOK), str(executed)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"IPYTHONDIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)},
-        timeout=55,
-        check=False,
-    )
+    places = dict.fromkeys(("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"), str(tmp_path))
+    ended = python("-c", EXECUTE, NOTEBOOK, executed, **places)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert printed(executed, "stdout") == printed(NOTEBOOK, "stdout")
     told = "".join(printed(executed, "stderr")).splitlines()

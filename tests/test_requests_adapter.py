@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import os
 import socket
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 
 from examples.requests_adapter import GuardedAdapter
+from testkit.cli import python
 from testkit.fakes import GATEWAY_BODY
+from testkit.http_server import Handler, on_a_thread
 from tests import ROOT
 from tinker_guard import Fault, GuardSettings, JobStop, LocalGateway, LostReply, Race
 
@@ -150,7 +149,10 @@ def test_threads_may_share_a_session(session: requests.Session) -> None:
 # -- any other server ----------------------------------------------------------------------------
 
 
-class _Handler(BaseHTTPRequestHandler):
+REASON = "As It Says"
+
+
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
     cookies: list[str | None]
     answers: Callable[[_Handler], None]
@@ -159,29 +161,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.cookies.append(self.headers["Cookie"])
         type(self).answers(self)
 
-    def reply(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        self.send_response(status, "As It Says")
-        for name, value in headers:
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
 
 @contextmanager
 def serving(answers: Callable[[Any], None]) -> Iterator[tuple[str, type[_Handler]]]:
     handler = type("Handler", (_Handler,), {"answers": answers, "cookies": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", handler
-        finally:
-            server.shutdown()
-            thread.join()
+    with on_a_thread(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}", handler
 
 
 @pytest.mark.parametrize("path", ["/elsewhere", f"{ROUTE}/api/v1/x"])
@@ -189,12 +174,14 @@ def test_an_answer_is_as_requests_makes_it(session: requests.Session, path: str)
     def answer(handler: _Handler) -> None:
         body = gzip.compress(b"line 1\nline 2\n")
         encoding = ("Content-Encoding", "gzip")
-        handler.reply(200, body, encoding, ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"))
+        handler.reply(
+            200, body, encoding, ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), reason=REASON
+        )
 
     with serving(answer) as (origin, handler):
         first = session.get(origin + path, timeout=5)
         assert first.text == "line 1\nline 2\n"
-        assert first.reason == "As It Says"
+        assert first.reason == REASON
         assert first.headers["content-encoding"] == "gzip"
         assert first.cookies.get_dict() == session.cookies.get_dict() == {"a": "1", "b": "2"}
         with session.get(origin + path, timeout=5, stream=True) as second:
@@ -275,12 +262,8 @@ def test_a_body_that_breaks_off_is_an_error_of_requests(session: requests.Sessio
 
 def test_as_a_program() -> None:
     with LocalGateway(Fault(route_known_after=(0.3,))) as gateway:
-        done = subprocess.run(
-            [sys.executable, ROOT / "examples" / "requests_adapter.py", gateway.base_url],
-            env={**os.environ, "TINKER_API_KEY": gateway.api_key, "NO_PROXY": "127.0.0.1"},
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        program = ROOT / "examples" / "requests_adapter.py"
+        variables = {"TINKER_API_KEY": gateway.api_key, "NO_PROXY": "127.0.0.1"}
+        done = python(program, gateway.base_url, **variables)
+    assert done.returncode == 0, done.stderr
     assert "tinker-guard/bigram" in done.stdout

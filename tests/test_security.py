@@ -18,6 +18,8 @@ import httpx
 import pytest
 import zstandard
 
+from testkit import fakes
+from testkit.clients import pyqwest_transport
 from testkit.fakes import (
     BASE,
     GATEWAY_BODY,
@@ -29,7 +31,6 @@ from testkit.fakes import (
     ok,
     post,
 )
-from tests.end_to_end.test_sockets import pyqwest_transport
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.shared import SharedControlPlane
@@ -278,12 +279,8 @@ async def test_a_password_in_the_url_goes_no_further(
         return httpx.Response(500)
 
     gateway = FakeGateway(lambda _: gateway_404())
-    guard = GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(warmup_successes=1),
-        control_plane=FireworksControlPlane(transport=httpx.MockTransport(answer)),
-        new_transport=gateway.new_transport,
-    )
+    plane = FireworksControlPlane(transport=httpx.MockTransport(answer))
+    guard = fakes.guard(gateway, plane, warmup_successes=1)
     url = BASE.replace("https://", "https://user:hunter2@") + "/api/v1/x"
     response = await guard.handle_async_request(httpx.Request("GET", url))
     await response.aread()
@@ -303,12 +300,7 @@ async def test_an_error_that_reaches_the_caller_is_the_transports_own_and_alone(
         raise httpx.ReadError("cut")
 
     gateway = FakeGateway(answer)
-    guard = GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(warmup_successes=0),
-        control_plane=FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
+    guard = fakes.guard(gateway, warmup_successes=0)
     with pytest.raises(httpx.ReadError, match="cut") as caught:
         await guard.handle_async_request(post())
     assert caught.value.__cause__ is None
@@ -413,12 +405,7 @@ async def test_one_origins_answer_is_no_other_origins() -> None:
 @pytest.mark.anyio
 async def test_a_lying_control_plane_costs_the_budget_and_no_more() -> None:
     gateway = FakeGateway(lambda _: gateway_404())
-    guard = GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(warmup_successes=0, retry_timeout=10),
-        control_plane=FakeControlPlane("JOB_STATE_RUNNING"),
-        new_transport=gateway.new_transport,
-    )
+    guard = fakes.guard(gateway, warmup_successes=0, retry_timeout=10)
     response = await guard.handle_async_request(post())
     assert response.status_code == 404
     assert asyncio.get_running_loop().time() <= 10.0
@@ -428,12 +415,7 @@ async def test_a_lying_control_plane_costs_the_budget_and_no_more() -> None:
 @pytest.mark.anyio
 async def test_probes_hold_nothing_of_the_body_and_no_idempotency_key() -> None:
     gateway = FakeGateway(lambda e: gateway_404() if e.at < 1 else ok())
-    guard = GuardTransport(
-        gateway.new_transport(),
-        settings=GuardSettings(warmup_successes=2),
-        control_plane=FakeControlPlane(),
-        new_transport=gateway.new_transport,
-    )
+    guard = fakes.guard(gateway, warmup_successes=2)
     await guard.handle_async_request(post(body=b"training data"))
     assert gateway.probes
     for probe in gateway.probes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,7 @@ from proof.chaos.judge import (
     share_of,
     trend_of,
 )
+from testkit.pages import put_between
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,12 +154,7 @@ class Report:
         """Put the tables into a page, in the place of those of the last time."""
         options = self.seen.options
         command = f"python -m proof.chaos --minutes {options.seconds / 60:g} --seed {options.seed}"
-        written = f"{_BEGIN}\n`{command}`, {date}:\n\n{self.markdown()}\n{_END}"
-        text = page.read_text() if page.exists() else f"# Reliability\n\n{_BEGIN}{_END}\n"
-        pattern = re.escape(_BEGIN) + ".*?" + re.escape(_END)
-        if not re.search(pattern, text, re.DOTALL):
-            text += f"\n{_BEGIN}{_END}\n"
-        page.write_text(re.sub(pattern, lambda _: written, text, count=1, flags=re.DOTALL))
+        put_between(page, _BEGIN, _END, f"\n`{command}`, {date}:\n\n{self.markdown()}\n")
 
     def write_json(self, path: Path) -> None:
         """Write the figures, and every look at the processes, to a file."""

@@ -837,7 +837,11 @@ class _Facts:
             if question.key not in ((key,) if key else KEYS):
                 yield "a question went with another key"
             shared = question.transport
-            if shared is not None and shared.carries_requests and self._has_its_own(question):
+            if (
+                shared is not None
+                and shared.carries_requests
+                and self.world.can_build(question.call.slot)
+            ):
                 yield f"a question went over connection {shared.number}"
         for text in self._told():
             if any(secret in text for secret in (*KEYS, PLANE_KEY, SECRET)):
@@ -850,16 +854,6 @@ class _Facts:
         for exchange in self.world.exchanges:
             if str(exchange.began) == number and exchange.call.key != call.key:
                 yield f"call {call.number}: refused with what another key was told"
-
-    def _has_its_own(self, question: Question) -> bool:
-        """Whether a connection of its own could be had for a question."""
-        world, slot = self.world, question.call.slot
-        return (
-            world.setup.renewable
-            and not world.builds_failed
-            and slot not in world.closed_slots
-            and slot not in world.released_slots
-        )
 
     def _told(self) -> Iterator[str]:
         """All that the guard told anybody."""

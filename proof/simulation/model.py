@@ -233,6 +233,11 @@ class ModelWorld:
             for x in self.exchanges
         )
 
+    def can_build(self, slot: int) -> bool:
+        """Whether a further transport could be had for a guarded one, all the time."""
+        gone = slot in self.closed_slots or slot in self.released_slots
+        return self.setup.renewable and not self.builds_failed and not gone
+
     def is_resumed(self, route: int) -> bool:
         """Whether a job ran again before the run was over."""
         now = self.loop.time()

@@ -377,6 +377,16 @@ def draw(seed: int) -> Schedule:
     return _Draw(random.Random(f"{seed}, alone")).alone(schedule)
 
 
+def _with_outages(events: list[Event], **changed: Any) -> list[Event]:
+    """The events, each outage among them changed."""
+    return [replace(e, **changed) if isinstance(e, Outage) else e for e in events]
+
+
+def _next_number(events: list[Event]) -> int:
+    """The number of a further caller."""
+    return 1 + max((event.number for event in events if isinstance(event, Caller)), default=-1)
+
+
 class _Draw:
     """Draws one schedule.
 
@@ -463,10 +473,7 @@ class _Draw:
             events.append(ClockJump(at, chance.choice((-3600.0, -5.0, -0.3, 0.3, 5.0, 3600.0))))
             if self.happens(0.4):
                 retry_after = chance.choice(("date 1", "date 2"))
-                events = [
-                    replace(event, retry_after=retry_after) if isinstance(event, Outage) else event
-                    for event in events
-                ]
+                events = _with_outages(events, retry_after=retry_after)
         if self.happens(0.1):
             events += [self.close_fault() for _ in range(chance.randint(1, 3))]
         return replace(schedule, setup=setup, events=tuple(events))
@@ -493,13 +500,10 @@ class _Draw:
             body: Body = chance.choice(
                 ("zstd", "gzip, gzip", "problem", "problem as json", "router", "empty", "large")
             )
-            events = [replace(e, body=body) if isinstance(e, Outage) else e for e in events]
+            events = _with_outages(events, body=body)
         if self.happens(0.06):
             retry_after = chance.choice(("1", "40"))
-            events = [
-                replace(event, retry_after=retry_after) if isinstance(event, Outage) else event
-                for event in events
-            ]
+            events = _with_outages(events, retry_after=retry_after)
         if self.happens(0.2):
             setup = replace(setup, trainer_coding=chance.choice(("gzip", "zstd", "gzip, gzip")))
         if self.happens(0.12):
@@ -534,10 +538,9 @@ class _Draw:
     def overlapping(self, setup: Setup, events: list[Event]) -> list[Event]:
         """Callers that ask for something on every route while others still wait there."""
         chance = self.chance
-        last = max((event.number for event in events if isinstance(event, Caller)), default=-1)
         return [
             Caller(
-                last + 1 + n,
+                _next_number(events) + n,
                 round(n * chance.choice((0.0, 0.01, 0.05)), 3),
                 n % setup.routes,
                 chance.randrange(setup.slots),
@@ -639,7 +642,7 @@ class _Draw:
     def other_questions(self, setup: Setup, events: list[Event]) -> list[Event]:
         """Callers that ask for what no trainer knows, or in the background, among the others."""
         chance = self.chance
-        last = max((event.number for event in events if isinstance(event, Caller)), default=-1)
+        first = _next_number(events)
         others: list[Event] = [
             Caller(
                 number,
@@ -648,7 +651,7 @@ class _Draw:
                 chance.randrange(setup.slots),
                 chance.choice(("unrouted", "telemetry", "telemetry", "missing")),
             )
-            for number in range(last + 1, last + 1 + chance.randint(1, 2))
+            for number in range(first, first + chance.randint(1, 2))
         ]
         return events + others
 

@@ -236,7 +236,7 @@ class Truth:
             and (
                 other is not call
                 or probe.transport is not not_found.transport
-                or not self._is_renewable(probe)
+                or not self.world.can_build(probe.call.slot)
             )
             for other in self.like(call)
             for probe in other.probes
@@ -278,16 +278,6 @@ class Truth:
             return True
         lasted = question.ended_at - question.began_at
         return lasted < self.settings.control_plane_timeout - EPSILON
-
-    def _is_renewable(self, probe: Exchange) -> bool:
-        """Whether a probe had a connection of its own, if the line was to be replaced."""
-        world, slot = self.world, probe.call.slot
-        return (
-            world.setup.renewable
-            and not world.builds_failed
-            and slot not in world.released_slots
-            and slot not in world.closed_slots
-        )
 
     # Budgets
 

@@ -12,13 +12,16 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from testkit.cli import invoke as invoke_in_process
+from testkit.cli import python
 from testkit.otlp import backend
+from testkit.programs import free_port
 from tinker_guard import __version__
 from tinker_guard.cli.app import COMMANDS, NAMES
 from tinker_guard.cli.demo import commands, judge, screen, spans
@@ -43,31 +46,17 @@ NOT_FOUND = Run(
 UNVERIFIED = replace(NOT_FOUND, verdicts=Counter(unverified=1))
 
 
+run = partial(python, "-m", "tinker_guard")
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tinker_guard", *arguments]
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-        timeout=50,
-        check=False,
-    )
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
     """Run in this process, which is faster; for everything that trains nothing."""
     ended = invoke_in_process(*arguments)
     return ended.exit_code, " ".join(ended.output.split())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 # -- the commands themselves ---------------------------------------------------------------------
@@ -180,9 +169,8 @@ def test_help_imports_next_to_nothing() -> None:
         "try: main()\n"
         "finally: print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
+    ended = python("-c", code)
+    assert ended.returncode == 0
     heavy = {"asyncio", "httpx", "opentelemetry", "pydantic", "rich", "tenacity", "tinker", "typer"}
     assert heavy & set(ended.stderr.split()) == set()
 
@@ -199,8 +187,8 @@ sys.argv[1:] = ["wait", "http://x"]
 from tinker_guard.cli import main
 main()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+    ended = python("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def run_with(redirection: str, *arguments: str, **variables: str) -> tuple[int, str]:
@@ -304,13 +292,7 @@ def run_without(module: str, *arguments: str) -> subprocess.CompletedProcess[str
         f"import sys; sys.modules.update(dict.fromkeys({module.split(',')!r}))\n"
         "from tinker_guard.cli import main; main()"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    return python("-c", code, *arguments)
 
 
 def test_a_module_that_is_missing_for_another_reason_is_not_hidden() -> None:
@@ -553,7 +535,7 @@ commands.carry_out = carry_out
 commands.FAULTS = {**FAULTS, "dispatch": Fault(races=(Race("create_model", seconds=99.0),))}
 execute(["demo", "--fault", "dispatch"])
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    ended = python("-c", code)
     assert ended.returncode == 1
     assert "Wrong: the guarded run was still waiting after 4 s" in ended.stdout
     assert "for the route of job" in ended.stdout

@@ -7,10 +7,10 @@ import io
 import json
 import random
 import re
-import subprocess
 import sys
 import tracemalloc
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +21,19 @@ import pytest
 from rich.console import Console
 
 from benchmarks import span_file
+from testkit import fakes
 from testkit.cli import invoke as invoke_in_process
+from testkit.cli import python
 from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    judged,
     known_from,
     ok,
-    post,
+    send,
     trainer_404,
 )
-from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.cli.report import command, race, reading, records, tally, timeline
 from tinker_guard.cli.report.machine import as_document
 from tinker_guard.cli.report.page import page_of
@@ -62,13 +64,9 @@ NOON = 1_790_000_000
 QUESTION = "GET /v1/accounts/{account}/rlorTrainerJobs/{job}"
 
 
-def labels(kind: str, reason: str) -> dict[str, Any]:
-    return {"tinker_guard.verdict": kind, "tinker_guard.verdict.reason": reason}
-
-
-RACE = labels("routing_race", "job_running")
-MISSING = labels("genuine_not_found", "job_missing")
-TRAINERS = labels("genuine_not_found", "trainer_answered")
+RACE = judged("routing_race", "job_running")
+MISSING = judged("genuine_not_found", "job_missing")
+TRAINERS = judged("genuine_not_found", "trainer_answered")
 
 
 @dataclass
@@ -150,7 +148,7 @@ def a_run() -> Spans:
     trace.recovered(100.0, 102.5, 103.0)
     trace.recovered(100.5, 102.0, 102.9)
     trace.recovered(150.0, 150.25, 170.0)
-    trace.request(200.0, 200.5, "unverified", 0, labels("unverified", "control_plane_error"))
+    trace.request(200.0, 200.5, "unverified", 0, judged("unverified", "control_plane_error"))
     trace.request(201.0, 202.0, "error")
     trace.request(202.0, 203.0, "cancelled")
     trace.request(300.0, 330.0, "exhausted", 4, RACE)
@@ -270,17 +268,7 @@ def simple(span: ReadableSpan) -> dict[str, Any]:
 async def test_what_the_guard_exports(spans: InMemorySpanExporter, tmp_path: Path) -> None:
     gateway = FakeGateway(known_from(1.0))
 
-    def guard(control_plane: FakeControlPlane | None = None, **more: Any) -> GuardTransport:
-        return GuardTransport(
-            gateway.new_transport(),
-            settings=GuardSettings(**more),
-            control_plane=control_plane or FakeControlPlane(),
-            new_transport=gateway.new_transport,
-        )
-
-    async def send(transport: GuardTransport, request: httpx.Request | None = None) -> None:
-        await (await transport.handle_async_request(request or post())).aread()
-
+    guard = partial(fakes.guard, gateway)
     transport = guard()
     await send(transport)  # its warmup meets 404s
     await send(transport)
@@ -437,7 +425,7 @@ def test_it_opens_with_a_sentence_for_somebody_who_reads_no_further(tmp_path: Pa
         "1 run met 6 false 404s; none was lost; 42 s were spent waiting; 1 request gave up on a "
         "race."
     )
-    trace.request(202.0, 202.5, "unverified", 0, labels("unverified", "control_plane_error"))
+    trace.request(202.0, 202.5, "unverified", 0, judged("unverified", "control_plane_error"))
     other = Trace("job-2")
     other.request(201.0, 201.5, "not_found", 0, TRAINERS)
     trace.spans += other.spans
@@ -618,7 +606,7 @@ def test_how_a_run_ended_is_told_by_its_last_requests(tmp_path: Path) -> None:
 
     work, poll = "POST /api/v1/optim_step", "POST /api/v1/retrieve_future"
     alive, close = "POST /api/v1/session_heartbeat", "POST /api/v1/sessions/{id}/finish"
-    unverified = labels("unverified", "control_plane_timeout")
+    unverified = judged("unverified", "control_plane_timeout")
     kind, reason, evidence = ended((poll, "not_found", MISSING), (alive, "ok", {}))
     assert (kind, reason) == ("true_404", "job_missing")
     assert evidence == (
@@ -1251,4 +1239,4 @@ def test_it_needs_nothing_but_rich_and_typer_beside_the_parser() -> None:
         "    sys.modules[name] = None\n"
         "import tinker_guard.cli.report.command\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+    assert python("-c", program).returncode == 0

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
+
+from testkit.http_server import JSON, Handler, on_a_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,33 +276,19 @@ class ApiServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, dict[str, str]]] = []
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: ApiServer
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append((self.path, headers))
-        body = json.dumps(self.server.document).encode()
-        self.send_response(self.server.status_code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        self.reply(self.server.status_code, json.dumps(self.server.document).encode(), JSON)
 
 
 @contextmanager
 def serving(server: ApiServer) -> Iterator[str]:
-    with server:
-        thread = Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with on_a_thread(server):
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 def kubeconfig(place: Path, origin: str) -> Path:

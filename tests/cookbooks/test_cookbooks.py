@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tests.cookbooks.judge import GONE, Client, Row, write
+from tests.gateways.judge import found_rows
 from tinker_guard import install_guard
 from tinker_guard.gateway import FAULTS, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.cookbooks.server import Server
 
@@ -36,14 +35,7 @@ _NAMES: Final = ("dispatch", "poll", "sample", "reply-lost", "stale-replica")
 _FAULTS: Final = (*(FAULTS[name] for name in _NAMES), GONE)
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """What the tests of this module found; written down if all of them did."""
-    found: list[Row] = []
-    yield found
-    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
-    if page and len(found) == len(_CLIENTS) * len(_FAULTS):
-        write(Path(page), found, "cookbooks")
+rows = found_rows("cookbooks", len(_CLIENTS) * len(_FAULTS), write)
 
 
 @pytest.fixture(scope="module", params=_CLIENTS)

@@ -6,22 +6,21 @@ the local one without a fault: it is the control plane, and adds what SkyRL lack
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from tests.cookbooks.judge import surroundings
 from tests.gateways.fleet import Fault, Fleet
-from tests.gateways.judge import FAULTS, Row, run, try_out, write
+from tests.gateways.judge import FAULTS, Row, found_rows, run, try_out
 from tests.gateways.programs import Nginx, Traefik, is_in_environment
 from tinker_guard.settings import SettingValues
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -39,20 +38,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"needs {', '.join(_MISSING)}; `make gateways-skyrl` installs and runs it",
 )
 
-_FAULTS: Final = {
-    "late": "one replica knows the route late",
-    "lost": "one replica loses it in step 3",
-}
-
-
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """What the tests of this module found; written down if all of them did."""
-    found: list[Row] = []
-    yield found
-    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
-    if page and len(found) == len(_GATEWAYS) * len(FAULTS):
-        write(Path(page), found, "gateways-skyrl")
+rows = found_rows("gateways-skyrl", len(_GATEWAYS) * len(FAULTS))
 
 
 @pytest.fixture(scope="module", params=_GATEWAYS, ids=lambda kind: kind.name)
@@ -100,4 +86,4 @@ def test_training_on_skyrl_through_a_gateway_whose_replica_lacks_the_route(
     assert (asked.questions > 0, unasked.questions) == (True, 0)
     assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
     name = f"SkyRL 0.4.0 behind {fleet.kind.name} {fleet.kind.version()}"
-    rows.append(Row(name, fleet.not_found(), _FAULTS[fault], asked, unasked))
+    rows.append(Row(name, fleet.not_found(), FAULTS[fault], asked, unasked))

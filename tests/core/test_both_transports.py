@@ -23,7 +23,7 @@ from testkit.fakes import (
     router_404,
     trainer_404,
 )
-from testkit.threads import SyncFakeTransport, VirtualTime
+from testkit.threads import SyncFakeTransport
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 from tinker_guard.core.attempts import JITTER
@@ -37,13 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 
-@pytest.fixture(autouse=True)
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    """The time of threads that wait."""
-    time = VirtualTime()
-    monkeypatch.setattr(runtime.THREADS, "clock", time.clock)
-    monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
-    return time
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 
 @dataclass

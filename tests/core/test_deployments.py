@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from testkit.fakes import KEY, ORIGIN, FakeControlPlane, FakeGateway, gateway_404, known_from, ok
-from testkit.threads import SyncFakeTransport, VirtualTime
+from testkit.threads import SyncFakeTransport
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
@@ -63,13 +63,7 @@ class Plane:
         return FireworksControlPlane(transport=httpx.MockTransport(self.answer), **given)
 
 
-@pytest.fixture(autouse=True)
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    """The time of threads that wait."""
-    time = VirtualTime()
-    monkeypatch.setattr(runtime.THREADS, "clock", time.clock)
-    monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
-    return time
+pytestmark = pytest.mark.usefixtures("virtual_time")
 
 
 def _send_sync(

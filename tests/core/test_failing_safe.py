@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from testkit import fakes
+from testkit.cli import python
 from testkit.fakes import (
     BASE,
     GATEWAY_BODY,
@@ -42,7 +42,6 @@ from testkit.fakes import (
 )
 from testkit.threads import VirtualTime
 from testkit.virtual_time import VirtualTimeLoop
-from tests import ROOT
 from tests.core.test_both_transports import sync_guard
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard import faults as guard_faults
@@ -844,12 +843,6 @@ sys.exit(7)
 def test_the_interpreter_ends_with_requests_in_flight(how: str, warmup: int) -> None:
     # Not found from the first request on, or known to the probes of the warmup alone.
     with LocalGateway(Fault(races=(Race("healthz", 1, 60.0),), route_known_after=(60.0,))) as there:
-        ended = subprocess.run(
-            [sys.executable, "-c", _IN_FLIGHT, there.base_url, there.api_key, how, str(warmup)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+        given = there.base_url, there.api_key, how, warmup
+        ended = python("-c", _IN_FLIGHT, *given)
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, "in flight: 5\n", "")

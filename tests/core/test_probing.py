@@ -22,7 +22,7 @@ from testkit.fakes import (
     Exchange,
     FakeControlPlane,
     FakeGateway,
-    FakeTransport,
+    ReadingTransport,
     TrackedStream,
     gateway_404,
     guard,
@@ -245,14 +245,8 @@ async def test_a_probes_answer_that_breaks_is_no_trouble_of_the_requests(
 async def test_an_answer_that_something_below_has_read_is_judged_by_its_content(
     found: Answer, probes: int, questions: int
 ) -> None:
-    class Reading(FakeTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            response = await super().handle_async_request(request)
-            await response.aread()
-            return response
-
-    def build() -> Reading:
-        gateway.transports.append(Reading(gateway, len(gateway.transports)))
+    def build() -> ReadingTransport:
+        gateway.transports.append(ReadingTransport(gateway, len(gateway.transports)))
         return gateway.transports[-1]  # type: ignore[return-value]
 
     gateway = FakeGateway(lambda e: found() if e.is_probe and e.connection < 2 else ok())
@@ -565,15 +559,9 @@ async def test_of_a_plain_body_the_beginning_is_kept() -> None:
 
 
 async def test_a_body_that_was_decoded_below_says_so() -> None:
-    class Reading(FakeTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            response = await super().handle_async_request(request)
-            await response.aread()
-            return response
-
     gateway = FakeGateway(lambda _: coded("gzip", GATEWAY_BODY)())
     transport = GuardTransport(
-        Reading(gateway, 0), control_plane=FakeControlPlane("JOB_STATE_DELETED")
+        ReadingTransport(gateway, 0), control_plane=FakeControlPlane("JOB_STATE_DELETED")
     )
     response = await send(transport)
     assert (response.status_code, response.content) == (404, GATEWAY_BODY)

@@ -26,6 +26,7 @@ from testkit.fakes import (
     FakeGateway,
     FakeHTTPTransport,
     FakeTransport,
+    ReadingTransport,
     TrackedStream,
     gateway_404,
     known_from,
@@ -1256,15 +1257,6 @@ async def test_a_404_that_breaks_off_during_a_race_is_no_end_of_it() -> None:
     assert gateway.unclosed() == []
 
 
-class _Reading(FakeTransport):
-    """Reads each answer, as transports do that log or keep them."""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await super().handle_async_request(request)
-        await response.aread()
-        return response
-
-
 @pytest.mark.parametrize(
     ("not_found", "known_at"),
     [
@@ -1301,7 +1293,7 @@ async def test_a_404_that_something_below_has_read_is_judged_by_its_content(
             assert response.content == (TRAINER_BODY if known_at is None else b'{"ok": true}')
         return [(round(e.at - began, 6), e.is_probe) for e in gateway.exchanges]
 
-    assert await run(_Reading) == await run(FakeTransport)
+    assert await run(ReadingTransport) == await run(FakeTransport)
 
 
 async def test_a_404_is_read_in_the_requests_own_task_however_long_that_takes() -> None:

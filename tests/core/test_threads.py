@@ -42,14 +42,6 @@ if TYPE_CHECKING:
 THREADS = 8
 
 
-@pytest.fixture
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    time = VirtualTime()
-    monkeypatch.setattr(runtime.THREADS, "clock", time.clock)
-    monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
-    return time
-
-
 def test_threads_share_one_warmup() -> None:
     gateway, plane = FakeGateway(), FakeControlPlane()
     guard = sync_guard(gateway, plane, GuardSettings(warmup_successes=3))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from testkit.programs import environment, free_port, serving
+from tests import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
 # Each is in an environment of its own: they need different releases of graphql-core, and Phoenix
 # brings a pytest plugin that raises a warning.
 PHOENIX: Final = Path(sys.prefix).parent / "phoenix" / "bin" / "phoenix"

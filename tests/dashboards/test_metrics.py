@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from testkit.programs import free_port, serving, until
+from tests import ROOT, script
 
-from .conftest import ROOT, program, training
+from .conftest import program, training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,10 +36,10 @@ ALERTS_OF: Final = {
 
 
 def test_the_dashboard_is_what_the_script_writes() -> None:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from grafana_dashboard import FILE, text
-
-    assert FILE.read_text() == text(), "run `python scripts/grafana_dashboard.py`"
+    dashboard = script("grafana_dashboard")
+    assert dashboard.FILE.read_text() == dashboard.text(), (
+        "run `python scripts/grafana_dashboard.py`"
+    )
 
 
 def test_grafanas_own_library_reads_the_dashboard() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tomllib
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from readme_renderer.markdown import render
 
+from testkit.cli import python
 from tests import ROOT
 
 if TYPE_CHECKING:
@@ -51,14 +50,8 @@ def rendered(markdown: str) -> Targets:
 @pytest.fixture(scope="module")
 def on_an_index() -> Targets:
     """README as an index shows it: what the build puts into the metadata, sanitized."""
-    printed = subprocess.run(
-        [sys.executable, "-m", "hatch_fancy_pypi_readme", "pyproject.toml"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    printed = python("-m", "hatch_fancy_pypi_readme", "pyproject.toml")
+    assert printed.returncode == 0, printed.stderr
     return rendered(printed.stdout)
 
 

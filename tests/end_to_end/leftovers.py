@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.end_to_end import sdk
 
 if TYPE_CHECKING:
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 
     from tinker_guard.gateway import LocalGateway
 
+LEFT_BEHIND = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+"""Marks where the SDK leaves the connection of its first request to the garbage collector."""
 DEADLINE = 10.0
 """Seconds that connections get to close; they take milliseconds."""
 

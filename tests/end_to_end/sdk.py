@@ -68,6 +68,16 @@ TRANSPORTS = [
 ]
 """Values for `@pytest.mark.parametrize("transport", ...)`."""
 
+ONCE_EACH = [
+    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
+]
+"""The work of five steps."""
+
+
+def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
+    """What the trainer has done."""
+    return [(done.seq_id, done.operation) for done in gateway.applied]
+
 
 class Gateway(LocalGateway):
     """A gateway whose key looks like one of the SDK's.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end import sdk
-from tests.end_to_end.sdk import TRANSPORTS, Gateway, connected
+from tests.end_to_end.leftovers import LEFT_BEHIND
+from tests.end_to_end.sdk import ONCE_EACH, TRANSPORTS, Gateway, connected, work_of
 from tinker_guard import GuardSettings, install_guard
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
@@ -27,16 +28,7 @@ if TYPE_CHECKING:
 
     from tinker_guard.gateway.faults import Transport
 
-# The SDK leaves the connection of its first request to the garbage collector, which is made to run
-# here rather than in another test.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-ONCE_EACH = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
-]
+pytestmark = [*LEFT_BEHIND, pytest.mark.usefixtures("loopback")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,30 +38,9 @@ def _nothing_left_behind() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
-    gc.collect()
-
-
-@pytest.fixture
-def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK says nothing of its failure.
-
-    Many releases try for half a minute to report it to the trainer that has just gone, and raise
-    the error only then.
-    """
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-
-
 def train(fault: Fault) -> tuple[list[float], LocalGateway]:
     with Gateway(fault) as gateway, connected(gateway) as client:
         return train_five_steps(client, sdk.types), gateway
-
-
-def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
-    return [(done.seq_id, done.operation) for done in gateway.applied]
 
 
 @pytest.fixture(scope="module")
@@ -325,17 +296,6 @@ def _is_below(span: Any, root: Any, spans: Any) -> bool:
         if span is root:
             return True
     return False
-
-
-@pytest.mark.usefixtures("no_failure_report")
-def test_settings_reach_the_run() -> None:
-    install_guard(GuardSettings(retry_timeout=0.2))
-    with (
-        Gateway(Fault(races=(Race("forward_backward", 1, 60.0),))) as gateway,
-        connected(gateway) as client,
-        pytest.raises(sdk.NotFoundError),
-    ):
-        train_five_steps(client, sdk.types)
 
 
 def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from tests.end_to_end.leftovers import nothing_left, port_of
 from tests.end_to_end.sdk import TRANSPORTS, Gateway, connected
 from tests.end_to_end.tls import TlsGateway, trust
 from tinker_guard import GuardSettings, GuardTransport, install_guard
-from tinker_guard.gateway import Fault, Race
+from tinker_guard.gateway import Fault, LocalGateway, Race
 from tinker_guard.gateway.train import train_five_steps
 from tinker_guard.waiting import Readiness, wait_until_routable
 
@@ -26,26 +26,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tinker_guard.gateway import LocalGateway
     from tinker_guard.gateway.faults import Transport
 
 RACES = Fault(races=(Race("forward_backward", 2, 0.2), Race("retrieve_future", 7, 0.2)))
 
 
-class HiddenGateway(Gateway):
-    """A gateway that the proxy alone can reach, by its name."""
+class Hidden(LocalGateway):
+    """One that the proxy alone can reach, by its name."""
 
     @property
     def origin(self) -> str:
         return super().origin.replace("127.0.0.1", "trainer.test")
 
 
-class HiddenTlsGateway(TlsGateway):
-    """The same over https."""
+class HiddenGateway(Hidden, Gateway):
+    """Over http."""
 
-    @property
-    def origin(self) -> str:
-        return super().origin.replace("127.0.0.1", "trainer.test")
+
+class HiddenTlsGateway(Hidden, TlsGateway):
+    """Over https."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +79,10 @@ def peers_of(gateway: LocalGateway) -> set[int]:
     return {peer[1] for peer in gateway.world.connections if isinstance(peer, tuple)}
 
 
-def assert_right(gateway: LocalGateway, losses: list[float], fault_free: list[float]) -> None:
+def train_right(gateway: LocalGateway, proxy: ForwardProxy, fault_free: list[float]) -> None:
+    """Train through a race as if there were none, and leave no connection behind."""
+    with nothing_left(port_of(gateway), proxy.port):
+        losses = train(gateway)
     assert losses == fault_free
     assert [work.seq_id for work in gateway.applied] == list(range(1, 11))
     assert gateway.unexpected == []
@@ -109,12 +111,8 @@ def test_everything_goes_through_the_proxy(
 ) -> None:
     monkeypatch.setenv(variable, proxy.url)
     install_guard()
-    with (
-        make(replace(RACES, transport=transport)) as gateway,
-        nothing_left(port_of(gateway), proxy.port),
-    ):
-        losses = train(gateway)
-    assert_right(gateway, losses, fault_free_losses)
+    with make(replace(RACES, transport=transport)) as gateway:
+        train_right(gateway, proxy, fault_free_losses)
     # Requests, probes, resends and questions alike.
     assert proxy.hosts == {"trainer.test"}
     assert peers_of(gateway) <= {forwarded.source_port for forwarded in proxy.forwarded}
@@ -140,12 +138,8 @@ def test_a_resend_takes_a_new_connection_of_the_proxy(
         Race("forward_backward", 2, 0.4, replicas=(0,)),
         Race("forward_backward", 3, 60.0, replicas=(1,)),
     )
-    with (
-        HiddenTlsGateway(Fault(replicas=2, races=races, transport=transport)) as gateway,
-        nothing_left(port_of(gateway), proxy.port),
-    ):
-        losses = train(gateway)
-    assert_right(gateway, losses, fault_free_losses)
+    with HiddenTlsGateway(Fault(replicas=2, races=races, transport=transport)) as gateway:
+        train_right(gateway, proxy, fault_free_losses)
     assert peers_of(gateway) <= {forwarded.source_port for forwarded in proxy.forwarded}
 
 
@@ -159,12 +153,8 @@ def test_a_host_that_needs_no_proxy_is_asked_directly(
     monkeypatch.setenv("http_proxy", proxy.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     install_guard()
-    with (
-        Gateway(replace(RACES, transport=transport)) as gateway,
-        nothing_left(port_of(gateway), proxy.port),
-    ):
-        losses = train(gateway)
-    assert_right(gateway, losses, fault_free_losses)
+    with Gateway(replace(RACES, transport=transport)) as gateway:
+        train_right(gateway, proxy, fault_free_losses)
     assert proxy.forwarded == []
 
 
@@ -184,9 +174,7 @@ def test_a_control_plane_has_its_own_way(
     with (Gateway if is_far else HiddenGateway)(replace(RACES, transport=transport)) as gateway:
         port = port_of(gateway)
         install_guard(GuardSettings(control_plane_url=f"http://{host}:{port}"))
-        with nothing_left(port, proxy.port):
-            losses = train(gateway)
-    assert_right(gateway, losses, fault_free_losses)
+        train_right(gateway, proxy, fault_free_losses)
     asked, of_trainer = gateway.questions, len(gateway.requests) - gateway.questions
     assert proxy.hosts == {host if is_far else "trainer.test"}
     assert len(proxy.forwarded) == (asked if is_far else of_trainer)

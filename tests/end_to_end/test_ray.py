@@ -21,6 +21,7 @@ import pytest
 ray: Any = pytest.importorskip("ray", reason="needs Ray; `make ray` installs and runs it")
 tinker: Any = pytest.importorskip("tinker", reason="needs the tinker SDK")
 
+from tests.end_to_end.sdk import ONCE_EACH, work_of  # noqa: E402
 from tinker_guard import GuardSettings, install_guard  # noqa: E402
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, Race  # noqa: E402
 from tinker_guard.gateway.train import train_five_steps  # noqa: E402
@@ -41,9 +42,6 @@ HOOK = {"worker_process_setup_hook": "tinker_guard.install_guard"}
 TOKEN = secrets.token_hex(32)
 """Ray's own key; a process reads it once. Without one, Ray leaves one in the home directory."""
 
-ONCE_EACH = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
-]
 ANSWER_TIMEOUT = 90.0
 """Seconds for all actors together; the longest race lasts three."""
 
@@ -129,10 +127,6 @@ def train(actors: Sequence[Any]) -> list[list[float] | str]:
         [actor.train.remote() for actor in actors], timeout=ANSWER_TIMEOUT
     )
     return outcomes
-
-
-def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
-    return [(done.seq_id, done.operation) for done in gateway.applied]
 
 
 def asked_at(gateway: LocalGateway) -> list[float]:

@@ -6,7 +6,6 @@ trainer drew each of them once.
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import os
@@ -21,20 +20,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.end_to_end import sampling_process, sdk
+from tests.end_to_end.leftovers import LEFT_BEHIND
 from tests.end_to_end.sdk import Gateway, connected
 from tinker_guard import install_guard
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tinker_guard.gateway.faults import Transport
 
 pytestmark = [
-    # The SDK leaves the connection of its first request to the garbage collector, which is made
-    # to run here rather than in another test.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    *LEFT_BEHIND,
+    pytest.mark.usefixtures("loopback", "no_failure_report"),
     pytest.mark.skipif(
         sdk.IS_FIREWORKS, reason=f"{sdk.NAME} samples at a deployment, not at the trainer"
     ),
@@ -52,15 +48,6 @@ needs_sidecar = pytest.mark.skipif(
 SEEDS = list(range(16))
 POLL = "retrieve_futures" if sdk.HAS_SESSION_POLLER else "retrieve_future"
 """What the SDK asks whether samples are there."""
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Many releases try for half a minute to report a failure to a trainer that is not there.
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    yield
-    gc.collect()
 
 
 def sample_after_a_step(service: Any) -> dict[str, Any]:

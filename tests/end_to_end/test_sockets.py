@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 import pytest
 
+from testkit.clients import pyqwest_transport
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.gateway import Fault, LocalGateway, Race
 
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     from tinker_guard.gateway.faults import ControlPlaneMode
-
-
-def pyqwest_transport() -> httpx.AsyncBaseTransport:
-    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
-    from pyqwest.httpx import AsyncPyqwestTransport
-
-    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
-    return transport
 
 
 def client_of(
@@ -176,33 +169,29 @@ def test_a_resend_goes_over_the_connection_that_its_probe_proved(
 
 
 @pytest.mark.parametrize(
-    ("mode", "reason", "line"),
+    ("mode", "line"),
     [
-        ("down", "control_plane_error", "is out of order (500)"),
-        ("unauthorized", "control_plane_error", "TINKER_GUARD_CONTROL_PLANE_API_KEY"),
-        ("redirect", "control_plane_error", "a redirect (302), which is not followed"),
-        ("not_json", "control_plane_error", "no job's state in it"),
-        ("no_state", "control_plane_error", "no job's state in it"),
-        ("dropped", "control_plane_error", "could not be reached (RemoteProtocolError)"),
-        ("slow", "control_plane_timeout", "TINKER_GUARD_CONTROL_PLANE_TIMEOUT"),
+        ("down", "is out of order (500)"),
+        ("unauthorized", "TINKER_GUARD_CONTROL_PLANE_API_KEY"),
+        ("redirect", "a redirect (302), which is not followed"),
+        ("not_json", "no job's state in it"),
+        ("no_state", "no job's state in it"),
+        ("dropped", "could not be reached (RemoteProtocolError)"),
     ],
 )
 def test_a_failing_control_plane_is_named(
-    mode: ControlPlaneMode, reason: str, line: str, caplog: pytest.LogCaptureFixture
+    mode: ControlPlaneMode, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     fault = Fault(races=(Race("healthz", 1, 60.0),), control_plane=mode)
-    # The first question has its whole time, whatever the budget: a busy machine says the same. That
-    # it is asked again is shown where time is virtual (tests/control_plane).
-    seconds = {"control_plane_timeout": 0.3} if mode == "slow" else {}
     with LocalGateway(fault) as gateway:
-        response = asyncio.run(_get(gateway, **seconds))
+        response = asyncio.run(_get(gateway))
         asked = gateway.questions
     assert response.status_code == 404
     assert asked >= 1
-    # It looked for a replica that reaches the trainer meanwhile, and sent the request only once.
-    assert any(e.path.endswith("get_server_capabilities") for e in gateway.requests)
+    # That it looks for the trainer meanwhile is shown by the next test, whose budget a busy machine
+    # does not use up.
     assert [e.status for e in gateway.requests if e.path.endswith("healthz")] == [404]
-    assert f"(unverified, {reason})" in caplog.text
+    assert "(unverified, control_plane_error)" in caplog.text
     assert line in caplog.text
     assert gateway.api_key not in caplog.text
 

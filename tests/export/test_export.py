@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from testkit.otlp import backend
+from testkit.programs import free_port
 from tinker_guard.export.console import Trees
 from tinker_guard.export.exporters import FILE_DELAY
 from tinker_guard.export.lifecycle import EXIT_TIMEOUT
@@ -189,12 +190,6 @@ sys.exit(0)
     requests = spans_in(path)
     assert len(requests) == 3
     assert len({span["spanId"] for span in requests}) == 3
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.fixture

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import gc
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.end_to_end.sdk import garbage_kept
+from tests.end_to_end.leftovers import LEFT_BEHIND
+from tests.end_to_end.sdk import ONCE_EACH, connected, work_of
 from tinker_guard.gateway import FAULTS, Fault, LocalGateway, LostReply, Race
 from tinker_guard.gateway.train import train_five_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tinker_guard.gateway.faults import Transport
 
 tinker = pytest.importorskip("tinker")
 
-# The SDK leaves the connection of its first request to the garbage collector, which is made to run
-# here rather than in another test.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-FIVE_STEPS = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
-]
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield
-    gc.collect()
-
-
-@contextmanager
-def connected(gateway: LocalGateway) -> Iterator[Any]:
-    """Yield a service client and close it, come what may."""
-    with garbage_kept():
-        client = tinker.ServiceClient(base_url=gateway.base_url, api_key=gateway.api_key)
-        try:
-            yield client
-        finally:
-            # Closing sends requests too, which a fault may still hit.
-            with suppress(tinker.TinkerError):
-                client.close("success").result()
+pytestmark = [*LEFT_BEHIND, pytest.mark.usefixtures("loopback")]
 
 
 def run(fault: Fault) -> tuple[list[float], LocalGateway]:
@@ -65,10 +33,6 @@ def one_datum() -> list[Any]:
 
 def new_model(client: Any) -> Any:
     return client.create_lora_training_client("tinker-guard/bigram", rank=8).result()
-
-
-def work_of(gateway: LocalGateway) -> list[tuple[int, str]]:
-    return [(done.seq_id, done.operation) for done in gateway.applied]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +55,7 @@ def test_a_healthy_run(fault: Fault, healthy_losses: list[float]) -> None:
     losses, gateway = run(fault)
     assert losses == healthy_losses
     assert losses == sorted(set(losses), reverse=True)
-    assert work_of(gateway) == FIVE_STEPS
+    assert work_of(gateway) == ONCE_EACH
     assert gateway.unexpected == []
     assert gateway.questions == 0
     assert gateway.api_key not in repr(gateway.requests)
@@ -136,10 +100,10 @@ def test_chunks_of_one_forward_backward_have_seq_ids_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("fault", "work"),
     [
-        ("dispatch", FIVE_STEPS[:2]),
-        ("reply-lost", FIVE_STEPS[:3]),
-        ("deleted", FIVE_STEPS[:4]),
-        ("plain-text", FIVE_STEPS[:2]),
+        ("dispatch", ONCE_EACH[:2]),
+        ("reply-lost", ONCE_EACH[:3]),
+        ("deleted", ONCE_EACH[:4]),
+        ("plain-text", ONCE_EACH[:2]),
         ("create-model", []),
         ("get-info", []),
         ("stale-replica", []),
@@ -167,7 +131,7 @@ def test_a_404_at_a_poll_ends_the_run_as_a_value_error(transport: Transport) -> 
     ):
         train_five_steps(client)
     # The work itself was done; only its result was not fetched.
-    assert work_of(gateway)[:3] == FIVE_STEPS[:3]
+    assert work_of(gateway)[:3] == ONCE_EACH[:3]
 
 
 @pytest.mark.parametrize("fault", ["late-route", "client-config", "half-stale"])

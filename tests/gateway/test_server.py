@@ -6,14 +6,13 @@ import asyncio
 import gc
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
+from testkit.cli import python
 from tinker_guard.gateway import FAULTS, Fault, InProcessGateway, LocalGateway, World
 
 if TYPE_CHECKING:
@@ -176,4 +175,4 @@ def test_stopping_does_not_wait_for_a_slow_control_plane() -> None:
 
 def test_the_gateway_does_without_the_sdk_until_protobuf_comes() -> None:
     code = "import sys, tinker_guard.gateway; sys.exit('tinker' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert python("-c", code).returncode == 0

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.end_to_end import sdk
 from tinker_guard.gateway import LocalGateway
 from tinker_guard.gateway.train import train_five_steps
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,12 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    # Else the SDK tries for half a minute to report a failure to a trainer that is gone.
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    yield
-    gc.collect()
+def _surroundings(loopback: None, no_failure_report: None) -> None: ...
 
 
 @pytest.fixture(scope="module")

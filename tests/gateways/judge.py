@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import re
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
+from testkit.pages import put_between
 from tests.end_to_end import sdk
 from tinker_guard import GuardSettings, install_guard, uninstall_guard
 from tinker_guard.core.routes import ROUTES
@@ -16,24 +18,21 @@ from tinker_guard.gateway.train import train_five_steps
 from tinker_guard.settings import SettingValues
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from tinker_guard.gateway import LocalGateway
 
     from .fleet import Fault, Trainer
 
     Trainers = Callable[[Fault], AbstractContextManager[Trainer]]
     """Makes a trainer that has done nothing, behind a gateway with a fault."""
 
-ONCE_EACH: Final = [
-    (seq_id, "forward_backward" if seq_id % 2 else "optim_step") for seq_id in range(1, 11)
-]
-FAULTS: Final[tuple[Fault, ...]] = ("late", "lost")
+FAULTS: Final[dict[Fault, str]] = {
+    "late": "one replica knows the route late",
+    "lost": "one replica loses it in step 3",
+}
 
 
 class Row(NamedTuple):
@@ -158,13 +157,8 @@ def five_steps(trainer: Trainer) -> list[float]:
     """The losses of five steps, each of which the local trainer has done once."""
     with sdk.connected(trainer) as client:
         losses = train_five_steps(client, sdk.types)
-    assert work_of(trainer) == ONCE_EACH
+    assert sdk.work_of(trainer) == sdk.ONCE_EACH
     return losses
-
-
-def work_of(trainer: LocalGateway) -> list[tuple[int, str]]:
-    """What the trainer has done."""
-    return [(done.seq_id, done.operation) for done in trainer.applied]
 
 
 def _of_all(spans: InMemorySpanExporter, lacked: str) -> tuple[list[dict[str, Any]], int]:
@@ -185,11 +179,33 @@ def _of(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
+def found_rows(
+    target: str, expected: int, write: Callable[[Path, list[Any], str], None] | None = None
+) -> Any:
+    """The fixture `rows` of a module, which takes what its tests find.
+
+    Args:
+        target: Whose table it is.
+        expected: How many rows the table has; with fewer nothing is written.
+        write: Writes them into a page; this module's by default.
+    """
+
+    @pytest.fixture(scope="module")
+    def rows() -> Iterator[list[Any]]:
+        found: list[Any] = []
+        yield found
+        page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
+        if page and len(found) == expected:
+            (write or write_table)(Path(page), found, target)
+
+    return rows
+
+
 _BEGIN: Final = "<!-- written by make {} -->"
 _END: Final = "<!-- end -->"
 
 
-def write(page: Path, rows: list[Row], target: str) -> None:
+def write_table(page: Path, rows: list[Row], target: str) -> None:
     """Put the table into a page, in the place of that of the target's last time."""
     head = (
         *("gateway", "its 404", "the fault", "missing for", "unguarded"),
@@ -211,9 +227,4 @@ def put_table(page: Path, lines: list[tuple[str, ...]], target: str) -> None:
     """Put a table into a page, in the place of that of the target's last time."""
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    begin = _BEGIN.format(target)
-    written = f"{begin}\n{date}:\n\n{table}\n{_END}"
-    pattern = re.escape(begin) + ".*?" + re.escape(_END)
-    text = page.read_text()
-    assert re.search(pattern, text, re.DOTALL), f"{page} has no place for the table"
-    page.write_text(re.sub(pattern, lambda _: written, text, count=1, flags=re.DOTALL))
+    put_between(page, _BEGIN.format(target), _END, f"\n{date}:\n\n{table}\n")

@@ -6,8 +6,6 @@ The oracle is the same as in `test_end_to_end.py`: the loss curve, and the train
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,11 +15,12 @@ from tinker_guard.control_plane import kubernetes
 from tinker_guard.settings import SettingValues
 
 from .fleet import Fault, Fleet
-from .judge import FAULTS, Row, try_out, write
+from .judge import FAULTS, Row, found_rows, try_out
 from .programs import GATEWAYS, WHEELS, Nginx, installed, is_in_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -33,20 +32,7 @@ pytestmark = pytest.mark.skipif(
     bool(_MISSING), reason=f"needs {', '.join(_MISSING)}; `make gateways` installs and runs it"
 )
 
-_FAULTS: Final = {
-    "late": "one replica knows the route late",
-    "lost": "one replica loses it in step 3",
-}
-
-
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """What the tests of this module found; written down if all of them did."""
-    found: list[Row] = []
-    yield found
-    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
-    if page and len(found) == len(GATEWAYS) * len(FAULTS):
-        write(Path(page), found, "gateways")
+rows = found_rows("gateways", len(GATEWAYS) * len(FAULTS))
 
 
 @pytest.fixture(scope="module", params=GATEWAYS, ids=lambda kind: kind.name)
@@ -72,7 +58,7 @@ def test_training_through_a_gateway_whose_replica_lacks_the_route(
     assert (asked.questions > 0, unasked.questions) == (True, 0)
     assert asked.writers == unasked.writers == {("gateway", fleet.kind.label)}
     name = f"{fleet.kind.name} {fleet.kind.version()}"
-    rows.append(Row(name, fleet.not_found(), _FAULTS[fault], asked, unasked))
+    rows.append(Row(name, fleet.not_found(), FAULTS[fault], asked, unasked))
 
 
 def test_training_while_kubernetes_says_that_the_trainer_runs(

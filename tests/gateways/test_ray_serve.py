@@ -9,13 +9,11 @@ Where no application has a path, Ray's proxy says so in a text. Where one at `/`
 from __future__ import annotations
 
 import gc
-import os
 import secrets
 import tempfile
 import threading
 from contextlib import contextmanager
 from itertools import repeat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -26,7 +24,7 @@ from testkit.relay import Balancer
 from tinker_guard.settings import SettingValues
 
 from .fleet import Fault, Outage, Trainer
-from .judge import FAULTS, Row, try_out, write
+from .judge import FAULTS, Row, found_rows, try_out
 from .programs import APPLY_TIMEOUT, PLANE, ROUTE
 
 ray: Any = pytest.importorskip("ray", reason="`make gateways-ray` installs and runs it")
@@ -158,14 +156,7 @@ class Proxy:
                 self.settle()
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    """What the tests of this module found; written down if all of them did."""
-    found: list[Row] = []
-    yield found
-    page = os.environ.get("TINKER_GUARD_GATEWAYS_PAGE")
-    if page and len(found) == len(_PARENTS) * len(FAULTS):
-        write(Path(page), found, "gateways-ray")
+rows = found_rows("gateways-ray", len(_PARENTS) * len(FAULTS))
 
 
 @pytest.fixture(scope="module")

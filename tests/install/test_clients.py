@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,6 +19,7 @@ from tinker import AdminClient, RestClient
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 
 from testkit.clients import httpx_client_of, transport_of
+from testkit.http_server import JSON, Handler, on_a_thread
 from tests.end_to_end import sdk
 from tests.end_to_end.leftovers import nothing_left, port_of
 from tests.end_to_end.sdk import TRANSPORTS, Gateway, connected
@@ -308,39 +309,23 @@ def _train(gateway: LocalGateway) -> None:
 # -- the redirect pool --------------------------------------------------------------------------
 
 
-class Storage:
+class Storage(ThreadingHTTPServer):
     """Signed storage: notes what it is asked, and needs no key."""
 
     def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Signed)
+        self.status = status
         self.heard: list[tuple[str, frozenset[str]]] = []
-        heard = self.heard
+        self.url = f"http://127.0.0.1:{self.server_port}/signed?signature=1"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                heard.append((self.path, frozenset(name.lower() for name in self.headers)))
-                body = b'{"entries": []}'
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
 
-            def log_message(self, *_: Any) -> None:
-                pass
+class _Signed(Handler):
+    server: Storage
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_port
-        self.url = f"http://127.0.0.1:{self.port}/signed?signature=1"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-
-    def __enter__(self) -> Storage:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def do_GET(self) -> None:
+        names = frozenset(name.lower() for name in self.headers)
+        self.server.heard.append((self.path, names))
+        self.reply(self.server.status, b'{"entries": []}', JSON)
 
 
 class RedirectingGateway(Gateway):
@@ -359,7 +344,7 @@ def audit(gateway: LocalGateway) -> Any:
 
 def heard_without_a_guard() -> list[tuple[str, frozenset[str]]]:
     with (
-        Storage(200) as storage,
+        on_a_thread(Storage(200)) as storage,
         RedirectingGateway(Fault(), storage) as gateway,
         nothing_left(port_of(gateway)),
     ):
@@ -372,7 +357,7 @@ def test_a_redirect_to_storage(spans: InMemorySpanExporter) -> None:
     install_guard()
     fault = Fault(races=(Race("audit", 1, 0.2),))
     with (
-        Storage(200) as storage,
+        on_a_thread(Storage(200)) as storage,
         RedirectingGateway(fault, storage) as gateway,
         nothing_left(port_of(gateway)),
     ):
@@ -384,14 +369,14 @@ def test_a_redirect_to_storage(spans: InMemorySpanExporter) -> None:
     assert [(target, names - {"traceparent"}) for target, names in storage.heard] == plain
     assert len(plain) == 1
     finished = spans.get_finished_spans()
-    assert storage.port in [(span.attributes or {}).get("server.port") for span in finished]
+    assert storage.server_port in [(span.attributes or {}).get("server.port") for span in finished]
     assert "signature" not in "".join(span.to_json() for span in finished)
 
 
 def test_a_404_of_storage_is_nobody_elses() -> None:
     install_guard()
     with (
-        Storage(404) as storage,
+        on_a_thread(Storage(404)) as storage,
         RedirectingGateway(Fault(), storage) as gateway,
         nothing_left(port_of(gateway)),
         pytest.raises(sdk.NotFoundError),

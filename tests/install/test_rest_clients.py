@@ -52,7 +52,6 @@ from tinker_guard.gateway import Fault, Race
 from tinker_guard.install import unattended
 from tinker_guard.install.clients import transports_of
 from tinker_guard.install.sdks import REST_CLIENTS
-from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,15 +75,6 @@ def fireworks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     with not_imported_yet():
         yield tmp_path
         uninstall_guard()
-
-
-@pytest.fixture
-def virtual_time(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
-    """The time of threads that wait."""
-    time = VirtualTime()
-    monkeypatch.setattr(runtime.THREADS, "clock", time.clock)
-    monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
-    return time
 
 
 def guards(client: Any) -> list[bool]:

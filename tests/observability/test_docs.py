@@ -17,10 +17,11 @@ from testkit.fakes import (
     FakeGateway,
     gateway_404,
     ok,
+    send,
     trainer_404,
 )
-from tests import ROOT
-from tests.observability.test_spans import guard, send
+from tests import ROOT, script
+from tests.observability.test_spans import guard
 from tinker_guard import GuardSettings
 from tinker_guard.cli.report.records import OUTCOMES, REASONS
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
@@ -49,29 +50,10 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-def test_the_page_lists_the_attributes_as_they_are_declared() -> None:
-    assert rows("Attributes") == [
-        [
-            f"`{attribute.name}`",
-            attribute.type.__name__,
-            ", ".join(on.value for on in On if on in attribute.on),
-            attribute.meaning,
-        ]
-        for attribute in ATTRIBUTES.values()
-    ]
-
-
-def test_the_page_lists_the_metrics_as_they_are_declared() -> None:
-    assert rows("Metrics") == [
-        [
-            f"`{metric.name}`",
-            "counter" if metric.bounds is None else "histogram",
-            metric.unit,
-            ", ".join(f"`{name}`" for name in metric.attributes),
-            metric.meaning,
-        ]
-        for metric in METRICS.values()
-    ]
+def test_the_page_lists_attributes_and_metrics_as_they_are_declared() -> None:
+    written = script("telemetry_page")
+    for table in (written.attributes(), written.metrics()):
+        assert f"\n\n{table}\n" in PAGE, "run `python scripts/telemetry_page.py`"
 
 
 def test_the_page_lists_every_way_to_choose() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from http.server import ThreadingHTTPServer
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -15,8 +14,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind
 
-from testkit.clients import put_transport, transport_of
+from testkit.clients import put_transport, pyqwest_transport, transport_of
 from testkit.fakes import GATEWAY_BODY, FakeControlPlane
+from testkit.http_server import JSON, Handler, on_a_thread
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 
 if TYPE_CHECKING:
@@ -37,14 +37,6 @@ suppress_instrumentation = pytest.importorskip(
 ROUTE = "/training/v1/rlorTrainerJobs/acc/job-1"
 
 
-def pyqwest_transport() -> httpx.AsyncBaseTransport:
-    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
-    from pyqwest.httpx import AsyncPyqwestTransport
-
-    transport: httpx.AsyncBaseTransport = AsyncPyqwestTransport(pyqwest.HTTPTransport())
-    return transport
-
-
 class Gateway(ThreadingHTTPServer):
     """Answers the first POST with the gateway's 404, and keeps in which trace requests are made."""
 
@@ -60,7 +52,7 @@ class Gateway(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}{ROUTE}"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -76,27 +68,14 @@ class _Handler(BaseHTTPRequestHandler):
         gateway.told.append(self.headers.get_all("traceparent") or [])
         is_refused = self.command == "POST" and not gateway.has_refused
         gateway.has_refused = gateway.has_refused or is_refused
-        body = GATEWAY_BODY if is_refused else b"{}"
-        self.send_response(404 if is_refused else 200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
+        status, body = (404, GATEWAY_BODY) if is_refused else (200, b"{}")
+        self.reply(status, body, JSON)
 
 
 @pytest.fixture
 def gateway() -> Iterator[Gateway]:
-    with Gateway() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with on_a_thread(Gateway()) as server:
+        yield server
 
 
 @contextmanager

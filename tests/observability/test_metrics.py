@@ -16,13 +16,15 @@ from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    judged,
     loop_time,
     ok,
     post,
+    send,
     settle,
     trainer_404,
 )
-from tests.observability.test_spans import guard, hang, send
+from tests.observability.test_spans import EXCHANGE, guard, hang
 from tinker_guard.faults import logger
 from tinker_guard.observability import metrics as declared
 
@@ -31,13 +33,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-ON_WIRE = {
-    "http.request.method": "POST",
-    "server.address": "gateway.test",
-    "server.port": 443,
-}
 OPERATION = {"tinker_guard.operation": "forward_backward"}
-RACE = {"tinker_guard.verdict": "routing_race", "tinker_guard.verdict.reason": "job_running"}
+RACE = judged("routing_race", "job_running")
 OK = {"http.response.status_code": 200}
 NOT_FOUND = {"http.response.status_code": 404, "error.type": "404"}
 
@@ -51,7 +48,7 @@ async def test_ok(measured: Measured) -> None:
     for _ in range(3):
         await send(transport)
     assert measured.collect_own() == {
-        "http.client.request.duration": [(ON_WIRE | OK, 3)],
+        "http.client.request.duration": [(EXCHANGE | OK, 3)],
         "tinker_guard.request.duration": [(OPERATION | {"tinker_guard.outcome": "ok"}, 3)],
     }
 
@@ -63,10 +60,10 @@ async def test_recovered(measured: Measured) -> None:
     gateway = FakeGateway(answer)
     await send(guard(gateway))
     recovered = OPERATION | {"tinker_guard.outcome": "recovered"}
-    probe = ON_WIRE | OK | {"http.request.method": "GET"}
+    probe = EXCHANGE | OK | {"http.request.method": "GET"}
     assert measured.collect_own() == {
         "http.client.request.duration": counted(
-            (ON_WIRE | NOT_FOUND, 2), (ON_WIRE | OK, 1), (probe, len(gateway.probes))
+            (EXCHANGE | NOT_FOUND, 2), (EXCHANGE | OK, 1), (probe, len(gateway.probes))
         ),
         "tinker_guard.request.duration": [(recovered | RACE, 1)],
         "tinker_guard.verdicts": [(OPERATION | RACE, 2)],
@@ -87,10 +84,7 @@ async def test_warmup(measured: Measured) -> None:
 
 
 async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) -> None:
-    missing = {
-        "tinker_guard.verdict": "genuine_not_found",
-        "tinker_guard.verdict.reason": "job_missing",
-    }
+    missing = judged("genuine_not_found", "job_missing")
     lost = FakeGateway(lambda _: gateway_404())
     await send(guard(lost, FakeControlPlane(None), warmup_successes=2))
     found = measured.collect_own()
@@ -101,10 +95,7 @@ async def test_a_refused_warmup_and_a_question_that_fails(measured: Measured) ->
     assert "tinker_guard.recovery.duration" not in found
     late = FakeControlPlane(TimeoutError())
     await send(guard(lost, late, retry_timeout=1))
-    unheard = {
-        "tinker_guard.verdict": "unverified",
-        "tinker_guard.verdict.reason": "control_plane_timeout",
-    }
+    unheard = judged("unverified", "control_plane_timeout")
     found = measured.collect_own()
     assert found["tinker_guard.question.duration"] == [(unheard, late.questions)]
     assert found["tinker_guard.verdicts"] == [(OPERATION | unheard, 1)]
@@ -197,7 +188,7 @@ async def test_errors_and_cancellations_are_measured(measured: Measured) -> None
         await task
     assert measured.collect_own() == {
         "http.client.request.duration": counted(
-            (ON_WIRE | {"error.type": "httpx.ConnectError"}, 1), (ON_WIRE, 1)
+            (EXCHANGE | {"error.type": "httpx.ConnectError"}, 1), (EXCHANGE, 1)
         ),
         "tinker_guard.request.duration": counted(
             (OPERATION | {"tinker_guard.outcome": "error"}, 1),
@@ -221,7 +212,7 @@ async def test_what_has_no_span_is_measured_all_the_same(measured: Measured) -> 
     found = measured.collect_own()
     poll = {"tinker_guard.operation": "retrieve_future", "tinker_guard.outcome": "ok"}
     assert found["tinker_guard.request.duration"] == [(poll, 1)]
-    assert found["http.client.request.duration"] == [(ON_WIRE | OK, 1)]
+    assert found["http.client.request.duration"] == [(EXCHANGE | OK, 1)]
     gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
     await send(guard(gateway, trace="off"))
     found = measured.collect_own()

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from opentelemetry.trace import SpanKind
 
-from testkit.fakes import FakeControlPlane, FakeGateway, gateway_404, ok
-from tests.observability.test_spans import guard, send
+from testkit.fakes import FakeControlPlane, FakeGateway, gateway_404, ok, send
+from tests.observability.test_spans import guard
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.operation_names import operation_of

@@ -31,12 +31,14 @@ from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
     gateway_404,
+    judged,
     ok,
     post,
+    send,
     settle,
     trainer_404,
 )
-from tinker_guard import GuardTransport, telemetry
+from tinker_guard import telemetry
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.observability import actions, begun, providers
 from tinker_guard.observability import exchange as telemetry_spans
@@ -64,17 +66,12 @@ REQUEST = EXCHANGE | JOB | {"tinker_guard.operation": "forward_backward"}
 ON_WIRE = EXCHANGE | {"url.full": f"{BASE}/api/v1/forward_backward"}
 CLEAN = REQUEST | ON_WIRE
 """A request to which nothing happens has one span, its exchange's."""
-RACE = {"tinker_guard.verdict": "routing_race", "tinker_guard.verdict.reason": "job_running"}
+RACE = judged("routing_race", "job_running")
 FIREWORKS = {
     "tinker_guard.not_found.source": "gateway",
     "tinker_guard.not_found.gateway": "fireworks",
 }
 NAME = "POST /api/v1/forward_backward"
-
-
-async def send(transport: GuardTransport, request: httpx.Request | None = None) -> None:
-    response = await transport.handle_async_request(request or post())
-    await response.aread()
 
 
 def seen(span: ReadableSpan) -> tuple[str, SpanKind, dict[str, Any], StatusCode]:
@@ -332,11 +329,8 @@ async def test_recovered_by_a_probe_where_nobody_can_be_asked(spans: InMemorySpa
     for question in questions:
         assert seen(question)[2:] == (
             JOB
-            | {
-                "tinker_guard.verdict": "unverified",
-                "tinker_guard.verdict.reason": "control_plane_error",
-                "error.type": "control_plane_error",
-            },
+            | judged("unverified", "control_plane_error")
+            | {"error.type": "control_plane_error"},
             StatusCode.ERROR,
         )
 
@@ -399,10 +393,7 @@ async def test_a_gate_that_opens_without_proof_after_a_race_leaves_the_races_lab
         (
             "JOB_STATE_CREATING",
             "not_found",
-            {
-                "tinker_guard.verdict": "genuine_not_found",
-                "tinker_guard.verdict.reason": "job_not_running",
-            },
+            judged("genuine_not_found", "job_not_running"),
         ),
     ],
 )
@@ -473,7 +464,7 @@ async def test_a_404_handed_back(
     await send(guard(FakeGateway(lambda _: gateway_404()), plane, retry_timeout=3))
     root = root_of(spans)
     questions = [s for s in below(root, spans) if s.name == "tinker_guard.control_plane"]
-    labels = {"tinker_guard.verdict": verdict, "tinker_guard.verdict.reason": reason}
+    labels = judged(verdict, reason)
     assert seen(root) == (
         NAME,
         SpanKind.INTERNAL,
@@ -504,10 +495,7 @@ async def test_a_404_handed_back(
 async def test_a_trainers_own_404(spans: InMemorySpanExporter) -> None:
     await send(guard(FakeGateway(lambda _: trainer_404())))
     _, root = spans.get_finished_spans()
-    labels = {
-        "tinker_guard.verdict": "genuine_not_found",
-        "tinker_guard.verdict.reason": "trainer_answered",
-    }
+    labels = judged("genuine_not_found", "trainer_answered")
     assert seen(root)[2:] == (
         REQUEST
         | end("not_found", 404, met=labels, wrote={"tinker_guard.not_found.source": "trainer"})
@@ -576,10 +564,7 @@ async def test_no_trainer_route(spans: InMemorySpanExporter) -> None:
         "server.port": 8000,
         "error.type": "404",
     }
-    verdict = {
-        "tinker_guard.verdict": "unverified",
-        "tinker_guard.verdict.reason": "no_control_plane",
-    }
+    verdict = judged("unverified", "no_control_plane")
     assert seen(root) == (
         "GET",
         SpanKind.INTERNAL,
@@ -760,11 +745,7 @@ async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
     await send(guard(gateway, FakeControlPlane(None), warmup_successes=3))
     root = root_of(spans)
     (warmup,) = below(root, spans)
-    labels = {
-        "tinker_guard.verdict": "genuine_not_found",
-        "tinker_guard.verdict.reason": "job_missing",
-        "error.type": "404",
-    }
+    labels = judged("genuine_not_found", "job_missing") | {"error.type": "404"}
     assert seen(warmup) == (
         "tinker_guard.warmup",
         SpanKind.INTERNAL,
@@ -816,11 +797,7 @@ async def test_a_probe_that_fails(spans: InMemorySpanExporter) -> None:
         ),
         (
             401,
-            {
-                "tinker_guard.verdict": "unverified",
-                "tinker_guard.verdict.reason": "control_plane_error",
-                "error.type": "control_plane_error",
-            },
+            judged("unverified", "control_plane_error") | {"error.type": "control_plane_error"},
             StatusCode.ERROR,
         ),
     ],

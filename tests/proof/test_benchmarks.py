@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from benchmarks import (
     startup,
     storm,
 )
+from tests import ROOT
 from tinker_guard.gateway import FAULTS
 from tinker_guard.gateway import Exchange as Logged
 
@@ -108,10 +109,10 @@ def test_statistics() -> None:
 def test_json_and_markdown(tmp_path: Path) -> None:
     pytest.importorskip("tinker")
     row = report.Row("what", "goal", "1 s", "0.5 s", 0.5, True)
-    report.write_json(tmp_path / "figures.json", [row], {"more": [1, 2]})
+    report.write_json(tmp_path / "figures.json", [row], {"more": {"run": [RIGHT]}})
     document = json.loads((tmp_path / "figures.json").read_text())
     assert document["goals"][0]["ratio"] == 0.5
-    assert document["more"] == [1, 2]
+    assert document["more"]["run"][0]["losses"] == [2.0, 1.0]
     assert report.markdown(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 
 
@@ -201,27 +202,6 @@ def test_a_and_b_call_again(
     assert pauses == slept
 
 
-@pytest.mark.anyio
-async def test_a_and_b_around_plain_requests() -> None:
-    clock = asyncio.get_running_loop().time
-    sent: list[float] = []
-    asked: list[float] = []
-
-    async def send() -> httpx.Response:
-        sent.append(clock())
-        return httpx.Response(200 if clock() >= 5 else 404)
-
-    async def is_running() -> bool:
-        asked.append(clock())
-        return True
-
-    assert (await baselines.send_a(send)).status_code == 200
-    assert sent == [0, 2, 6]
-    sent.clear()
-    assert (await baselines.send_b(send, is_running)).status_code == 200
-    assert (sent, asked) == ([6], [])
-
-
 # -- a fleet -------------------------------------------------------------------------------------
 
 
@@ -239,6 +219,9 @@ def test_what_a_guarded_fleet_asks_for(seconds: float) -> None:
     assert 1 < load.each("probes") <= 8 * seconds
     assert load.got_through == 20 * fleet.IN_FLIGHT
     assert load.mean_beyond <= max(0.5, seconds / 4)
+    # What is plotted is the whole fleet's.
+    plotted = sum(replace(load, processes=200).rates("requests")) * fleet.BIN
+    assert plotted == pytest.approx(200 * 2 * fleet.IN_FLIGHT)
 
 
 def test_what_a_fleet_with_a_or_b_asks_for() -> None:
@@ -250,7 +233,6 @@ def test_what_a_fleet_with_a_or_b_asks_for() -> None:
 
 
 def test_fleet_docs(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     # Small fleets in the place of large ones: the page's form is what is tested.
     loads = [
         replace(load, processes=size)
@@ -285,7 +267,7 @@ def test_stale_replicas(tmp_path: Path) -> None:
     stale_replicas.show(cells)
     assert len(stale_replicas.rows(cells)) == 2
     assert stale_replicas.as_markdown(cells).count("\n") == 2 + len(stale_replicas.BALANCERS)
-    assert json.dumps(stale_replicas.details(cells))
+    shutil.copy(ROOT / "docs" / "stale-replicas.md", tmp_path)
     stale_replicas.write_docs(tmp_path, cells)
     page = (tmp_path / "stale-replicas.md").read_text()
     # Three tables: one line for each balancer, and twice one for each k of n.
@@ -351,8 +333,11 @@ def test_a_fleet_that_nobody_can_serve(tmp_path: Path) -> None:
         assert max(load.done) <= 1.1 * overload.REQUESTS_PER_SECOND / load.scale + 1
     ended, _ = overload.rows(found)
     assert ended.ok
+    shutil.copy(ROOT / "docs" / "overload.md", tmp_path)
     overload.write_docs(tmp_path, found)
-    assert "| 10 s | guard |" in (tmp_path / "overload.md").read_text()
+    page = (tmp_path / "overload.md").read_text()
+    # Two races: B and the guard, then all three.
+    assert (page.count("\n| 10 s | "), page.count("\n| 60 s | ")) == (5, 0)
 
 
 def test_patterns() -> None:
@@ -441,7 +426,6 @@ def test_what_is_made_of_the_runs() -> None:
     assert recovery.as_markdown(measured).count("\n") == 3 + len(
         [*recovery.TABLE_OF_FAULTS, *recovery.HALF_STALE]
     )
-    assert json.dumps(recovery.details(measured))
     recovery.show(measured)
 
 
@@ -489,10 +473,7 @@ def test_memory() -> None:
 )
 def test_twice_the_recorded_ratio_is_a_regression(now: float, worse: list[str]) -> None:
     assert regression.regressions({"x": now}, {"x": 0.5, "gone": 0.1}) == worse
-
-
-def test_a_ratio_that_was_never_recorded_is_a_regression() -> None:
-    assert regression.regressions({"x": 0.1}, {}) == ["x"]
+    assert regression.regressions({"never recorded": now}, {"x": 0.5}) == ["never recorded"]
 
 
 def test_the_check_knows_each_ratio_that_is_recorded(tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,17 +11,11 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from proof.chaos import client, watch
 from proof.chaos.conduct import (
-    Child,
-    Conductor,
     Options,
     Seen,
-    kills_of_client,
-    troubles_of_front,
 )
-from proof.chaos.faults import FAULTS, Http2Fault, PlaneFault, ProcessFault, RequestFault
-from proof.chaos.front import Front
+from proof.chaos.faults import FAULTS, PlaneFault
 from proof.chaos.judge import (
     ALLOWED,
     EXCUSED,
@@ -35,7 +27,7 @@ from proof.chaos.judge import (
     judge_trends,
     trend_of,
 )
-from proof.chaos.plan import WANTED, draw, job_name
+from proof.chaos.plan import draw, job_name
 from proof.chaos.report import Report, never_met
 from proof.chaos.watch import Faults, Tally, is_of_the_network
 from tests import ROOT
@@ -45,9 +37,7 @@ from tinker_guard.observability.actions import error_type_of
 from tinker_guard.transports.draining import CLOSED
 
 if TYPE_CHECKING:
-    import queue
     from collections.abc import Iterator
-    from pathlib import Path
 
 SEED = 7
 ORACLE = Oracle(
@@ -311,105 +301,6 @@ def test_what_the_guard_never_did_fails_the_soak() -> None:
     assert "resend" not in never_met(seen)
 
 
-@pytest.mark.parametrize("seconds", [30.0, 60.0, 240.0])
-def test_a_short_soak_kills_and_freezes_the_gateway_and_kills_clients(seconds: float) -> None:
-    for seed in range(500):
-        came: Counter[ProcessFault] = Counter()
-        at = 0.0
-        for trouble in troubles_of_front(seed, seconds):
-            # Late by as much as a busy machine makes it.
-            at += trouble.pause + 1.0
-            if at >= seconds:
-                break
-            came[trouble.fault] += 1
-            at += trouble.lasts + 1.0
-        assert came.keys() == {ProcessFault.FRONT_KILLED, ProcessFault.FRONT_FROZEN}
-        assert next(kills_of_client(seed, seconds)) < seconds / 2
-    # A long one is not hurried.
-    pauses = [each.pause for each in itertools.islice(troubles_of_front(SEED, 1800.0), 200)]
-    assert 10.0 < min(pauses) < 11.0
-    assert 25.0 < max(pauses) < 26.0
-
-
-def test_all_that_control_planes_do_is_waited_for() -> None:
-    assert set().union(*WANTED.values()) == set(PlaneFault)
-    for kind, wanted in WANTED.items():
-        plans = [plan_of(kind, number) for number in range(1, 7)]
-        assert {plan.plane_fault for plan in plans} == wanted
-
-
-@pytest.mark.parametrize(("asked_from", "runs"), [(1, 6), (4, 9), (99, 17)])
-def test_a_lane_goes_on_until_its_control_planes_were_asked(
-    monkeypatch: pytest.MonkeyPatch, asked_from: int, runs: int
-) -> None:
-    clock = 1000.0
-    began: list[str | None] = []
-
-    def one(_: Any, plan: Any) -> dict[str, Any]:
-        nonlocal clock
-        clock += 4.0
-        began.append(plan.plane_fault)
-        return {"log": {"questions": int(len(began) >= asked_from)}}
-
-    def sleep(seconds: float) -> None:
-        nonlocal clock
-        clock += seconds
-
-    monkeypatch.setattr(client.Process, "run_one", one)
-    monkeypatch.setattr("time.time", lambda: clock)
-    monkeypatch.setattr("time.sleep", sleep)
-    monkeypatch.setattr(watch, "observe", lambda: (Tally(), Faults()))
-    given = {"seed": SEED, "incarnation": 0, "has_404s": True, "is_guarded": True}
-    process = client.Process(given | {"until": 1020.0, "judge": 9})
-    process.run_lane("deaf", 0)
-    assert len(began) == runs
-    assert set(began) == WANTED["deaf"]
-
-
-def test_a_gateway_that_was_restarted_goes_on_with_faults_that_never_came() -> None:
-    kinds = RequestFault, Http2Fault
-    for seed in range(50):
-        met: set[str] = set()
-        for incarnation in range(3):
-            front = Front(seed, incarnation, 1, has_404s=True, met=sorted(met))
-            met |= {front.deal(*kinds) for _ in range(5)}
-        assert met == {fault for kind in kinds for fault in kind}
-
-
-class TalksLate(Child):
-    """A process that is over, but whose last lines were not read yet."""
-
-    def __init__(self, inbox: queue.Queue[Any]) -> None:
-        self.name = "steady"
-        self.inbox = inbox
-
-    is_over = True
-    code = 0
-
-    def hear_out(self) -> None:
-        for _ in range(100):
-            self.inbox.put(("steady", {"event": "resources"}))
-        self.inbox.put(("steady", {"event": "left"} | left()))
-
-
-class CalmFront(Child):
-    """A front that needs nothing."""
-
-    is_over = False
-
-    def __init__(self) -> None: ...
-
-    def signal(self, number: int) -> None: ...
-
-
-def test_what_a_client_said_last_is_heard() -> None:
-    conductor = Conductor(Options(60, SEED), lambda *_: None)
-    conductor.front = CalmFront()
-    conductor.let_them_end([TalksLate(conductor.inbox)])
-    assert conductor.seen.left == {"steady": left()}
-    assert conductor.seen.broken == []
-
-
 def test_a_plan_depends_on_the_seed_and_the_job_alone() -> None:
     draw.cache_clear()
     plans = [plan_of(kind, n) for kind in ("train", "sample", "gone") for n in range(50)]
@@ -420,22 +311,6 @@ def test_a_plan_depends_on_the_seed_and_the_job_alone() -> None:
     calm = draw(SEED, job_name("train", 0, 1), has_404s=False)
     assert not calm.fault.races
     assert calm.hitch > 0
-
-
-def test_the_figures_are_put_where_the_last_ones_were(tmp_path: Path) -> None:
-    page = tmp_path / "reliability.md"
-    seen = Seen(Options(60, SEED), seconds=61.0, requests=1234)
-    report = Report(seen)
-    report.write_docs(page, "2026-01-01")
-    page.write_text("Before.\n" + page.read_text() + "After.\n")
-    seen.requests = 5678
-    report.write_docs(page, "2026-01-02")
-    text = page.read_text()
-    assert text.startswith("Before.\n")
-    assert text.endswith("After.\n")
-    assert "5,678" in text
-    assert "1,234" not in text
-    assert "2026-01-01" not in text
 
 
 SECOND = 10**9

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from proof.simulation.schedule import (
 )
 from proof.simulation.shrink import shrink
 from proof.simulation.threads import Condition, for_threads
+from testkit.cli import python
 from tests import ROOT
 from tinker_guard.core.single_flight import ThreadFlight
 from tinker_guard.transports import runtime
@@ -55,13 +54,6 @@ def test_nor_in_threads() -> None:
     assert met
 
 
-def test_the_same_seed_gives_the_same_trace_in_threads() -> None:
-    for seed in range(20):
-        schedule = for_threads(draw(seed))
-        first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
-        assert first.trace == again.trace
-
-
 async def _each_by_itself(_: Any, compute: Any, *, accepts: Any = None) -> Any:
     del accepts
     return await compute()
@@ -93,10 +85,11 @@ def test_a_broken_guard_of_threads_breaks_exactly_its_invariants(
     pytest.fail("the simulation found nothing")
 
 
-def test_the_same_seed_gives_the_same_trace() -> None:
-    for seed in range(100):
-        schedule = draw(seed)
-        assert schedule == draw(seed)
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_the_same_seed_gives_the_same_trace(in_threads: bool) -> None:
+    for seed in range(20 if in_threads else 100):
+        schedule = for_threads(draw(seed)) if in_threads else draw(seed)
+        assert schedule == (for_threads(draw(seed)) if in_threads else draw(seed))
         first, again = run(schedule), run(Schedule.from_json(schedule.to_json()))
         assert first.trace == again.trace
         assert first.situations == again.situations
@@ -108,17 +101,11 @@ def test_traces_are_the_same_in_another_process() -> None:
         "for seed in range(100, 140): print(run(draw(seed)).trace)"
     )
     outputs = {
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-        ).stdout
+        python("-c", program, PYTHONPATH=str(ROOT), PYTHONHASHSEED=hash_seed).stdout
         for hash_seed in ("1", "2")
     }
     assert len(outputs) == 1
-    assert outputs != {b""}
+    assert outputs != {""}
 
 
 @pytest.mark.parametrize("name", [name for name, how in SABOTAGE.items() if how.breaks])
@@ -199,14 +186,8 @@ def test_a_failing_seed_is_printed_with_the_command_to_replay_it() -> None:
         "from proof.simulation.__main__ import main; main()"
     )
     failed = next(seed for seed in range(ENOUGH_TO_FAIL) if _sends_probes_away(seed))
-    done = subprocess.run(
-        [sys.executable, "-c", program, "--replay", str(failed)],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = python("-c", program, "--replay", failed, **variables)
     assert done.returncode == 1
     assert "invariant 7: " in done.stdout
     assert f"python -m proof.simulation --replay {failed}" in done.stdout

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from testkit.fakes import FakeGateway, FakeTransport, ok, post, settle, tracked
+from testkit.fakes import FakeGateway, FakeTransport, ReadingTransport, ok, post, settle, tracked
 from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.draining import DrainingTransport
 from tinker_guard.transports.renewable import RenewableTransport, emits_client_span
@@ -105,14 +105,8 @@ async def test_those_that_are_closed_are_forgotten() -> None:
 async def test_an_answer_that_something_below_has_read_is_in_flight_no_more(
     status_code: int,
 ) -> None:
-    class Reading(FakeTransport):
-        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            response = await super().handle_async_request(request)
-            await response.aread()
-            return response
-
-    def build() -> Reading:
-        transport = Reading(gateway, len(gateway.transports))
+    def build() -> ReadingTransport:
+        transport = ReadingTransport(gateway, len(gateway.transports))
         gateway.transports.append(transport)
         return transport
 

@@ -167,21 +167,21 @@ class Fault:
             raise ValueError("; ".join(wrong)) from None
 
 
-_DISPATCH = Race("forward_backward", occurrence=2, seconds=1.0)
+def _lost(name: str, operation: str, when: str, occurrence: int = 1) -> Fault:
+    """A race of a second on all replicas, which one chosen request meets first."""
+    race = Race(operation, occurrence, seconds=1.0)
+    return Fault(name, f"the route is lost for 1 s {when}", races=(race,))
+
+
+_DISPATCH = _lost(
+    "dispatch", "forward_backward", "when the second forward_backward is sent", occurrence=2
+)
 
 _TRAINING = (
     Fault("none", "a healthy gateway"),
-    Fault(
-        "dispatch",
-        "the route is lost for 1 s when the second forward_backward is sent",
-        races=(_DISPATCH,),
-    ),
-    Fault(
-        "poll",
-        "the route is lost for 1 s while a future is polled in the second step",
-        # Polls before it: one for create_model, two for the first step.
-        races=(Race("retrieve_future", occurrence=4, seconds=1.0),),
-    ),
+    _DISPATCH,
+    # Polls before it: one for create_model, two for the first step.
+    _lost("poll", "retrieve_future", "while a future is polled in the second step", occurrence=4),
     Fault(
         "reply-lost",
         "the trainer does the second forward_backward, but its reply becomes a 404",
@@ -206,33 +206,17 @@ _TRAINING = (
     Fault(
         "control-plane-down",
         "the race of dispatch, while the control plane answers 500",
-        races=(_DISPATCH,),
+        races=_DISPATCH.races,
         control_plane="down",
     ),
-    Fault(
-        "create-model",
-        "the route is lost for 1 s when the model is created",
-        races=(Race("create_model", seconds=1.0),),
-    ),
-    Fault(
-        "get-info",
-        "the route is lost for 1 s when the SDK asks about the new model",
-        races=(Race("get_info", seconds=1.0),),
-    ),
-    Fault(
-        "optim-step",
-        "the route is lost for 1 s when the second optim_step is sent",
-        races=(Race("optim_step", occurrence=2, seconds=1.0),),
-    ),
-    Fault(
-        "client-config",
-        "the route is lost for 1 s at the SDK's very first request",
-        races=(Race("client/config", seconds=1.0),),
-    ),
+    _lost("create-model", "create_model", "when the model is created"),
+    _lost("get-info", "get_info", "when the SDK asks about the new model"),
+    _lost("optim-step", "optim_step", "when the second optim_step is sent", occurrence=2),
+    _lost("client-config", "client/config", "at the SDK's very first request"),
     Fault(
         "plain-text",
         "the race of dispatch, with a 404 in plain text that names nobody",
-        races=(_DISPATCH,),
+        races=_DISPATCH.races,
         body="plain",
     ),
     Fault(
@@ -249,26 +233,10 @@ _TRAINING = (
 )
 
 _SAMPLING = (
-    Fault(
-        "sampling-session",
-        "the route is lost for 1 s when a sampling session is created",
-        races=(Race("create_sampling_session", seconds=1.0),),
-    ),
-    Fault(
-        "save-for-sampler",
-        "the route is lost for 1 s when weights are saved for sampling",
-        races=(Race("save_weights_for_sampler", seconds=1.0),),
-    ),
-    Fault(
-        "sample",
-        "the route is lost for 1 s when the third sample is asked for",
-        races=(Race("asample", occurrence=3, seconds=1.0),),
-    ),
-    Fault(
-        "sample-poll",
-        "the route is lost for 1 s while the samples of a session are waited for",
-        races=(Race("retrieve_futures", seconds=1.0),),
-    ),
+    _lost("sampling-session", "create_sampling_session", "when a sampling session is created"),
+    _lost("save-for-sampler", "save_weights_for_sampler", "when weights are saved for sampling"),
+    _lost("sample", "asample", "when the third sample is asked for", occurrence=3),
+    _lost("sample-poll", "retrieve_futures", "while the samples of a session are waited for"),
     Fault(
         "sample-lost",
         "one poll finds a session's samples finished, but its reply becomes a 404",
