@@ -413,6 +413,26 @@ async def test_a_connection_error_gets_one_quick_second_try(
     assert 0.0 < loop_time() < 0.2
 
 
+async def test_what_a_second_try_heard_judges_the_404s_that_came_before_it() -> None:
+    """A job that has stopped is asked about once, for all requests that wait for the answer."""
+    gateway = FakeGateway(lambda _: gateway_404())
+    server = Server(
+        httpx.ConnectError("refused"), httpx.Response(200, json={"state": "JOB_STATE_FAILED"})
+    )
+    transport = GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(warmup_successes=0),
+        control_plane=server.plane(),
+        new_transport=gateway.new_transport,
+    )
+    first = asyncio.create_task(transport.handle_async_request(post()))
+    await asyncio.sleep(0.04)
+    # The first try was before this one's 404, the second one is after it.
+    second = await transport.handle_async_request(post())
+    assert [(await first).status_code, second.status_code] == [404, 404]
+    assert len(server.requests) == 2
+
+
 async def test_a_control_plane_that_cannot_be_reached() -> None:
     server = Server(httpx.ConnectError(f"[SSL] {KEY}"))
     answer = await server.ask()

@@ -8,13 +8,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.protocol import ControlPlaneError
 from tinker_guard.policy.not_found import is_cached_copy, is_control_planes_404, read_json
 from tinker_guard.policy.pacing import retry_after
-from tinker_guard.transports import runtime
 from tinker_guard.transports.blocking import environment_transport
 from tinker_guard.transports.body_prefix import read_prefix
 from tinker_guard.transports.cleanup import discard, unless_abandoned
@@ -54,6 +52,13 @@ class HasKey:
         return self
 
 
+class DisconnectedError(ControlPlaneError):
+    """There was no connection to a control plane, or it broke: the next one may be better."""
+
+
+_BROKEN: Final = (httpx.ConnectError, httpx.RemoteProtocolError)
+
+
 async def document_at(
     url: httpx.URL,
     headers: Headers,
@@ -76,24 +81,17 @@ async def document_at(
         ids: What is asked about, by names that users have chosen.
 
     Raises:
+        DisconnectedError: There was no connection, or it broke.
         ControlPlaneError: There is no answer that can be used.
         TimeoutError: A phase took too long.
     """
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type((httpx.ConnectError, httpx.RemoteProtocolError)),
-        stop=stop_after_attempt(2),
-        wait=wait_fixed(0.05),
-        sleep=runtime.sleep,
-        reraise=True,
-    )
     try:
-        answer: Answer = await retrying(
-            _fetch, url, headers, extensions, timeout, transport, template
-        )
+        answer = await _fetch(url, headers, extensions, timeout, transport, template)
     except httpx.TimeoutException:
         raise TimeoutError from None
     except httpx.HTTPError as error:
-        raise ControlPlaneError(
+        kind = DisconnectedError if isinstance(error, _BROKEN) else ControlPlaneError
+        raise kind(
             f"{place_of(url)} could not be reached ({type(error).__name__}). Is it the right "
             "host? Set TINKER_GUARD_CONTROL_PLANE_URL if the control plane lives elsewhere."
         ) from None

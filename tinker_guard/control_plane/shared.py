@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.chosen import (
@@ -21,6 +22,7 @@ from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.http import HttpControlPlane
 from tinker_guard.control_plane.kubernetes import KubernetesControlPlane
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
+from tinker_guard.control_plane.question import DisconnectedError
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
@@ -32,7 +34,7 @@ from tinker_guard.policy.reach import Reach
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.core.routes import RouteState
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from tinker_guard.settings import GuardSettings
     from tinker_guard.transports.renewable import RenewableTransport
 
+
+_T = TypeVar("_T")
 
 _CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
 
@@ -126,8 +130,13 @@ class SharedControlPlane:
                 detail="the key that was given for the control plane is not in this process, so "
                 "that it is not asked. Set TINKER_GUARD_CONTROL_PLANE_API_KEY.",
             ).timed(asked_at, asked_at)
+
+        def begin() -> None:
+            nonlocal asked_at
+            asked_at = clock()
+
         with telemetry.lookup_span(state, self._settings) as report:
-            answer = await self._answer(state, request, line)
+            answer = await self._answer(state, request, line, begin)
             report.answered(answer)
         return answer.timed(asked_at, clock())
 
@@ -148,7 +157,11 @@ class SharedControlPlane:
             yield replace(plane, transport=transport)
 
     async def _answer(
-        self, state: RouteState, request: httpx.Request, line: RenewableTransport | None
+        self,
+        state: RouteState,
+        request: httpx.Request,
+        line: RenewableTransport | None,
+        begin: Callable[[], None],
     ) -> JobAnswer:
         route = state.route
         name = type(self._control_plane).__name__
@@ -159,7 +172,7 @@ class SharedControlPlane:
                 self._plane_on(line, request, route.origin) as plane,
                 runtime.timeout(self._timeout),
             ):
-                job_state, phase = await runtime.isolated(lambda: ask(plane, route, credentials))
+                job_state, phase = await _ask_twice(lambda: ask(plane, route, credentials), begin)
             if job_state is not None and not is_state_name(job_state):
                 raise ControlPlaneError(
                     f"{name}.job_state() must return None or a state's name such as "
@@ -192,6 +205,24 @@ class SharedControlPlane:
         return JobAnswer(
             state=job_state, status_code=found if is_http else None, stated_phase=phase
         )
+
+
+async def _ask_twice(call: Callable[[], Coroutine[Any, Any, _T]], begin: Callable[[], None]) -> _T:
+    """Ask, and once more if the connection breaks; `begin` is called before each question."""
+
+    async def ask_once() -> _T:
+        begin()
+        return await runtime.isolated(call)
+
+    retrying = AsyncRetrying(
+        retry=retry_if_exception_type(DisconnectedError),
+        stop=stop_after_attempt(2),
+        wait=wait_fixed(0.05),
+        sleep=runtime.sleep,
+        reraise=True,
+    )
+    answer: _T = await retrying(ask_once)
+    return answer
 
 
 _LONGEST_PAUSE: Final = 60.0
