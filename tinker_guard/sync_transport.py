@@ -125,5 +125,5 @@ class SyncGuardTransport(httpx.BaseTransport):
         self.close()
 
     def close(self) -> None:
-        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
+        """Close the wrapped transport and its replacements; what waits fails after its pause."""
         run_blocking(self._guard.aclose())

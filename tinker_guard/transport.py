@@ -210,5 +210,5 @@ class GuardTransport(httpx.AsyncBaseTransport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
+        """Close the wrapped transport and its replacements; what waits fails after its pause."""
         await self._line.aclose()
