@@ -109,7 +109,7 @@ class SyncGuardTransport(httpx.BaseTransport):
         self._guard.configure(settings, control_plane)
 
     def release(self) -> httpx.BaseTransport:
-        """From now on hand every request through, and return the first wrapped transport.
+        """Stop guarding the requests that come later; return the first wrapped transport.
 
         Requests under way are seen to their end.
         """
@@ -125,5 +125,5 @@ class SyncGuardTransport(httpx.BaseTransport):
         self.close()
 
     def close(self) -> None:
-        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
+        """Close the wrapped transport and its replacements; what waits fails after its pause."""
         run_blocking(self._guard.aclose())

@@ -197,7 +197,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._for_deployments = settings.model_copy(update=_OF_DEPLOYMENTS)
 
     def release(self) -> httpx.AsyncBaseTransport:
-        """Hand later requests, not those under way, through; return the first wrapped transport."""
+        """Stop guarding the requests that come later; return the first wrapped transport."""
         self._is_enabled = False
         return self._line.release()
 
@@ -210,5 +210,5 @@ class GuardTransport(httpx.AsyncBaseTransport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the wrapped transport, and those it was replaced by. Requests that wait end."""
+        """Close the wrapped transport and its replacements; what waits fails after its pause."""
         await self._line.aclose()

@@ -123,6 +123,17 @@ def test_guards_with_other_patterns_know_other_routes() -> None:
     assert len(jobs) == 1
 
 
+@pytest.mark.parametrize("query", ["", "?a=1"])
+def test_a_password_in_a_url_is_not_remembered(query: str) -> None:
+    table = RouteTable()
+    url = f"{BASE}/api/v1/x{query}"
+    with_password = httpx.URL(url.replace("://", "://me:hunter2@"))
+    state = table.find(with_password)
+    assert state is not None
+    assert state is table.find(httpx.URL(url)) is table.find(with_password)
+    assert "hunter2" not in repr(vars(table))
+
+
 def test_each_base_path_is_a_state_of_its_own() -> None:
     table, patterns = RouteTable(), patterns_of(("http://head:8000/m/{model}", "http://head:8000"))
     urls = ["/m/a/api/v1/x", "/m/b/api/v1/x", "/api/v1/x", "/m/a/y", "/m/b", "/m"]

@@ -69,7 +69,7 @@ def test_a_fault_while_a_body_is_read_leaves_the_body_alone(
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr(runtime, "begin", fail)
+        monkeypatch.setattr(runtime, "go_on", fail)
         return await response.aread()
 
     assert runtime.run_blocking(read()) == b"abcd"

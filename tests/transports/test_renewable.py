@@ -223,6 +223,32 @@ async def test_released_an_idle_one_is_closed_with_the_line() -> None:
     assert [transport.is_closed for transport in gateway.transports] == [True, True]
 
 
+async def test_released_after_it_was_closed_it_still_refuses_what_waits() -> None:
+    gateway = FakeGateway(lambda _: ok())
+    first = gateway.new_transport()
+    line = RenewableTransport(first, gateway.new_transport)
+    await line.replace(first)
+    await line.aclose()
+    assert line.release() is first
+    with pytest.raises(httpx.TransportError, match="closed"):
+        await line.transport.handle_async_request(post())
+    assert gateway.exchanges == []
+
+
+async def test_threads_that_reopen_it_at_the_same_time_have_the_same_one() -> None:
+    """What one of two lines was replaced by would never be closed."""
+    gateway = FakeGateway()
+    closed = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await closed.aclose()
+    line = closed.reopened()
+    assert line is not closed
+    assert closed.reopened() is line is line.reopened()
+    await line.replace(line.transport)
+    await line.aclose()
+    assert closed.reopened() is not line
+    assert [transport.is_closed for transport in gateway.transports] == [True, True]
+
+
 async def test_closing_the_line_closes_them_all() -> None:
     gateway = FakeGateway(lambda _: ok())
     line = RenewableTransport(gateway.new_transport(), gateway.new_transport)

@@ -272,9 +272,10 @@ class RouteTable:
             if state is not self._last:
                 self._note_use(state)
             return state
-        scheme, _, host, port, path, _, _ = parts
+        scheme, userinfo, host, port, path, _, _ = parts
         state = self._find(patterns, scheme, host, port, path)
-        if state is not None:
+        # A password would be kept as long as the process runs.
+        if state is not None and not userinfo:
             if len(recent) >= _RECENT:
                 recent = self._recent = {}
             recent[place] = state

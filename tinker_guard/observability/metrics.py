@@ -10,7 +10,7 @@ from opentelemetry import metrics
 from tinker_guard import __version__
 from tinker_guard.faults import fail_open
 from tinker_guard.observability import attributes as names
-from tinker_guard.observability.providers import enabled
+from tinker_guard.observability.providers import enabled, is_suppressed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,12 +132,12 @@ def _counter(name: str) -> Counter:
 @fail_open
 def measure(name: str, seconds: float, attributes: Mapping[str, AttributeValue]) -> None:
     """Record how long something took."""
-    if enabled().metrics:
+    if enabled().metrics and not is_suppressed():
         _histogram(name).record(seconds, attributes)
 
 
 @fail_open
 def count(name: str, attributes: Mapping[str, AttributeValue]) -> None:
     """Count something that happened."""
-    if enabled().metrics:
+    if enabled().metrics and not is_suppressed():
         _counter(name).add(1, attributes)

@@ -47,9 +47,11 @@ def source_of(
 
     The gateway answers `{"error": {"code": "NOT_FOUND", "param": "jobId", ...}}`, a trainer
     (FastAPI) `{"detail": ...}` as `application/json`. A problem document (RFC 9457) has a `detail`
-    too, but is a gateway's or a content delivery network's. Servers that write another form are
-    listed in `not_found_shapes.SERVERS`; what matches none of it is unknown, a web server's page
-    too, since one can stand in the trainer's own pod and keep the probe's path from it.
+    too, but is a gateway's or a content delivery network's. A `detail` that says that a service, a
+    route or a replica is missing is unknown, since gateways made with FastAPI write it, unless it
+    names what a trainer alone has. Servers that write another form are listed in
+    `not_found_shapes.SERVERS`; what matches none of it is unknown, a web server's page too, since
+    one can stand in the trainer's own pod and keep the probe's path from it.
 
     Args:
         headers: The response's headers, by names of any case.

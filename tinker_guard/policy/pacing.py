@@ -43,9 +43,9 @@ def backoff(resend: int, *, initial: float, maximum: float, jitter: float) -> fl
 def spread(waited: float, *, initial: float, jitter: float) -> float:
     """How long a request stays back after another one has found that its route answers again.
 
-    Requests of many processes wait for the same route. Over 0.2 s, by default, what they send after
-    a race of a second keeps a gateway busy that cannot take all of it; over less, what it sheds
-    comes back in waves.
+    Requests of many processes wait for the same route, and all find it at about the same time. By
+    default they are spread over up to 0.2 s. Over less, a gateway that cannot take them all at once
+    sheds most of them, is idle until they come back, and then sheds again.
 
     Args:
         waited: Seconds since the request met its 404. It stays back for a quarter of them at most.

@@ -48,6 +48,7 @@ class RenewableTransport(runtime.Locked):
         """Whether what is sent over it is refused."""
         self.left_by: tuple[Any, ...] | None = None
         """What the `__aexit__` was given by which it is left; None where it is only closed."""
+        self._next: RenewableTransport | None = None
 
     async def replace(self, stale: httpx.AsyncBaseTransport) -> None:
         """Put a new transport in the place of one that proved stale.
@@ -89,8 +90,13 @@ class RenewableTransport(runtime.Locked):
             yield LentTransport(spare)
 
     def release(self) -> httpx.AsyncBaseTransport:
-        """Go back to the first transport for good, and return it; it is not closed from here."""
+        """Go back to the first transport for good, and return it; it is not closed from here.
+
+        If it was closed already, what still waits is refused as before.
+        """
         self._new_transport = None
+        if self.is_closed:
+            return self._original
         spare, self.transport = self.transport, self._original
         if isinstance(spare, DrainingTransport):
             spare.is_draining = True
@@ -103,11 +109,18 @@ class RenewableTransport(runtime.Locked):
         await self._original.__aenter__()
 
     def reopened(self) -> RenewableTransport:
-        """Another one, for requests that come after this one was closed.
+        """Another one, for requests that come after this one was closed; itself if it is open.
 
-        A transport of httpx can be used again after it was closed, by another client.
+        A transport of httpx can be used again after it was closed, by another client. Threads that
+        come at the same time get the same one: what one of two is replaced by would stay open.
         """
-        return RenewableTransport(self._original, self._new_transport)
+        with self._lock:
+            if not self.is_closed:
+                return self
+            if self._next is None:
+                self._next = RenewableTransport(self._original, self._new_transport)
+            following = self._next
+        return following.reopened()
 
     async def aclose(self) -> None:
         """Close the transport in use and those that it replaced; what still waits is refused."""

@@ -141,9 +141,9 @@ def begin() -> None:
 
 
 def go_on() -> None:
-    """Go on with what blocks the thread; not if its own timeout, the innermost one, is over.
+    """Go on reading what blocks the thread; not if the innermost timeout, its own, is over.
 
-    What a request has begun serves others too, for which its answer is not too late.
+    Those further out do not end it: others may wait for the same answer, and have time left.
     """
     if _thread.timeouts and _thread.timeouts[-1].when <= clock()():
         raise Expired(_thread.timeouts[-1])
