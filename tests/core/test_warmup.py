@@ -696,3 +696,17 @@ async def test_nobody_waits_longer_at_the_gate_because_the_next_leader_has_more_
     ended = await asyncio.gather(*(send_at(float(at), one) for at, one in enumerate(guards)))
     assert ended == [(404, 5.0), (404, 21.0), (404, 8.0)]
     assert gateway.sent == []
+
+
+async def test_a_leader_that_other_settings_give_more_time_holds_no_request_up() -> None:
+    """Once its own time is over, a request is sent, and shows what there is."""
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane()
+    seconds = {"probe_timeout": 2.0, "control_plane_timeout": 2.0, "retry_timeout": 2.0}
+    leader, other = (guard(gateway, plane, warmup_timeout=t, **seconds) for t in (60.0, 5.0))
+    leading = asyncio.create_task(send(leader))
+    await asyncio.sleep(1.0)
+    assert await send(other) == 404
+    # Its own time, what a leader's last probe and lookup may take, and what follows its own 404.
+    assert loop_time() <= 1.0 + 5.0 + 2.0 + 2.0 + 2.0
+    assert await leading == 404
+    assert loop_time() == 60.0
