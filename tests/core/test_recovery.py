@@ -1459,6 +1459,32 @@ async def test_one_replica_that_knows_the_route_is_found_among_many(
     assert loop_time() < 3.0
 
 
+@pytest.mark.parametrize("race", [0.5, 1.0, 2.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("not_found", [gateway_404, plain_404, router_404])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+async def test_a_race_of_every_replica_of_such_a_gateway_is_waited_out(
+    not_found: Callable[[], httpx.Response],
+    race: float,
+    jitter: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The resends that follow each other at once are no reason to wait longer after them."""
+    monkeypatch.setattr(attempts.JITTER, "random", lambda: jitter)
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at < 5.0:
+            return ok() if len(gateway.exchanges) % 4 == 0 else not_found()
+        return ok() if exchange.at >= 5.0 + race else not_found()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway)
+    for _ in range(5):
+        assert (await send(transport)).status_code == 200
+    await asyncio.sleep(5.0 - loop_time())
+    assert (await send(transport)).status_code == 200
+    assert loop_time() <= 5.0 + race + max(0.5, race / 4)
+
+
 async def test_a_wait_that_such_a_gateway_asks_for_is_obeyed_all_the_same() -> None:
     def answer(exchange: Exchange) -> httpx.Response:
         # What the first probe and the resend after it meet, on one connection.
