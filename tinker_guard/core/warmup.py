@@ -32,8 +32,8 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
         # A leader may take so long to end. One that other settings give more time is left to it.
         longest = settings.probe_timeout + settings.control_plane_timeout
         end = await _wait_or_lead(guarded, ends_at + longest)
-        while isinstance(end, TimedOut) and guarded.clock() < ends_at:
-            # The leader's time was over before that of this request, which came later.
+        while not end.serves_at_gate(guarded.arrived_at) and guarded.clock() < ends_at:
+            # The leader's time was over, or it had asked before this request came.
             end = await _wait_or_lead(guarded, ends_at)
     except TimeoutError:
         # With what the last leader has found.
