@@ -1362,6 +1362,30 @@ async def test_no_verdict_crosses_keys(header: str, owner_first: bool, gap: floa
     assert answers == ([200, 404] if owner_first else [404, 200])
 
 
+@pytest.mark.parametrize("keys", [8, 9, 12])
+async def test_however_many_keys_there_are_each_hears_twice_that_its_job_is_missing(
+    keys: int,
+) -> None:
+    """While they read their 404s, and between their lookups, they wait for nothing together."""
+
+    def answer(_: Exchange) -> httpx.Response:
+        stream = TrackedStream([GATEWAY_BODY], pause=0.01)
+        return httpx.Response(404, headers={"content-type": "application/json"}, stream=stream)
+
+    gateway, plane = FakeGateway(answer), FakeControlPlane(None)
+    transport = guard(gateway, plane)
+
+    def keyed(number: int) -> httpx.Request:
+        request = post()
+        request.headers["x-api-key"] = f"tml-{number}"
+        return request
+
+    answers = await asyncio.gather(*(send(transport, keyed(n)) for n in range(keys)))
+    assert [answer.status_code for answer in answers] == [404] * keys
+    assert loop_time() < 3.0
+    assert plane.questions == 2 * keys
+
+
 async def test_nor_control_planes() -> None:
     gateway = FakeGateway(known_from(5.0))
     transports = [guard(gateway, FakeControlPlane(state)) for state in ("JOB_STATE_DELETED", None)]
