@@ -1354,6 +1354,30 @@ async def test_no_verdict_crosses_keys(header: str, owner_first: bool, gap: floa
     assert answers == ([200, 404] if owner_first else [404, 200])
 
 
+@pytest.mark.parametrize("keys", [8, 9, 12])
+async def test_however_many_keys_there_are_each_hears_twice_that_its_job_is_missing(
+    keys: int,
+) -> None:
+    """While they read their 404s, and between their lookups, they wait for nothing together."""
+
+    def answer(_: Exchange) -> httpx.Response:
+        stream = TrackedStream([GATEWAY_BODY], pause=0.01)
+        return httpx.Response(404, headers={"content-type": "application/json"}, stream=stream)
+
+    gateway, plane = FakeGateway(answer), FakeControlPlane(None)
+    transport = guard(gateway, plane)
+
+    def keyed(number: int) -> httpx.Request:
+        request = post()
+        request.headers["x-api-key"] = f"tml-{number}"
+        return request
+
+    answers = await asyncio.gather(*(send(transport, keyed(n)) for n in range(keys)))
+    assert [answer.status_code for answer in answers] == [404] * keys
+    assert loop_time() < 3.0
+    assert plane.questions == 2 * keys
+
+
 async def test_nor_control_planes() -> None:
     gateway = FakeGateway(known_from(5.0))
     transports = [guard(gateway, FakeControlPlane(state)) for state in ("JOB_STATE_DELETED", None)]
@@ -1449,6 +1473,32 @@ async def test_one_replica_that_knows_the_route_is_found_among_many(
         assert (await send(transport)).status_code == 200
     # Five steps.
     assert loop_time() < 3.0
+
+
+@pytest.mark.parametrize("race", [0.5, 1.0, 2.0, 3.0, 5.0, 8.0])
+@pytest.mark.parametrize("not_found", [gateway_404, plain_404, router_404])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+async def test_a_race_of_every_replica_of_such_a_gateway_is_waited_out(
+    not_found: Callable[[], httpx.Response],
+    race: float,
+    jitter: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The resends that follow each other at once are no reason to wait longer after them."""
+    monkeypatch.setattr(attempts.JITTER, "random", lambda: jitter)
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at < 5.0:
+            return ok() if len(gateway.exchanges) % 4 == 0 else not_found()
+        return ok() if exchange.at >= 5.0 + race else not_found()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway)
+    for _ in range(5):
+        assert (await send(transport)).status_code == 200
+    await asyncio.sleep(5.0 - loop_time())
+    assert (await send(transport)).status_code == 200
+    assert loop_time() <= 5.0 + race + max(0.5, race / 4)
 
 
 async def test_a_wait_that_such_a_gateway_asks_for_is_obeyed_all_the_same() -> None:

@@ -696,3 +696,50 @@ async def test_nobody_waits_longer_at_the_gate_because_the_next_leader_has_more_
     ended = await asyncio.gather(*(send_at(float(at), one) for at, one in enumerate(guards)))
     assert ended == [(404, 5.0), (404, 21.0), (404, 8.0)]
     assert gateway.sent == []
+
+
+async def test_a_leader_that_other_settings_give_more_time_holds_no_request_up() -> None:
+    """Once its own time is over, a request is sent, and shows what there is."""
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane()
+    seconds = {"probe_timeout": 2.0, "control_plane_timeout": 2.0, "retry_timeout": 2.0}
+    leader, other = (guard(gateway, plane, warmup_timeout=t, **seconds) for t in (60.0, 5.0))
+    leading = asyncio.create_task(send(leader))
+    await asyncio.sleep(1.0)
+    assert await send(other) == 404
+    # Its own time, what a leader's last probe and lookup may take, and what follows its own 404.
+    assert loop_time() <= 1.0 + 5.0 + 2.0 + 2.0 + 2.0
+    assert await leading == 404
+    assert loop_time() == 60.0
+
+
+@pytest.mark.parametrize("state", ["JOB_STATE_PAUSED", "JOB_STATE_FAILED"])
+async def test_a_job_that_was_resumed_before_a_request_came_does_not_refuse_it(state: str) -> None:
+    """The lookup of another request, which came before, is still under way."""
+    gateway = FakeGateway(known_from(2.0))
+
+    class Plane:
+        async def job_state(self, account: str, job: str, **_: Any) -> str:
+            said = state if loop_time() < 1.0 else "JOB_STATE_RUNNING"
+            await asyncio.sleep(3.0)
+            return said
+
+    transport = guard(gateway, Plane())
+    before = asyncio.create_task(send(transport))
+    await asyncio.sleep(1.5)
+    assert await send(transport) == 200
+    assert await before == 404
+    assert loop_time() < 3.5
+
+
+async def test_a_job_that_stays_stopped_refuses_all_that_wait_by_two_lookups() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane("JOB_STATE_FAILED", takes=0.1)
+    transport = guard(gateway, plane)
+
+    async def send_at(at: float) -> int:
+        await asyncio.sleep(at)
+        return await send(transport)
+
+    assert await asyncio.gather(*(send_at(n / 1000) for n in range(100))) == [404] * 100
+    assert plane.questions == 2
+    assert loop_time() < 0.5

@@ -64,7 +64,7 @@ async def _each_by_itself(_: Any, compute: Any, *, accepts: Any = None) -> Any:
     [
         pytest.param(ThreadFlight, "run", _each_by_itself, {4}, 0, id="each-asks-for-itself"),
         # Few schedules end a request's time between two exchanges.
-        pytest.param(runtime, "begin", lambda: None, {3}, 1837, id="begins-after-its-time"),
+        pytest.param(runtime, "begin", lambda: None, {3}, 3388, id="begins-after-its-time"),
         pytest.param(Condition, "notify_all", lambda _: None, {3}, 0, id="tells-nobody"),
     ],
 )

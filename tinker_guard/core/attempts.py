@@ -43,14 +43,19 @@ class _Backoff(wait_base):
         self._deadline = deadline
         self._clock = clock
         self._attempts_before = attempts_before
+        self._at_once = 0
+        """How many attempts have followed the one before at once."""
 
     def __call__(self, retry_state: RetryCallState) -> float:
         assert retry_state.outcome is not None
         asked_to_wait: float | None = retry_state.outcome.result()
         if asked_to_wait is None:
+            self._at_once += 1
             return 0.0
+        # Eight at once are one step. As eight, they would make the next wait far too long.
+        steps = retry_state.attempt_number - self._at_once * 7 // 8
         delay = backoff(
-            retry_state.attempt_number + self._attempts_before,
+            steps + self._attempts_before,
             initial=self._settings.backoff_initial,
             maximum=self._settings.backoff_max,
             jitter=JITTER.random(),

@@ -94,6 +94,14 @@ class _End:
         """
         return not needs_proof
 
+    def serves_at_gate(self, came_at: float) -> bool:
+        """Whether it holds for another request that waited for it at the gate.
+
+        Args:
+            came_at: When that request came.
+        """
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Routable(_End):
@@ -137,6 +145,10 @@ class Refused(_End):
         is_missing = self.judgement is JOB_MISSING
         return (self.not_found.met_at if is_missing else self.answer.asked_at) >= met_at
 
+    def serves_at_gate(self, came_at: float) -> bool:  # noqa: D102 - as above
+        # The job may have been resumed before the request came.
+        return self.answer.asked_at >= came_at
+
 
 @dataclass(frozen=True, slots=True)
 class TimedOut(_End):
@@ -147,6 +159,9 @@ class TimedOut(_End):
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
         # The time that was over is the leader's.
+        return False
+
+    def serves_at_gate(self, came_at: float) -> bool:  # noqa: D102 - as above
         return False
 
 

@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from typing import TYPE_CHECKING, Final, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
@@ -47,9 +47,11 @@ _KEYS: Final = 8
 class Flights:
     """What the requests of one event loop with the same credentials find out together."""
 
-    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "warmup")
+    __slots__ = ("exhausted", "holders", "lookup", "missing_since", "probing", "warmup")
 
     def __init__(self) -> None:
+        self.holders: WeakSet[object] = WeakSet()
+        """The requests under way that are to share them."""
         self.missing_since: float | None = None
         """When the control plane was first asked of those times, up to the last one, at which it
         has known no such job; None if it knew the job last."""
@@ -65,8 +67,10 @@ class Flights:
 
     @property
     def are_under_way(self) -> bool:
-        """Whether a request leads or waits in one of them."""
-        return self.warmup.is_under_way or self.probing.is_under_way or self.lookup.is_under_way
+        """Whether a request holds them, or leads or waits in one of them."""
+        # One that reads a 404, or sleeps, is in none of them.
+        flights = (self.warmup, self.probing, self.lookup)
+        return bool(self.holders) or any(flight.is_under_way for flight in flights)
 
 
 _DOUBTED_FOR: Final = 10.0
@@ -180,23 +184,26 @@ class RouteState:
         """Whether the gateway was lately seen to pick a replica for each request."""
         return now < self._balanced_until
 
-    def flights(self, key: Hashable) -> Flights:
+    def flights(self, key: Hashable, holder: object = None) -> Flights:
         """What is found out together on the running event loop, or by all threads of sync clients.
 
         Args:
             key: The credentials and the control plane, as `SharedControlPlane.key_for` gives it.
+            holder: A request with that key. They are kept for as long as it is under way.
         """
         if not runtime.is_blocking():
             # A loop's flights are used by its own thread alone.
-            return self._known(key)
+            return self._known(key, holder)
         with self._lock:
-            return self._known(key)
+            return self._known(key, holder)
 
-    def _known(self, key: Hashable) -> Flights:
+    def _known(self, key: Hashable, holder: object) -> Flights:
         by_key = self._flights_of(runtime.owner())
         # Taken out and put in again: the order of the dictionary is that of use.
         flights = by_key.pop(key, None) or Flights()
         by_key[key] = flights
+        if holder is not None:
+            flights.holders.add(holder)
         if len(by_key) > _KEYS:
             idle = [other for other, known in by_key.items() if not known.are_under_way]
             for other in idle[: len(by_key) - _KEYS]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
@@ -30,10 +29,12 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     end: ProbingEnd = INCONCLUSIVE
     report.promote()
     try:
-        end = await guarded.flights.warmup.run(partial(_warm_up, guarded))
-        while isinstance(end, TimedOut) and guarded.clock() < ends_at:
-            # The leader's time was over before that of this request, which came later.
-            end = await _wait_again(guarded, ends_at)
+        # A leader may take so long to end. One that other settings give more time is left to it.
+        longest = settings.probe_timeout + settings.control_plane_timeout
+        end = await _wait_or_lead(guarded, ends_at + longest)
+        while not end.serves_at_gate(guarded.arrived_at) and guarded.clock() < ends_at:
+            # The leader's time was over, or it had asked before this request came.
+            end = await _wait_or_lead(guarded, ends_at)
     except TimeoutError:
         # With what the last leader has found.
         pass
@@ -49,8 +50,8 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     return end
 
 
-async def _wait_again(guarded: GuardedRequest, ends_at: float) -> ProbingEnd:
-    """Wait for another leader, which may have more time than this request, or lead."""
+async def _wait_or_lead(guarded: GuardedRequest, ends_at: float) -> ProbingEnd:
+    """Wait for a leader, which may have more time than this request, or lead."""
     async with runtime.timeout_at(ends_at) as limit:
 
         async def lead() -> ProbingEnd:
