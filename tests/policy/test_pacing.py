@@ -183,11 +183,13 @@ async def test_the_longer_wait_counts_and_is_cut_to_what_is_left(
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("steady")
-async def test_an_attempt_may_follow_at_once() -> None:
-    least = [None, None, 0.0, 0.0]
-    times = await begun(9.0, least=lambda n: least[n - 1], attempts_before=1, successful=4)
-    # The waits grow with the attempts all the same.
-    assert times == [0.0, 0.0, 0.0, 0.13225]
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+async def test_attempts_that_follow_each_other_at_once_are_one_step(at_once: int) -> None:
+    least = [*[None] * at_once, 0.0, *[None] * at_once, 0.0, 0.0]
+    times = await begun(9.0, least=lambda n: least[n - 1], attempts_before=1, successful=len(least))
+    after_a_burst, after_another = 0.115, 0.115 + 0.1 * 1.15**3
+    expected = [*[0.0] * (at_once + 1), *[after_a_burst] * (at_once + 1), after_another]
+    assert times == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.anyio

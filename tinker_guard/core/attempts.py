@@ -42,20 +42,20 @@ class _Backoff(wait_base):
         self._settings = settings
         self._deadline = deadline
         self._clock = clock
-        self._attempts_before = attempts_before
-        self._at_once = 0
-        """How many attempts have followed the one before at once."""
+        self._steps = attempts_before
+        """How many waits there were before; attempts in a row that follow at once are one."""
+        self._is_at_once = False
 
     def __call__(self, retry_state: RetryCallState) -> float:
         assert retry_state.outcome is not None
         asked_to_wait: float | None = retry_state.outcome.result()
+        was_at_once, self._is_at_once = self._is_at_once, asked_to_wait is None
+        if not (was_at_once and self._is_at_once):
+            self._steps += 1
         if asked_to_wait is None:
-            self._at_once += 1
             return 0.0
-        # Eight at once are one step. As eight, they would make the next wait far too long.
-        steps = retry_state.attempt_number - self._at_once * 7 // 8
         delay = backoff(
-            steps + self._attempts_before,
+            self._steps,
             initial=self._settings.backoff_initial,
             maximum=self._settings.backoff_max,
             jitter=JITTER.random(),
