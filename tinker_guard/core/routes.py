@@ -201,14 +201,14 @@ class RouteState:
         by_key = self._flights_of(runtime.owner())
         # Taken out and put in again: the order of the dictionary is that of use.
         flights = by_key.pop(key, None) or Flights()
+        excess = len(by_key) + 1 - _KEYS
+        if excess > 0:
+            idle = [other for other, known in by_key.items() if not known.are_under_way]
+            for other in idle[:excess]:
+                del by_key[other]
         by_key[key] = flights
         if holder is not None:
             flights.holders.add(holder)
-        if len(by_key) > _KEYS:
-            idle = [other for other, known in by_key.items() if not known.are_under_way]
-            for other in idle[: len(by_key) - _KEYS]:
-                if other != key:
-                    del by_key[other]
         return flights
 
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
