@@ -233,6 +233,15 @@ def test_what_is_no_url_is_refused() -> None:
         wait_until_routable("http://x:port/")
 
 
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [(0, "a port from 1"), (1, "no trainer"), (65535, "no trainer"), (65536, "a port from 1")],
+)
+def test_a_port_that_cannot_be_is_refused(port: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wait_until_routable(f"http://localhost:{port}")
+
+
 @pytest.mark.parametrize("url", [BASE, f"{BASE}/"])
 async def test_by_the_same_rule_as_a_guarded_runs_warmup(url: str) -> None:
     gateway = FakeGateway()

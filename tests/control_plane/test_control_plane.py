@@ -413,6 +413,15 @@ async def test_a_connection_error_gets_one_quick_second_try(
     assert 0.0 < loop_time() < 0.2
 
 
+@pytest.mark.parametrize("error", [httpx.ProxyError("refused"), httpx.UnsupportedProtocol("ftp")])
+async def test_an_error_that_no_new_connection_mends_gets_no_second_try(
+    error: httpx.HTTPError,
+) -> None:
+    server = Server(error, running())
+    assert (await server.ask()).failure is CONTROL_PLANE_ERROR
+    assert len(server.requests) == 1
+
+
 async def test_what_a_second_try_heard_judges_the_404s_that_came_before_it() -> None:
     """A job that has stopped is asked about once, for all requests that wait for the answer."""
     gateway = FakeGateway(lambda _: gateway_404())
@@ -781,6 +790,16 @@ async def test_whatever_pause_a_users_control_plane_gives(
         await asyncio.sleep(at - loop_time())
         assert (await shared.ask(route, REQUEST)).failure is CONTROL_PLANE_ERROR
     assert [at for at, *_ in plane.asked] == times
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "pause"),
+    [(0.5, 0.5), (60, 60.0), (86400, 60.0), (-1.0, 0.0), ("2", 2.0), ("soon", 0.0), (None, 0.0)],
+)
+async def test_how_long_it_is_left_alone(retry_after: Any, pause: float) -> None:
+    plane = FakeControlPlane(ControlPlaneError("busy", 429, retry_after))
+    answer = await SharedControlPlane(GuardSettings(), plane).ask(route_state(), REQUEST)
+    assert answer.retry_after == pause
 
 
 def test_each_event_loop_asks_for_itself() -> None:

@@ -15,6 +15,8 @@ from testkit.threads import SyncFakeTransport
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.core.routes import RouteTable
+from tinker_guard.observability.providers import NOTHING
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -127,6 +129,27 @@ def test_a_false_404_of_a_hot_load_is_sent_again(send: Send, spans: InMemorySpan
     assert attributes["tinker_guard.account"] == "acc"
     assert attributes["tinker_guard.route"] == f"{ORIGIN}/v1/{NAME}"
     assert root.name == "POST /hot_load"
+
+
+@BOTH
+def test_it_is_guarded_where_nothing_is_recorded(
+    send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sync_transport", "transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    gateway, plane = FakeGateway(known_from(2.0)), Plane()
+    ((status_code, _),) = send(gateway, plane.control_plane(), SETTINGS, hot_load())
+    assert status_code == 200
+
+
+def test_of_many_deployments_those_used_last_are_kept() -> None:
+    table, (one, two, three) = RouteTable(limit=2), (f"{NAME}-{n}" for n in range(3))
+    first, second = (table.find_deployment(hot_load(name=name)) for name in (one, two))
+    assert first is not second
+    assert table.find_deployment(hot_load(name=one)) is first
+    table.find_deployment(hot_load(name=three))
+    assert table.find_deployment(hot_load(name=one)) is first
+    assert table.find_deployment(hot_load(name=two)) is not second
 
 
 @BOTH

@@ -75,6 +75,19 @@ def test_threads_that_meet_a_race_ask_once() -> None:
     assert len(gateway.sent) == 2 * THREADS
 
 
+def test_a_route_by_configuration_is_guarded_where_nothing_is_recorded(
+    virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sync_transport", "transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    gateway = FakeGateway(known_from(2.0))
+    settings = GuardSettings(warmup_successes=0, routes=("/trainers/{job}",))
+    guard = sync_guard(gateway, FakeControlPlane(), settings)
+    request = httpx.Request("POST", "https://head.test/trainers/t-1/api/v1/x", content=b"{}")
+    assert guard.handle_request(request).status_code == 200
+    assert len(gateway.sent) > 1
+
+
 def test_an_interrupt_reaches_the_caller_and_leaves_the_gate_to_others() -> None:
     def answer(exchange: Exchange) -> httpx.Response:
         if len(gateway.exchanges) == 1:
@@ -513,6 +526,13 @@ def test_a_client_that_is_left_leaves_the_transport_in_the_same_way(
         with pytest.raises(error):
             run()
     assert inner.calls == ["entered", error]
+
+
+def test_what_is_entered_is_the_guard() -> None:
+    guard, blocking = SyncGuardTransport(EnteredTransport()), BlockingTransport(EnteredTransport())
+    with guard as entered:
+        assert entered is guard
+    assert runtime.run_blocking(blocking.__aenter__()) is blocking
 
 
 def test_closing_ends_what_waits() -> None:

@@ -508,6 +508,13 @@ def test_an_id_that_is_given_back_by_fastapi_is_no_evidence(
     assert source_of(case.headers(), case.wire, ids=ids) is source
 
 
+@pytest.mark.parametrize("ids", [["run", "future.run"], ["future.run", "run"]])
+def test_the_longer_of_two_ids_is_looked_for_first(ids: list[str]) -> None:
+    """The rest of it may be a trainer's word."""
+    case = Case(JSON, {"error": "future.run does not run"})
+    assert source_of(case.headers(), case.wire, ids=ids) is Source.UNKNOWN
+
+
 def test_ids_are_looked_for_as_they_are() -> None:
     case = Case(JSON, {"error": "checkpoint is unknown"})
     assert source_of(case.headers(), case.wire, ids=["che.kpoint", "c", "(", ""]) is Source.TRAINER

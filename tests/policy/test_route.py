@@ -63,6 +63,15 @@ def test_what_is_no_name_of_a_deployment(name: str) -> None:
     assert Route.of_deployment("https", "h.test", None, name) is None
 
 
+@pytest.mark.parametrize(
+    "origin", ["http://h.test", "http://h.test:8000", "https://h.test", "https://h.test:8443"]
+)
+def test_a_route_is_at_the_origin_of_its_url(origin: str) -> None:
+    route = route_of(f"{origin}/t/d-1/x", "/t/{job}")
+    assert route is not None
+    assert route.origin == origin
+
+
 def test_a_placeholder_of_that_name_makes_no_deployment() -> None:
     route = route_of("https://h.test/t/d-1/x", "/t/{deployment}")
     assert route is not None

@@ -307,6 +307,24 @@ def test_what_was_begun_goes_on_until_its_own_timeout_is_over(passed: float, goe
     assert runtime.run_blocking(read(), time.threads) == expected
 
 
+@pytest.mark.parametrize(("passed", "goes_on"), [(1.9, True), (2.0, False)])
+def test_what_was_begun_within_one_timeout_goes_on_until_that_is_over(
+    passed: float, goes_on: bool
+) -> None:
+    time = _Time()
+
+    async def read() -> bool:
+        try:
+            async with runtime.timeout(2.0):
+                time.sleep(passed)
+                runtime.go_on()
+        except TimeoutError:
+            return False
+        return True
+
+    assert runtime.run_blocking(read(), time.threads) is goes_on
+
+
 def test_what_has_no_timeout_goes_on() -> None:
     async def read() -> str:
         runtime.go_on()
