@@ -237,7 +237,7 @@ def test_what_is_no_url_is_refused() -> None:
     ("port", "said"),
     [(0, "a port from 1"), (1, "no trainer"), (65535, "no trainer"), (65536, "a port from 1")],
 )
-def test_a_port_that_cannot_be_is_refused(port: int, said: str) -> None:
+def test_the_ports_that_can_be(port: int, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         wait_until_routable(f"http://localhost:{port}")
 

@@ -1988,3 +1988,48 @@ async def test_another_applications_404_of_a_stopped_job_is_genuine() -> None:
     assert (await send(transport)).status_code == 404
     assert loop_time() == began
     assert plane.questions == 1
+
+
+# -- bodies that break off ---------------------------------------------------------------------
+
+
+class _CutBody(httpx.AsyncByteStream):
+    """The beginning of the gateway's own body; then the connection breaks."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield GATEWAY_BODY[:20]
+        raise httpx.ReadError("cut off")
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("up_at", [0.0, 1.0, None])
+async def test_a_404_whose_body_breaks_off_is_waited_with_where_no_control_plane_answers(
+    up_at: float | None,
+) -> None:
+    """What came of it is in memory, like the whole of another one."""
+    bodies: list[_CutBody] = []
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        is_up = up_at is not None and exchange.at >= up_at and len(gateway.exchanges) > 1
+        if is_up or exchange.is_probe:
+            return ok() if is_up else gateway_404()
+        bodies.append(_CutBody())
+        return httpx.Response(404, headers={"content-type": "application/json"}, stream=bodies[-1])
+
+    gateway, plane = FakeGateway(answer), FakeControlPlane(ControlPlaneError("down"))
+    transport = guard(gateway, plane, warmup_successes=0, retry_timeout=6.0)
+    response = await transport.handle_async_request(post())
+    assert [body.is_closed for body in bodies] == [True]
+    if up_at is not None:
+        assert response.status_code == 200
+        assert loop_time() <= up_at + 0.5
+        return
+    assert response.status_code == 404
+    assert loop_time() == pytest.approx(6.0, abs=0.5)
+    with pytest.raises(httpx.ReadError, match="cut off"):
+        await response.aread()

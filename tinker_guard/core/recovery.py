@@ -172,7 +172,7 @@ class Recovery:
         # While the body is read, another request may find that the job has stopped.
         had_shown_trainer, up_since = guarded.state.has_shown_trainer, guarded.state.warm_since
         body = await read_prefix(self.response)
-        self._is_held = body.is_complete
+        self._is_held = body.is_held
         author = author_of(
             self.response.headers,
             body.content,

@@ -26,6 +26,11 @@ class BodyPrefix(NamedTuple):
     error: BaseException | None = None
     """What the transport raised, if that is why the rest is missing."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether all that came is in memory, so that the response can be read after a wait."""
+        return self.is_complete or self.error is not None
+
 
 async def read_prefix(response: httpx.Response, limit: int = BODY_LIMIT) -> BodyPrefix:
     """Read a response's body up to a limit, and leave the response as if nothing had been read.
@@ -80,10 +85,9 @@ class _ReplayedStream(httpx.AsyncByteStream):
                 await close_quietly(self.aclose, "a 404")
                 raise
             self.error = error
-            return False
-        # Given back at once: the caller has all of it, however badly the closing goes.
+        # Given back at once: the caller has all that came, however badly the closing goes.
         await close_quietly(self.aclose, "a 404")
-        return True
+        return self.error is None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self.chunks:
