@@ -32,7 +32,7 @@ console: Final = Console()
 LONG_ENOUGH: Final = 170.0
 """Seconds without which a process is still warming up; then only what is left is judged."""
 _WATCHED: Final = ("steady", "doubtful")
-_UNITS: Final = {"rss": "memory, MiB", "spans": "open spans"}
+_UNITS: Final = {"rss": "memory, MiB", "spans": "open spans", "pool": "threads of pyqwest"}
 _BEGIN: Final = "<!-- written by python -m proof.chaos --docs -->"
 _END: Final = "<!-- end -->"
 

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -212,13 +213,30 @@ def _target(descriptor: Path) -> str:
         return ""
 
 
+_POOL: Final = "tokio-rt-worker"
+"""What pyqwest's runtime calls its threads."""
+
+
+def _threads() -> tuple[int, int]:
+    """How many threads there are: those of pyqwest's runtime, and all others."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        # It may have ended meanwhile.
+        with suppress(OSError):
+            names.append((task / "comm").read_text().strip())
+    pool = names.count(_POOL)
+    return pool, len(names) - pool
+
+
 def resources(tally: Tally) -> dict[str, float]:
     """What this process holds now."""
+    pool, threads = _threads()
     return {
         "at": time.time(),
         "rss": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE / 2**20,
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": threads,
+        "pool": pool,
         "tasks": len(tasks()),
         "spans": tally.open("tinker_guard"),
         "requests": tally.open("requests"),
