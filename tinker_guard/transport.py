@@ -19,6 +19,7 @@ from tinker_guard.policy.route import patterns_of
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.body_prefix import BodyPrefix
+from tinker_guard.transports.draining import CLOSED
 from tinker_guard.transports.renewable import RenewableTransport
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
-        if self._line.is_closed:
+        if (sent_on := self._line.transport) is CLOSED:
             self._line = self._line.reopened()
-        sent_on = self._line.transport
+            sent_on = self._line.transport
         if not self._is_enabled:
             return await sent_on.handle_async_request(request)
         try:
