@@ -287,7 +287,7 @@ async def _open_question_transports(
 
 
 @_around(RouteState, "flights", 5)
-def _dead_loops_kept(_: Any, self: RouteState, key: Hashable, __: object = None) -> Flights:
+def _dead_loops_kept(_: Any, self: RouteState, key: Hashable) -> Flights:
     by_key = self._flights.setdefault(asyncio.get_running_loop(), {})
     return by_key.setdefault(key, Flights())
 
@@ -382,7 +382,7 @@ def _one_lock_for_all_loops(put: Put) -> None:
     loop = asyncio.new_event_loop()
     loop.close()
 
-    def flights(self: RouteState, key: Hashable, _: object = None) -> Flights:
+    def flights(self: RouteState, key: Hashable) -> Flights:
         return self._flights.setdefault(loop, {}).setdefault(key, Flights())
 
     put(RouteState, "flights", flights)

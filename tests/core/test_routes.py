@@ -11,7 +11,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -192,7 +192,7 @@ def test_a_job_in_steady_use_outlasts_any_number_of_others() -> None:
 def test_one_that_a_guarded_request_is_under_way_on_is_not_dropped() -> None:
     table = RouteTable(limit=3)
     held = found(table, "held")
-    held.guarded.add("a request")
+    held.guarded.add(cast("Any", "a request"))
     others = [found(table, n) for n in range(9)]
     assert found(table, "held") is held
     assert found(table, 8) is others[8]
@@ -207,7 +207,7 @@ def test_where_all_are_in_use_it_grows_and_shrinks_again() -> None:
     held: list[RouteState] = []
     for n in range(5):
         held.append(found(table, n))
-        held[-1].guarded.add(n)
+        held[-1].guarded.add(cast("Any", n))
     assert [found(table, n) for n in range(5)] == held
     for state in held:
         state.guarded.clear()

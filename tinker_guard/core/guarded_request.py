@@ -94,7 +94,7 @@ class GuardedRequest:
         self.report = report
         self.clock: Callable[[], float] = runtime.clock()
         self.arrived_at: float = self.clock()
-        self.flights: Flights = state.flights(control_plane.key_for(request), self)
+        self.flights: Flights = state.flights(control_plane.key_for(request))
         self.sent_on: httpx.AsyncBaseTransport = line.transport
         """The transport that the request was sent over last."""
         self.probed_on: httpx.AsyncBaseTransport = line.transport

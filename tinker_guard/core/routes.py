@@ -11,7 +11,7 @@ import itertools
 import os
 import threading
 from typing import TYPE_CHECKING, Final, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import httpx
 
     from tinker_guard.core.findings import ProbingEnd
+    from tinker_guard.core.guarded_request import GuardedRequest
     from tinker_guard.policy.judgement import JobAnswer, Judgement
 
 
@@ -47,11 +48,9 @@ _KEYS: Final = 8
 class Flights:
     """What the requests of one event loop with the same credentials find out together."""
 
-    __slots__ = ("exhausted", "holders", "lookup", "missing_since", "probing", "warmup")
+    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "warmup")
 
     def __init__(self) -> None:
-        self.holders: WeakSet[object] = WeakSet()
-        """The requests under way that are to share them."""
         self.missing_since: float | None = None
         """When the control plane was first asked of those times, up to the last one, at which it
         has known no such job; None if it knew the job last."""
@@ -67,10 +66,8 @@ class Flights:
 
     @property
     def are_under_way(self) -> bool:
-        """Whether a request holds them, or leads or waits in one of them."""
-        # One that reads a 404, or sleeps, is in none of them.
-        flights = (self.warmup, self.probing, self.lookup)
-        return bool(self.holders) or any(flight.is_under_way for flight in flights)
+        """Whether a request leads or waits in one of them."""
+        return self.warmup.is_under_way or self.probing.is_under_way or self.lookup.is_under_way
 
 
 _DOUBTED_FOR: Final = 10.0
@@ -121,7 +118,7 @@ class RouteState:
         self._balanced_until = self._router_doubted_until = self._lost_at = float("-inf")
         self.last_used: int = 0
         """Position in the order of use of all routes."""
-        self.guarded: set[object] = set()
+        self.guarded: set[GuardedRequest] = set()
         """The guarded requests under way: a route with one is not dropped."""
         self._flights: WeakKeyDictionary[_Owner, dict[Hashable, Flights]] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -184,31 +181,34 @@ class RouteState:
         """Whether the gateway was lately seen to pick a replica for each request."""
         return now < self._balanced_until
 
-    def flights(self, key: Hashable, holder: object = None) -> Flights:
+    def flights(self, key: Hashable) -> Flights:
         """What is found out together on the running event loop, or by all threads of sync clients.
 
         Args:
             key: The credentials and the control plane, as `SharedControlPlane.key_for` gives it.
-            holder: A request with that key. They are kept for as long as it is under way.
         """
         if not runtime.is_blocking():
             # A loop's flights are used by its own thread alone.
-            return self._known(key, holder)
+            return self._known(key)
         with self._lock:
-            return self._known(key, holder)
+            return self._known(key)
 
-    def _known(self, key: Hashable, holder: object) -> Flights:
+    def _known(self, key: Hashable) -> Flights:
         by_key = self._flights_of(runtime.owner())
         # Taken out and put in again: the order of the dictionary is that of use.
         flights = by_key.pop(key, None) or Flights()
         excess = len(by_key) + 1 - _KEYS
         if excess > 0:
-            idle = [other for other, known in by_key.items() if not known.are_under_way]
+            # A request that reads a 404, or sleeps, leads and waits in none of its flights.
+            held = [guarded.flights for guarded in tuple(self.guarded)]
+            idle = [
+                other
+                for other, known in by_key.items()
+                if not known.are_under_way and known not in held
+            ]
             for other in idle[:excess]:
                 del by_key[other]
         by_key[key] = flights
-        if holder is not None:
-            flights.holders.add(holder)
         return flights
 
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
