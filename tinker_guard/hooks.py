@@ -33,7 +33,8 @@ def install_guard(
     Call it once at start-up; later is fine too, clients that exist already are guarded as well.
     Calling it again with the same arguments does nothing. An SDK that has not been imported yet
     is not imported for this, but guarded when it is. The plain httpx clients that `fireworks-ai`
-    has for its REST API are guarded on trainer routes, and where they hot-load a deployment.
+    has for its REST API are guarded on trainer routes, and where they hot-load a deployment or ask
+    it for completions.
 
     Args:
         settings: How to behave, as one object; else give the settings below by name. What is
@@ -51,7 +52,8 @@ def install_guard(
             - `child_processes`: Whether Python processes that this one starts guard too (True).
             - `routes`: Patterns of base URLs that are guarded beside Fireworks' trainer jobs, such
               as `http://head:8000` or `https://trainers.example.com/{_tenant}/{job}` (none).
-            - `deployments`: False leaves hot-loads of Fireworks' deployments alone (True).
+            - `deployments`: False leaves hot-loads and completions of Fireworks' deployments
+              alone (True).
             - `warmup_successes`: Probes in a row that open a new route; 0 is no warmup (3).
             - `warmup_timeout`: How long a request waits for a new route (120).
             - `warmup_probe_path`: Path that is probed (/api/v1/get_server_capabilities).

@@ -274,7 +274,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     `https://trainers.example.com/{_tenant}/{job}`: see `parse_pattern` in `policy/route.py`. In a
     variable, commas or whitespace separate them."""
     deployments: bool = True
-    """Whether hot-loads of Fireworks' deployments are guarded too."""
+    """Whether hot-loads of Fireworks' deployments, and completions by them, are guarded too."""
     warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""

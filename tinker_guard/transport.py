@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _OF_DEPLOYMENTS: Final = {"warmup_probe_path": "/hot_load", "warmup_successes": 0}
 """What differs on the route of a deployment. The state of its hot-load shows that it is reached,
-and its first request needs no gate, since a hot-load can be sent again."""
+and its first request needs no gate, since hot-loads and completions can be sent again."""
 
 
 class GuardTransport(httpx.AsyncBaseTransport):

@@ -1,8 +1,9 @@
-"""Deployments of Fireworks: a second kind of route, which a header names and not the URL."""
+"""Deployments of Fireworks: a second kind of route, which a header or a body names, not the URL."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -45,6 +46,35 @@ def hot_load(
         headers["fireworks-deployment"] = name
     content = BODY if method == "POST" else b""
     return httpx.Request(method, origin + path, headers=headers, content=content)
+
+
+COMPLETION = f'{{"model":"{NAME}","prompt":[1,2],"stream":true}}'.encode()
+
+
+def completion(
+    *, content: Any = COMPLETION, path: str = "/inference/v1/completions"
+) -> httpx.Request:
+    """A completion as fireworks-ai 1.2.30 asks for it."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    return httpx.Request("POST", ORIGIN + path, headers=headers, content=content)
+
+
+NAMING_NONE = [
+    b"",
+    b"[]",
+    b"{}",
+    b'{"model":"accounts/fireworks/models/m"}',
+    # An adapter, of which the deployment's state says nothing.
+    f'{{"model":"accounts/acc/models/lora#{NAME}"}}'.encode(),
+    f'{{"model":"{NAME}/"}}'.encode(),
+    f'{{"model":["{NAME}"]}}'.encode(),
+    f'{{"model":"accounts/acc/deployments/d\\u0065p-1","user":"{NAME}"}}'.encode(),
+    f'{{"other_model":"{NAME}"}}'.encode(),
+    # Text of a user's.
+    json.dumps({"prompt": f'{{"model":"{NAME}"}}, "model": "{NAME}"'}).encode(),
+    f'"model":"{NAME}"'.encode("utf-16"),
+    gzip.compress(COMPLETION, mtime=0),
+]
 
 
 @dataclass
@@ -294,8 +324,10 @@ def test_deployments_know_nothing_of_each_other(send: Send) -> None:
         hot_load(path="/hot_load/v1/models/%2e%2e/hot_load"),
         hot_load(path="/hot_load/v1/models/..%2Fhot_load"),
         hot_load(path="/inference/v1/completions"),
+        *(completion(content=content) for content in NAMING_NONE),
+        completion(path="/inference/v1/models"),
+        completion(path="/inference/v1/completions/%2e%2e/completions"),
     ],
-    ids=lambda request: f"{request.url.path} {request.headers.get('fireworks-deployment')}",
 )
 def test_what_names_no_deployment_is_on_no_route(send: Send, request_: httpx.Request) -> None:
     gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
@@ -332,3 +364,130 @@ def test_an_answer_without_a_state_says_nothing(
     ((status_code, _),) = send(gateway, plane, SETTINGS, hot_load())
     assert status_code == 404
     assert any("answered, but with no deployment's state in it" in line for line in caplog.messages)
+
+
+# -- completions ---------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_false_404_of_a_completion_is_sent_again(send: Send, spans: InMemorySpanExporter) -> None:
+    gateway, plane = FakeGateway(known_from(2.0)), Plane()
+    ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, completion())
+    assert status_code == 200
+    assert 2.0 <= at <= 3.0
+    # Nothing but the very same request: what answers there without a body is not the deployment.
+    assert {(exchange.path, exchange.body) for exchange in gateway.exchanges} == {
+        ("/inference/v1/completions", COMPLETION)
+    }
+    assert {str(request.url) for request in plane.asked} == {f"{ORIGIN}/v1/{NAME}"}
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes == {
+        "http.request.method": "POST",
+        "http.response.status_code": 200,
+        "input.value": "POST /completions",
+        "output.value": "recovered: routing_race, job_running",
+        "server.address": "gateway.test",
+        "server.port": 443,
+        "tinker_guard.account": "acc",
+        "tinker_guard.not_found.gateway": "fireworks",
+        "tinker_guard.not_found.source": "gateway",
+        "tinker_guard.operation": "completions",
+        "tinker_guard.outcome": "recovered",
+        "tinker_guard.retries": len(gateway.exchanges) - 1,
+        "tinker_guard.route": f"{ORIGIN}/v1/{NAME}",
+        "tinker_guard.verdict": "routing_race",
+        "tinker_guard.verdict.reason": "job_running",
+    }
+    assert root.name == "POST /completions"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "content",
+    [
+        COMPLETION,
+        json.dumps({"messages": [{"content": '{"model":"x"}'}], "model": NAME}).encode(),
+        json.dumps({"prompt": [1] * 1000, "model": NAME}, indent=2).encode(),
+        f'{{ "model" :\n"{NAME}"}}'.encode(),
+    ],
+)
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_what_names_a_deployment(send: Send, path: str, content: bytes) -> None:
+    gateway, plane = FakeGateway(known_from(0.1)), Plane()
+    request = completion(content=content, path=f"/inference/v1/{path}")
+    ((status_code, _),) = send(gateway, plane.control_plane(), SETTINGS, request)
+    assert status_code == 200
+    assert plane.asked[0].url.path == f"/v1/{NAME}"
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("state", "reason", "seconds"),
+    [("DELETED", "job_not_running", 0.0), (None, "job_missing", 2.0)],
+)
+def test_a_true_404_of_a_completion_is_handed_back(
+    send: Send, state: str | None, reason: str, seconds: float, spans: InMemorySpanExporter
+) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane({NAME: state})
+    assert send(gateway, plane.control_plane(), SETTINGS, completion()) == [(404, seconds)]
+    assert len(gateway.exchanges) == 1
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes["tinker_guard.verdict"] == "genuine_not_found"
+    assert attributes["tinker_guard.verdict.reason"] == reason
+
+
+@BOTH
+def test_a_client_that_repeats_its_completions_has_its_waits_once(send: Send) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
+    repeats = [completion() for _ in range(3)]
+    answered = send(gateway, plane.control_plane(), SETTINGS, *repeats)
+    assert answered == [(404, 10.0)] * 3
+
+
+@BOTH
+def test_completions_that_are_lost_say_nothing_of_hot_loads(send: Send) -> None:
+    """One may be switched off for a deployment, and the other not."""
+    gateway = FakeGateway(lambda exchange: ok() if exchange.path == PATH else gateway_404())
+    answered = send(gateway, Plane().control_plane(), SETTINGS, completion(), hot_load())
+    assert answered == [(404, 10.0), (200, 10.0)]
+
+
+@BOTH
+def test_where_no_one_can_be_asked_a_completion_comes_back_at_once(
+    send: Send, spans: InMemorySpanExporter
+) -> None:
+    """There is no probe for it, and its client repeats it by itself."""
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_RUNNING")
+    assert send(gateway, plane, SETTINGS, completion()) == [(404, 0.0)]
+    assert len(gateway.exchanges) == 1
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert dict(root.attributes or {})["tinker_guard.verdict.reason"] == "no_control_plane"
+
+
+@BOTH
+@pytest.mark.parametrize("answer", [ok, lambda: httpx.Response(425, stream=ok().stream)])
+def test_any_other_answer_to_a_completion_is_handed_through(
+    send: Send, answer: Callable[[], httpx.Response]
+) -> None:
+    gateway, plane = FakeGateway(lambda _: answer()), Plane()
+    ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, completion())
+    assert (status_code, at) == (answer().status_code, 0.0)
+    assert len(gateway.exchanges) == 1
+    assert plane.asked == []
+
+
+def test_a_body_that_can_be_sent_once_is_not_read() -> None:
+    request = completion(content=iter([COMPLETION]))
+    assert RouteTable().find_deployment(request) is None
+    assert isinstance(request.stream, httpx.SyncByteStream)
+    assert b"".join(request.stream) == COMPLETION
+
+
+@BOTH
+def test_a_setting_leaves_completions_alone(send: Send) -> None:
+    gateway, plane = FakeGateway(lambda _: gateway_404()), Plane()
+    settings = GuardSettings(deployments=False)
+    assert send(gateway, plane.control_plane(), settings, completion()) == [(404, 0.0)]
+    assert plane.asked == []

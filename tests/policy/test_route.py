@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tinker_guard import GuardSettings, InvalidSettingsError
 from tinker_guard.policy.route import (
     FIREWORKS,
+    HOT_LOAD,
     Route,
     RoutePatterns,
     parse_pattern,
@@ -33,7 +34,7 @@ def route_of(url: str, *patterns: str) -> Route | None:
 
 
 def test_the_route_of_a_deployment() -> None:
-    route = Route.of_deployment("https", "h.test", None, "accounts/acc/deployments/dep-1")
+    route = Route.of_deployment(HOT_LOAD, "https", "h.test", None, "accounts/acc/deployments/dep-1")
     assert route is not None
     assert route.url == "https://h.test/hot_load/v1/models"
     assert (route.account, route.job, route.deployment) == ("acc", None, "dep-1")
@@ -44,7 +45,7 @@ def test_the_route_of_a_deployment() -> None:
 
 
 def test_the_route_of_a_deployment_at_a_port() -> None:
-    route = Route.of_deployment("http", "::1", 81, "accounts/a/deployments/d")
+    route = Route.of_deployment(HOT_LOAD, "http", "::1", 81, "accounts/a/deployments/d")
     assert route is not None
     assert route.origin == "http://[::1]:81"
 
@@ -60,7 +61,7 @@ def test_the_route_of_a_deployment_at_a_port() -> None:
 )
 def test_what_is_no_name_of_a_deployment(name: str) -> None:
     """It would be a part of what the control plane is asked for."""
-    assert Route.of_deployment("https", "h.test", None, name) is None
+    assert Route.of_deployment(HOT_LOAD, "https", "h.test", None, name) is None
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_what_would_lead_a_question_elsewhere_is_never_captured(value: str) -> N
         route = route_of(f"https://h.test/training/v1/rlorTrainerJobs/{account}/{job}/api/v1/x")
         assert route is None
         name = f"accounts/{account}/deployments/{job}"
-        assert Route.of_deployment("https", "h.test", None, name) is None
+        assert Route.of_deployment(HOT_LOAD, "https", "h.test", None, name) is None
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ class Recovery:
             # Meanwhile another request may have waited in vain for the job to come up.
             spent = None if self._may_wait else guarded.exhausted_with
             unproved = spent or JOB_NOT_RUNNING
-        if not (self._is_held and self._may_resend):
+        if not (self._is_held and self._may_resend and guarded.state.route.has_probe):
             return unproved
         self._route = route = await self._find_route(needs_proof=True)
         match route:

@@ -15,15 +15,9 @@ from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
+from tinker_guard.policy.deployment import named_deployment
 from tinker_guard.policy.not_found import may_be_trainers
-from tinker_guard.policy.route import (
-    DEPLOYMENT_HEADER,
-    HOT_LOAD,
-    Route,
-    RoutePatterns,
-    leads_elsewhere,
-    patterns_of,
-)
+from tinker_guard.policy.route import Route, RoutePatterns, patterns_of
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -131,7 +125,7 @@ class RouteState:
     @property
     def is_probe_path_unsupported(self) -> bool:
         """Whether probes say nothing about this route: its trainer does not know their path."""
-        return self.ambiguous_ends >= _AMBIGUOUS_LIMIT
+        return self.ambiguous_ends >= _AMBIGUOUS_LIMIT or not self.route.has_probe
 
     def answered(self, at: float) -> None:
         """Note that the trainer has answered.
@@ -240,7 +234,6 @@ _PATH_AND_BEFORE: Final = 5
 
 
 _DEFAULT: Final = patterns_of()
-_HOT_LOADS: Final = f"{HOT_LOAD}/"
 
 
 class RouteTable:
@@ -301,19 +294,23 @@ class RouteTable:
         return state
 
     def find_deployment(self, request: httpx.Request) -> RouteState | None:
-        """The state of the deployment's route that a hot-load is on; None for any other request.
+        """The state of the deployment's route that a hot-load or a completion is on.
 
         Args:
             request: The request. Its URL is on no trainer route.
+
+        Returns:
+            None for any other request.
         """
-        scheme, _, host, port, path, _, _ = request.url._uri_reference
-        if not path.startswith(_HOT_LOADS) or leads_elsewhere(path):
+        named = named_deployment(request)
+        if named is None:
             return None
-        name = request.headers.get(DEPLOYMENT_HEADER, "")
-        key = (DEPLOYMENT_HEADER, scheme, host, port, name)
+        base, name = named
+        scheme, _, host, port, _, _, _ = request.url._uri_reference
+        key = (base, scheme, host, port, name)
         state = self._states.get(key)
         if state is None:
-            route = Route.of_deployment(*key[1:])
+            route = Route.of_deployment(*key)
             if route is None:
                 return None
             state = self._add(key, route)

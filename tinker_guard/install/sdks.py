@@ -146,9 +146,7 @@ class RestClients(NamedTuple):
     """The class whose instances hold the clients."""
     builders: tuple[tuple[str, str], ...]
     """Attributes that hold a client, and the function that builds it from `verify`."""
-    unguarded: str
-    """Which requests of such an SDK the guard does not see, and why."""
-    hot_loads: str
+    of_deployments: str
     """Which it does not see without the setting `deployments`."""
 
     def is_installed(self) -> bool:
@@ -186,8 +184,7 @@ REST_CLIENTS: Final = (
         "fireworks.training.sdk._rest_client",
         "_RestClient",
         (("_sync_client", "_make_sync_client"), ("_async_client", "_make_async_client")),
-        unguarded="fireworks-ai's completions, whose bodies alone name the deployment",
-        hot_loads="fireworks-ai's hot-loads (deployments=False)",
+        of_deployments="fireworks-ai's hot-loads and completions (deployments=False)",
     ),
 )
 
@@ -199,10 +196,9 @@ def unguarded_requests(settings: GuardSettings | None) -> list[str]:
         settings: How the guard behaves; None if it is not installed.
     """
     installed = [rest for rest in REST_CLIENTS if rest.is_installed()]
-    guards_hot_loads = settings is None or settings.deployments
+    guards_deployments = settings is None or settings.deployments
     return [
-        *(rest.hot_loads for rest in installed if not guards_hot_loads),
-        *(rest.unguarded for rest in installed),
+        *(rest.of_deployments for rest in installed if not guards_deployments),
         "clients of the program's own, unless they send over a GuardTransport or a "
         "SyncGuardTransport",
     ]

@@ -29,8 +29,8 @@ _OPERATIONS: Final = frozenset(
         *("sessions/{id}/finish", "sessions/{id}/project", "sessions/{id}/trace_export"),
         *("telemetry", "training_runs", "training_runs/{id}", "training_runs/{id}/checkpoints"),
         "training_runs/{id}/checkpoints/{id}",
-        # Below the route of a deployment.
-        "hot_load",
+        # Below the routes of a deployment.
+        *("chat/completions", "completions", "hot_load"),
         *(
             f"training_runs/{{id}}/checkpoints/{{id}}/{what}"
             for what in ("archive", "external_weights_urls", "publish", "ttl")

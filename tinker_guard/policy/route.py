@@ -21,6 +21,8 @@ FIREWORKS: Final = "/training/v1/rlorTrainerJobs/{account}/{job}"
 
 HOT_LOAD: Final = "/hot_load/v1/models"
 """Base path of hot-loads at Fireworks. All deployments share it: a header names the one."""
+INFERENCE: Final = "/inference/v1"
+"""Base path of completions at Fireworks. All deployments share it: the body names the one."""
 DEPLOYMENT_HEADER: Final = "fireworks-deployment"
 
 
@@ -48,21 +50,24 @@ class Route:
         return cls(origin, path, (("account", account), ("job", job)), path)
 
     @classmethod
-    def of_deployment(cls, scheme: str, host: str, port: int | None, name: str) -> Route | None:
-        """The route of a deployment of Fireworks, by which it is hot-loaded.
+    def of_deployment(
+        cls, base: str, scheme: str, host: str, port: int | None, name: str
+    ) -> Route | None:
+        """The route of a deployment of Fireworks, by which it is hot-loaded or asked to complete.
 
         Args:
+            base: `HOT_LOAD` or `INFERENCE`.
             scheme: Of the URL.
             host: Of the URL; an IPv6 address without brackets.
             port: Of the URL; None if it is the scheme's.
-            name: What the header says: `accounts/{account}/deployments/{deployment}`. None comes
+            name: What the request says: `accounts/{account}/deployments/{deployment}`. None comes
                 of anything else.
         """
         found = re.fullmatch(_DEPLOYMENT, name)
         if found is None:
             return None
         captured = ("account", found[1]), ("deployment", found[2])
-        return cls(_origin(scheme, host, port), HOT_LOAD, captured, HOT_LOAD)
+        return cls(_origin(scheme, host, port), base, captured, base)
 
     @cached_property
     def names(self) -> Mapping[str, str]:
@@ -86,8 +91,13 @@ class Route:
 
     @cached_property
     def deployment(self) -> str | None:
-        """The deployment of Fireworks that a header names; None on a trainer route."""
-        return self.names.get("deployment") if self.path == HOT_LOAD else None
+        """The deployment of Fireworks that a request names; None on a trainer route."""
+        return self.names.get("deployment") if self.path in (HOT_LOAD, INFERENCE) else None
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether anything can be asked there that shows whether it is reached."""
+        return self.deployment is None or self.path != INFERENCE
 
     @cached_property
     def is_named_by_job(self) -> bool:

@@ -1,0 +1,32 @@
+"""Which deployment of Fireworks a request is for: its URL is the same for all of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import httpx
+
+from tinker_guard.policy.route import DEPLOYMENT_HEADER, HOT_LOAD, INFERENCE, leads_elsewhere
+
+_HOT_LOADS: Final = f"{HOT_LOAD}/"
+_COMPLETIONS: Final = frozenset({f"{INFERENCE}/completions", f"{INFERENCE}/chat/completions"})
+
+_MODEL: Final = re.compile(rb'[{,]\s*"model"\s*:\s*"([^"\\]*)"')
+"""A member of a JSON object. Within a string its quotes would be escaped. The SDK's bodies begin
+with it, so that a long prompt is not searched."""
+
+
+def named_deployment(request: httpx.Request) -> tuple[str, str] | None:
+    """The base path of a hot-load or a completion, and what it names; None for other requests.
+
+    Args:
+        request: The request. Its body is read only if it is a completion's, and in memory.
+    """
+    path = request.url._uri_reference.path
+    if path.startswith(_HOT_LOADS) and not leads_elsewhere(path):
+        return HOT_LOAD, request.headers.get(DEPLOYMENT_HEADER, "")
+    if path in _COMPLETIONS and isinstance(request.stream, httpx.ByteStream):
+        found = _MODEL.search(b"".join(request.stream))
+        return (INFERENCE, found[1].decode("ascii", "replace")) if found else None
+    return None
