@@ -70,7 +70,9 @@ def send_with_async_client(gateway: LocalGateway) -> str:
     """Send over the async client of a REST client whose base URL is the trainer route."""
 
     async def send() -> str:
-        client = await async_client_of(new_holder(gateway.base_url))
+        # Kept: the SDK closes the client with the object that holds it.
+        holder = new_holder(gateway.base_url)
+        client = await async_client_of(holder)
         headers = {"X-Api-Key": gateway.api_key}
         answer = await client.get(f"{gateway.base_url}/api/v1/healthz", headers=headers)
         await client.aclose()

@@ -40,6 +40,7 @@ from tests.end_to_end import sdk
 from tinker_guard import (
     GuardSettings,
     GuardTransport,
+    LocalGateway,
     SyncGuardTransport,
     UnguardedError,
     install_guard,
@@ -251,6 +252,25 @@ def test_a_false_404_of_a_hot_load(deployments: bool) -> None:
         assert gateway.world.serving.loaded == ["snapshot-1"] * deployments
         assert (gateway.questions > 0) is deployments
         manager.close()
+
+
+@pytest.mark.parametrize("deployments", [True, False])
+def test_a_false_404_of_a_completion(deployments: bool) -> None:
+    async def complete(gateway: LocalGateway) -> int:
+        holder = new_holder(gateway.origin)
+        async with await async_client_of(holder) as client:
+            answer = await client.post(
+                f"{gateway.origin}/inference/v1/completions",
+                headers={"Authorization": f"Bearer {gateway.api_key}"},
+                json={"model": "accounts/demo/deployments/dep-1", "prompt": [1, 2]},
+            )
+        status_code: int = answer.status_code
+        return status_code
+
+    with sdk.Gateway(Fault(races=(Race("completions", 1, 0.0),))) as gateway:
+        install_guard(deployments=deployments)
+        assert asyncio.run(complete(gateway)) == (200 if deployments else 404)
+        assert (gateway.questions > 0) is deployments
 
 
 def test_requests_off_the_trainer_routes_pass_unseen(spans: InMemorySpanExporter) -> None:
