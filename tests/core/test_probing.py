@@ -55,7 +55,8 @@ def coded(coding: str, body: bytes, status_code: int = 404) -> Answer:
     }[coding]
     headers = {"content-type": "application/json", "content-encoding": coding}
     # As a server writes it that does not know the length before.
-    pieces = [encode(body)[n : n + 7] for n in range(0, len(encode(body)), 7)]
+    content = encode(body)
+    pieces = [content[n : n + 7] for n in range(0, len(content), 7)]
     return lambda: httpx.Response(status_code, headers=headers, stream=TrackedStream(pieces))
 
 
