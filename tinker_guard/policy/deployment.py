@@ -12,9 +12,8 @@ from tinker_guard.policy.route import DEPLOYMENT_HEADER, HOT_LOAD, INFERENCE, le
 _HOT_LOADS: Final = f"{HOT_LOAD}/"
 _COMPLETIONS: Final = frozenset({f"{INFERENCE}/completions", f"{INFERENCE}/chat/completions"})
 
-_MODEL: Final = re.compile(rb'[{,]\s*"model"\s*:\s*"([^"\\]*)"')
-"""A member of a JSON object. Within a string its quotes would be escaped. The SDK's bodies begin
-with it, so that a long prompt is not searched."""
+_MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
+"""A member of a JSON object: within a string, its quotes would be escaped."""
 
 
 def named_deployment(request: httpx.Request) -> tuple[str, str] | None:
