@@ -392,7 +392,7 @@ class _Facts:
             if not call.is_over or call.is_lost_with_its_loop:
                 continue
             latest_end = self._when_not_cut(call, self._latest_end(call))
-            limit = max(latest_end, call.held_below_until + self._slack(call))
+            limit = max(latest_end, self._held_below_until(call) + self._slack(call))
             if call.ended_at > limit:
                 yield (
                     f"call {call.number}: ended at {call.ended_at:.3f}, {limit:.3f} was the latest"
@@ -503,6 +503,16 @@ class _Facts:
             under_way = [end for began_at, end in closed if began_at <= limit + EPSILON < end]
             limit = max(under_way, default=limit) + EPSILON
         return limit
+
+    def _held_below_until(self, call: Call) -> float:
+        """Until when a transport below held a call that had been cancelled there.
+
+        If that was a probe at the gate, the request is sent after it, and takes its own time.
+        """
+        held_until = call.held_below_until
+        if call.sends and abs(call.sends[0].began_at - held_until) <= EPSILON:
+            return call.sends[0].ended_at
+        return held_until
 
     def _latest_end(self, call: Call) -> float:
         settings = self.settings
