@@ -1855,7 +1855,13 @@ async def test_a_fault_around_a_request_leaves_its_answer_alone(
         assert f"a fault of its own in {where}" in caplog.text or is_warm
 
 
-@pytest.mark.parametrize("path", ["forward_backward", "optim_step", "retrieve_future", "asample"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("forward_backward", "optim_step", "retrieve_future", "asample", "create_session"),
+        *("create_model", "save_weights", "load_weights", "save_weights_for_sampler"),
+    ],
+)
 @pytest.mark.parametrize("is_probe_lost", [True, False])
 async def test_another_applications_404_on_what_every_trainer_knows_is_a_race(
     path: str, is_probe_lost: bool
