@@ -292,6 +292,11 @@ ROUTERS = {
     "path-without-its-slash": Case(
         JSON, {"code": "NOT_FOUND", "message": "nothing at v1beta1/accounts/a"}
     ),
+    "platform-app": Case(JSON, {"error": "not_found", "message": "no such app"}),
+    "platform-app-by-name": Case(JSON, {"code": "not_found", "message": "App a-1 was not found"}),
+    "ingress": Case(JSON, {"error": {"code": "NotFound", "message": "Ingress not found"}}),
+    "tunnel": Case(JSON, {"code": "NOT_FOUND", "message": "Tunnel is not connected"}),
+    "listener": Case(JSON, {"code": 5, "message": "no listener on this address", "details": []}),
     "supabase": Case(JSON, {"code": "NOT_FOUND", "message": "Requested function was not found"}),
 }
 

@@ -581,7 +581,9 @@ _REASON_PHRASE: Final = re.compile(r"\W*(?:(?:http|error)?\W*404)?\W*(?:not\W*fo
 _PHRASE_LENGTH: Final = 64
 _TEXT_LENGTH: Final = 1000
 """How much of a text is searched: a pattern takes long for a text of a million characters."""
-_HANDLERS: Final = r"\b(?:method|service|application|handler|function)\b"
+_HANDLERS: Final = (
+    r"\b(?:method|service|app|application|handler|function|proxy|ingress|tunnel|listener)\b"
+)
 # What routers of many makers say where they know no way: Kong, APISIX, Cloudflare, Railway, Ray,
 # Cloud Endpoints ("Method does not exist"), Express and its like ("Cannot GET /v1"), Kubernetes,
 # Spring ("No static resource v1/accounts/a"), Supabase ("Requested function was not found").
