@@ -321,7 +321,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         tuple[str, ...] | None, NoDecode, BeforeValidator(_split), AfterValidator(_state_names)
     ] = None
     """For `http`: states of one that will not come up by waiting. None takes Fireworks', and
-    STOPPED and TERMINATED."""
+    words of others such as STOPPED, SUCCEEDED, CANCELED and TERMINATING."""
     control_plane_timeout: Seconds = 5.0
     """Seconds that one control-plane question may take."""
     control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from testkit.fakes import KEY, FakeGateway, loop_time, ok, plain_404
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
+from tinker_guard.control_plane.chosen import control_plane_of
 from tinker_guard.control_plane.http import HttpControlPlane, state_name
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteState, RouteTable
@@ -253,6 +254,34 @@ async def test_the_settings_say_what_a_state_means(said: str, phase: JobPhase) -
     state = route_state("http://h.test/m/qwen-3/x", "/m/{model}")
     answer = await shared.ask(state, httpx.Request("GET", "http://h.test/m/qwen-3/x"))
     assert (answer.state, answer.phase) == (state_name(said), phase)
+
+
+@pytest.mark.parametrize(
+    ("said", "phase"),
+    [
+        ("Succeeded", JobPhase.STOPPED),
+        ("canceled", JobPhase.STOPPED),
+        ("CANCELLED", JobPhase.STOPPED),
+        ("terminating", JobPhase.STOPPED),
+        ("done", JobPhase.STOPPED),
+        ("EXITED", JobPhase.STOPPED),
+        ("Stopping", JobPhase.STOPPED),
+        # These may be said of the question, or of a moment.
+        ("success", JobPhase.STARTING),
+        ("error", JobPhase.STARTING),
+        ("unhealthy", JobPhase.STARTING),
+        ("provisioning", JobPhase.STARTING),
+    ],
+)
+def test_the_words_of_many_makers_for_a_job_that_ended(said: str, phase: JobPhase) -> None:
+    settings = GuardSettings(
+        routes="http://h.test", control_plane="http", control_plane_url="/state"
+    )
+    plane = control_plane_of(settings)
+    assert isinstance(plane, HttpControlPlane)
+    name = state_name(said)
+    assert name is not None
+    assert plane.phases.get(name, JobPhase.STARTING) is phase
 
 
 async def test_a_guarded_request_asks_it() -> None:

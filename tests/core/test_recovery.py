@@ -455,6 +455,8 @@ async def test_a_gateway_that_gives_the_jobs_name_back_is_no_trainer(
     [
         *("JOB_STATE_FAILED", "JOB_STATE_PAUSED", "JOB_STATE_EXPIRED", "JOB_STATE_ARCHIVED"),
         *("JOB_STATE_DELETING_CLEANING_UP", "JOB_STATE_COMPLETED"),
+        # As a user's own control plane may say it.
+        *("FAILED", "PAUSED", "EARLY_STOPPED"),
     ],
 )
 async def test_a_job_that_is_stopped_hands_back_at_once(state: str) -> None:
@@ -462,6 +464,24 @@ async def test_a_job_that_is_stopped_hands_back_at_once(state: str) -> None:
     response = await send(guard(gateway, plane))
     assert (response.status_code, response.content) == (404, GATEWAY_BODY)
     assert (len(gateway.exchanges), plane.questions, loop_time()) == (1, 1, 0.0)
+
+
+@pytest.mark.parametrize("state", ["JOB_STATE_RUNNING", "RUNNING"])
+async def test_a_job_that_runs_is_a_race_with_and_without_the_prefix(
+    state: str, spans: InMemorySpanExporter
+) -> None:
+    gateway, plane = FakeGateway(), FakeControlPlane(state)
+    transport = guard(gateway, plane)
+    await send(transport)
+    await asyncio.sleep(5.0)
+    gateway.answer = known_from(8.0)
+    assert (await send(transport)).status_code == 200
+    assert 8.0 <= loop_time() <= 8.75
+    outcomes = [
+        (span.attributes or {}).get("tinker_guard.verdict.reason")
+        for span in spans.get_finished_spans()
+    ]
+    assert {*outcomes} == {None, "job_running"}
 
 
 async def test_a_job_that_is_missing_hands_back_once_that_was_said_twice() -> None:
@@ -1835,7 +1855,13 @@ async def test_a_fault_around_a_request_leaves_its_answer_alone(
         assert f"a fault of its own in {where}" in caplog.text or is_warm
 
 
-@pytest.mark.parametrize("path", ["forward_backward", "optim_step", "retrieve_future", "asample"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("forward_backward", "optim_step", "retrieve_future", "asample", "create_session"),
+        *("create_model", "save_weights", "load_weights", "save_weights_for_sampler"),
+    ],
+)
 @pytest.mark.parametrize("is_probe_lost", [True, False])
 async def test_another_applications_404_on_what_every_trainer_knows_is_a_race(
     path: str, is_probe_lost: bool

@@ -36,6 +36,8 @@ FIREWORKS = {
 )
 def test_the_phase_of_each_state(names: set[str], phase: JobPhase) -> None:
     assert {name: phase_of(f"JOB_STATE_{name}") for name in names} == dict.fromkeys(names, phase)
+    # A user's own control plane may leave the prefix out.
+    assert {name: phase_of(name) for name in names} == dict.fromkeys(names, phase)
 
 
 def test_each_state_is_sorted_on_purpose() -> None:
@@ -79,7 +81,14 @@ def test_the_states_of_a_deployment_of_an_installed_fireworks_are_known() -> Non
 
 @pytest.mark.parametrize(
     "state",
-    ["", "RUNNING", "JOB_STATE_", "JOB_STATE_WARMING_UP", "JOB_STATE_FAILED ", "job_state_running"],
+    [
+        "",
+        "JOB_STATE_",
+        "JOB_STATE_WARMING_UP",
+        "WARMING_UP",
+        "JOB_STATE_FAILED ",
+        "job_state_running",
+    ],
 )
 def test_an_unknown_state_is_on_its_way(state: str) -> None:
     assert phase_of(state) is JobPhase.STARTING

@@ -138,6 +138,20 @@ GATEWAYS = {
     "fastapi-route": Case(JSON, {"detail": "No matching route for this host"}),
     "fastapi-upstream": Case(JSON, {"detail": "Upstream 'a' could not be found"}),
     "fastapi-replicas": Case(JSON, {"detail": "No ready replicas. Use `sky serve status`."}),
+    "mlflow": Case(
+        JSON, {"detail": "The endpoint 'a' is not present or active on the server. Please verify"}
+    ),
+    "fastapi-job": Case(JSON, {"detail": "Trainer job not found or not running"}),
+    "fastapi-job-by-name": Case(JSON, {"detail": "No job job-1 in account acc"}),
+    "fastapi-server": Case(JSON, {"detail": "No available server."}),
+    "fastapi-worker": Case(JSON, {"detail": "worker w-1 is not registered"}),
+    "fastapi-deployment": Case(JSON, {"detail": "Deployment 'd' does not exist"}),
+    "fastapi-backend": Case(JSON, {"detail": "Backend unavailable"}),
+    "fastapi-unrouted": Case(JSON, {"detail": "Cannot route this request"}),
+    "fastapi-object": Case(JSON, {"detail": {"message": "No route", "code": "ROUTE_NOT_FOUND"}}),
+    "fastapi-code": Case(JSON, {"detail": {"code": "UPSTREAM_NOT_FOUND", "ids": [1]}}),
+    "fastapi-list": Case(JSON, {"detail": ["Backend not found"]}),
+    "fastapi-fireworks": Case(JSON, {"detail": GATEWAY_BODY}),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
     "phrase": Case(JSON, {"detail": f"{'Not Found':.<64}"}, Source.ROUTER),
@@ -169,6 +183,21 @@ SERVERS = {
     ),
     "service-of-checkpoints": Case(
         JSON, {"detail": "Service not found for checkpoint c"}, Source.TRAINER
+    ),
+    "server-in-a-name": Case(JSON, {"detail": "Model my-server not found"}, Source.TRAINER),
+    "service-in-a-path": Case(
+        JSON, {"detail": "Weights at /mnt/service not found"}, Source.TRAINER
+    ),
+    "server-of-models": Case(
+        JSON,
+        {"detail": "The model does not exist on this server or is not available"},
+        Source.TRAINER,
+    ),
+    "worker-of-models": Case(
+        JSON, {"detail": "Model m is not loaded on this worker"}, Source.TRAINER
+    ),
+    "checkpoint-of-an-object": Case(
+        JSON, {"detail": {"error": "Service not found", "id": "checkpoint c"}}, Source.TRAINER
     ),
     "twinkle": Case(
         JSON, {"detail": "Training run r-1 not found or access denied"}, Source.TRAINER
@@ -263,6 +292,11 @@ ROUTERS = {
     "path-without-its-slash": Case(
         JSON, {"code": "NOT_FOUND", "message": "nothing at v1beta1/accounts/a"}
     ),
+    "platform-app": Case(JSON, {"error": "not_found", "message": "no such app"}),
+    "platform-app-by-name": Case(JSON, {"code": "not_found", "message": "App a-1 was not found"}),
+    "ingress": Case(JSON, {"error": {"code": "NotFound", "message": "Ingress not found"}}),
+    "tunnel": Case(JSON, {"code": "NOT_FOUND", "message": "Tunnel is not connected"}),
+    "listener": Case(JSON, {"code": 5, "message": "no listener on this address", "details": []}),
     "supabase": Case(JSON, {"code": "NOT_FOUND", "message": "Requested function was not found"}),
 }
 

@@ -90,6 +90,19 @@ def test_requests_that_waited_for_one_probe_come_back_over_a_quarter_of_their_wa
         ({"retry-after-ms": "inf"}, 0.0),
         ({"retry-after-ms": "-1"}, 0.0),
         ({"retry-after-ms": ""}, 0.0),
+        # A number that is none says nothing of the other header.
+        ({"retry-after-ms": "", "retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "soon", "retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "nan", "retry-after": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40.0),
+        # Servers write fractions, which the SDK obeys as well.
+        ({"retry-after": "1.5"}, 1.5),
+        ({"retry-after": "0.25"}, 0.25),
+        # From a server and the proxies before it.
+        ({"retry-after": "2, 3"}, 3.0),
+        ({"retry-after": "3, 2"}, 3.0),
+        ({"retry-after": "0, soon, 3"}, 3.0),
+        ({"retry-after": "-1, -2"}, 0.0),
+        ({"retry-after-ms": "100, 250"}, 0.25),
     ],
 )
 def test_retry_after(headers: dict[str, str], seconds: float) -> None:

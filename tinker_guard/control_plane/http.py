@@ -30,9 +30,12 @@ STOPPED: Final = (
         if phase is JobPhase.STOPPED
         for name in (state, state.removeprefix("JOB_STATE_"))
     ),
-    *("STOPPED", "TERMINATED"),
+    *("ABORTED", "CANCELED", "CANCELING", "DONE", "ENDED", "EXITED", "FINISHED", "KILLED"),
+    *("STOPPED", "STOPPING", "SUCCEEDED", "TERMINATED", "TERMINATING"),
 )
-"""States that stop a job wherever they are said: those of Fireworks, and words of others."""
+"""States that stop a job wherever they are said: those of Fireworks, and words of others, such as
+SUCCEEDED of Ray's jobs, `terminating` and `done` of dstack, Docker's `exited`. Not ERROR and
+SUCCESS, which may be said of the question."""
 
 
 @dataclass(frozen=True)

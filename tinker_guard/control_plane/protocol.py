@@ -30,8 +30,8 @@ class ControlPlane(Protocol):
             `JOB_STATE_RUNNING`; or a state in which the job is stopped: that prefix and FAILED,
             CANCELLED, CANCELLING, COMPLETED, EARLY_STOPPED, EXPIRED, DELETING,
             DELETING_CLEANING_UP, FAILED_CLEANING_UP, DELETED, ARCHIVED or PAUSED.
-            Any other name in capitals is a job on its way, which a new run waits for. None if
-            there is no such job; asked twice before it is believed.
+            The prefix may be left out. Any other name in capitals is a job on its way, which a new
+            run waits for. None if there is no such job; asked twice before it is believed.
 
         Raises:
             ControlPlaneError: There is no usable answer; its message is logged.

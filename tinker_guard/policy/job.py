@@ -16,6 +16,7 @@ class JobPhase(StrEnum):
     """Ended, ending or paused: the route will not come up by waiting."""
 
 
+_PREFIX: Final = "JOB_STATE_"
 _RESUMABLE: Final = ("CANCELLED", "CANCELLING", "COMPLETED", "DELETING", "EARLY_STOPPED", "PAUSED")
 _FINAL: Final = (
     *("ARCHIVED", "DELETED", "DELETING_CLEANING_UP", "EXPIRED", "FAILED", "FAILED_CLEANING_UP"),
@@ -26,9 +27,9 @@ _ON_THE_WAY: Final = (
 )
 
 PHASES: Final[dict[str, JobPhase]] = {
-    "JOB_STATE_RUNNING": JobPhase.RUNNING,
-    **{f"JOB_STATE_{name}": JobPhase.STARTING for name in _ON_THE_WAY},
-    **{f"JOB_STATE_{name}": JobPhase.STOPPED for name in (*_RESUMABLE, *_FINAL)},
+    f"{_PREFIX}RUNNING": JobPhase.RUNNING,
+    **{f"{_PREFIX}{name}": JobPhase.STARTING for name in _ON_THE_WAY},
+    **{f"{_PREFIX}{name}": JobPhase.STOPPED for name in (*_RESUMABLE, *_FINAL)},
 }
 """Every state that fireworks-ai 1.2.30 names, in any of its modules."""
 
@@ -40,7 +41,7 @@ DEPLOYMENT_PHASES: Final[dict[str, JobPhase]] = {
 """Every state of a deployment that fireworks-ai 1.2.30 names. It says that one for hot-loads may
 stay CREATING although it serves; an UPDATING one has its replicas replaced. Neither has stopped."""
 
-RESUMABLE: Final = frozenset(f"JOB_STATE_{name}" for name in _RESUMABLE)
+RESUMABLE: Final = frozenset(f"{_PREFIX}{name}" for name in _RESUMABLE)
 """Stopped states that a job may still show for some seconds after it was resumed."""
 
 
@@ -49,12 +50,14 @@ def phase_of(state: str) -> JobPhase:
 
     A name that is not known counts as on the way: a job is never given up for a new word.
     """
-    return PHASES.get(state, JobPhase.STARTING)
+    return PHASES.get(_as_fireworks(state), JobPhase.STARTING)
 
 
 def may_settle(state: str | None) -> bool:
-    """Whether a job may still show a state for some seconds after it was resumed.
+    """Whether a job may still show a state for some seconds after it was resumed."""
+    return state is not None and _as_fireworks(state) in RESUMABLE
 
-    Control planes of other makers say CANCELLED where Fireworks' says JOB_STATE_CANCELLED.
-    """
-    return state is not None and f"JOB_STATE_{state.removeprefix('JOB_STATE_')}" in RESUMABLE
+
+def _as_fireworks(state: str) -> str:
+    """A state with Fireworks' prefix: others say RUNNING where it says JOB_STATE_RUNNING."""
+    return f"{_PREFIX}{state.removeprefix(_PREFIX)}"

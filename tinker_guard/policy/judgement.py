@@ -230,8 +230,14 @@ def outcome_of(status_code: int, judgement: Judgement | None) -> Outcome:
 
 
 _ESSENTIAL: Final = frozenset(
-    {b"asample", b"forward_backward", b"optim_step", b"retrieve_future", b"retrieve_futures"}
+    {
+        *(b"create_model", b"create_session", b"forward_backward", b"optim_step"),
+        *(b"load_weights", b"save_weights", b"save_weights_for_sampler"),
+        *(b"asample", b"retrieve_future", b"retrieve_futures"),
+    }
 )
+"""Without these no run begins, trains, samples, saves or resumes; TuFT, SkyRL, Twinkle and open-rl
+have them all."""
 
 
 def is_known_to_every_trainer(raw_path: bytes) -> bool:

@@ -15,7 +15,7 @@ from tinker_guard.policy.codings import CodingError, decoded
 from tinker_guard.policy.not_found_shapes import GATEWAYS, SERVERS, TRAINERS_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from tinker_guard.policy.not_found_shapes import GatewayShape, ServerShape
 
@@ -48,8 +48,8 @@ def source_of(
     The gateway answers `{"error": {"code": "NOT_FOUND", "param": "jobId", ...}}`, a trainer
     (FastAPI) `{"detail": ...}` as `application/json`. A problem document (RFC 9457) has a `detail`
     too, but is a gateway's or a content delivery network's. A `detail` that says that a service, a
-    route or a replica is missing is unknown, since gateways made with FastAPI write it, unless it
-    names what a trainer alone has. Servers that write another form are listed in
+    route, a job, a server or the like is missing is unknown, since gateways made with FastAPI write
+    it, unless it names what a trainer alone has. Servers that write another form are listed in
     `not_found_shapes.SERVERS`; what matches none of it is unknown, a web server's page too, since
     one can stand in the trainer's own pod and keep the probe's path from it.
 
@@ -477,17 +477,39 @@ def _names_among(ids: Collection[str]) -> list[str]:
 
 
 def _lacks_service(detail: object, ids: Collection[str]) -> bool:
-    """Whether a text in FastAPI's form is that of a gateway which is made with FastAPI."""
-    if not isinstance(detail, str) or TRAINERS_WORDS.search(_without(ids, detail)):
+    """Whether FastAPI's `detail` is that of a gateway which is made with FastAPI."""
+    text = _text_of(detail)
+    if TRAINERS_WORDS.search(_without(ids, text)):
         return False
-    return _GATEWAYS_WORDS.search(_without(_names_among(ids), detail)) is not None
+    said = _without(_names_among(ids), text).replace("_", " ")
+    return _GATEWAYS_WORDS.search(said) is not None
 
 
-# dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"). Words that stand farther
-# from each other may be a trainer's: "Session not found: the service has restarted".
+def _text_of(detail: object) -> str:
+    """What a `detail` says: it may be an object or an array, in which the texts stand."""
+    values: Iterable[object] = (detail,)
+    if isinstance(detail, dict):
+        values = (value for holder in _holders(detail) for value in holder.values())
+    elif isinstance(detail, list):
+        values = detail
+    return " ".join(value for value in values if isinstance(value, str))
+
+
+# What gateways have and a trainer has not. Names like my-server may be those of models.
+_PLACES: Final = (
+    r"(?<![\w/.~-])(?:service|route|upstream|replica|endpoint|backend|worker|server|host|deployment"
+    r"|instance|pod|node|target|application|app|job|trainer|url|page)s?"
+)
+# dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"), MLflow ("The endpoint 'a'
+# is not present or active on the server"). Words that stand farther from each other may be a
+# trainer's: "Session not found: the service has restarted".
 _GATEWAYS_WORDS: Final = re.compile(
-    r"\b(?:no|unknown)(?: such| matching| healthy| ready)? (?:service|route|upstream|replica)s?\b"
-    r"|\b(?:service|route|upstream)(?: \S{1,300})? (?:was |is |could )?not (?:be )?found\b",
+    r"\b(?:no|unknown) (?:(?:such|matching|healthy|ready|live|active|available|running) )?"
+    rf"{_PLACES}\b"
+    rf"|{_PLACES}(?: (?!(?:or|and)\b)\S{{1,300}})? (?:(?:was|were|is|are|could|does) )?"
+    r"(?:not (?:be )?(?:found|exist|present|available|registered|ready|running|active)\b"
+    r"|unavailable\b)"
+    r"|\b(?:not|cannot|unable to) routed?\b",
     re.IGNORECASE,
 )
 
@@ -559,7 +581,9 @@ _REASON_PHRASE: Final = re.compile(r"\W*(?:(?:http|error)?\W*404)?\W*(?:not\W*fo
 _PHRASE_LENGTH: Final = 64
 _TEXT_LENGTH: Final = 1000
 """How much of a text is searched: a pattern takes long for a text of a million characters."""
-_HANDLERS: Final = r"\b(?:method|service|application|handler|function)\b"
+_HANDLERS: Final = (
+    r"\b(?:method|service|app|application|handler|function|proxy|ingress|tunnel|listener)\b"
+)
 # What routers of many makers say where they know no way: Kong, APISIX, Cloudflare, Railway, Ray,
 # Cloud Endpoints ("Method does not exist"), Express and its like ("Cannot GET /v1"), Kubernetes,
 # Spring ("No static resource v1/accounts/a"), Supabase ("Requested function was not found").

@@ -63,20 +63,29 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
 
     Args:
         headers: The response's headers; `retry-after-ms` wins over `Retry-After` (RFC 9110,
-            10.2.3), which holds seconds or a date.
+            10.2.3), which holds seconds or a date. Of several numbers the greatest counts.
         now: The wall clock, seconds since the epoch. Without effect if the answer has a `Date`:
             it is taken to be of the same clock as the other date, and this machine's may be wrong.
     """
+    for name, units in (("retry-after-ms", 1000), ("retry-after", 1)):
+        # Proxies add the header where there is one already.
+        numbers = [number for text in headers.get(name, "").split(",") for number in _numbers(text)]
+        if numbers:
+            return max(*numbers, 0.0) / units
     try:
-        if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        elif (value := headers.get("retry-after", "0")).strip().isdigit():
-            seconds = float(value)
-        else:
-            seconds = _timestamp(value) - _sent_at(headers, now)
+        seconds = _timestamp(headers.get("retry-after", "")) - _sent_at(headers, now)
     except (ValueError, OverflowError):
         return 0.0
-    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+    return max(seconds, 0.0)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """The number that a text is, such as 3 or 1.5; none if it is no finite one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ()
+    return (number,) if math.isfinite(number) else ()
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:
