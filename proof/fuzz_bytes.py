@@ -32,12 +32,9 @@ with atheris.instrument_imports(include=["tinker_guard", "json", "email", "httpx
     from tinker_guard.core.routes import RouteTable
     from tinker_guard.policy import pacing
     from tinker_guard.policy.codings import CodingError, decoded
-    from tinker_guard.policy.not_found import (
-        gateway_of,
-        is_control_planes_404,
-        is_from_trainer,
-        source_of,
-    )
+    from tinker_guard.policy.gateways import gateway_of
+    from tinker_guard.policy.job_missing import is_control_planes_404
+    from tinker_guard.policy.not_found import is_from_trainer, source_of
     from tinker_guard.settings import GuardSettings
 
 if TYPE_CHECKING:

@@ -35,13 +35,13 @@ from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings, GuardTr
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteState, RouteTable
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
     NO_CONTROL_PLANE,
     JobAnswer,
 )
-from tinker_guard.policy.not_found import BODY_LIMIT
 from tinker_guard.transports.cleanup import CLOSE_SECONDS
 from tinker_guard.transports.renewable import RenewableTransport
 from tinker_guard.waiting import Readiness, wait_until_routable

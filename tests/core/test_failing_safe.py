@@ -49,7 +49,7 @@ from tinker_guard.core import attempts
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.gateway import Fault, LocalGateway, Race
 from tinker_guard.observability.providers import NOTHING
-from tinker_guard.policy.not_found import BODY_LIMIT
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.transports import runtime
 from tinker_guard.transports.cleanup import CLOSE_SECONDS
 from tinker_guard.waiting import until_routable

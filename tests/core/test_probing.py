@@ -37,7 +37,7 @@ from testkit.fakes import (
 )
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core import attempts
-from tinker_guard.policy.not_found import BODY_LIMIT
+from tinker_guard.policy.json_body import BODY_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

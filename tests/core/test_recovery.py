@@ -46,8 +46,9 @@ from tinker_guard.core import attempts
 from tinker_guard.core.findings import NotFound, Refused
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.providers import NOTHING
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING, JobAnswer, Judgement
-from tinker_guard.policy.not_found import BODY_LIMIT, Source
+from tinker_guard.policy.not_found import Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -13,16 +13,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinker_guard.policy.not_found import (
-    BODY_LIMIT,
-    Source,
-    gateway_of,
-    is_cached_copy,
-    is_control_planes_404,
-    is_from_trainer,
-    may_be_trainers,
-    source_of,
-)
+from tinker_guard.policy.caches import is_cached_copy
+from tinker_guard.policy.gateways import gateway_of
+from tinker_guard.policy.job_missing import is_control_planes_404
+from tinker_guard.policy.json_body import BODY_LIMIT
+from tinker_guard.policy.not_found import Source, is_from_trainer, may_be_trainers, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -43,7 +43,8 @@ from tinker_guard.core.routes import ROUTES, RouteTable
 from tinker_guard.install import child_env as children
 from tinker_guard.install import installation
 from tinker_guard.policy.codings import CodingError, decoded
-from tinker_guard.policy.not_found import BODY_LIMIT, Source, source_of
+from tinker_guard.policy.json_body import BODY_LIMIT
+from tinker_guard.policy.not_found import Source, source_of
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.settings import InvalidSettingsError
 from tinker_guard.transports.body_prefix import read_prefix

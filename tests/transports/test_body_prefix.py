@@ -24,7 +24,7 @@ from testkit.fakes import (
     settle,
 )
 from tinker_guard import GuardSettings, GuardTransport
-from tinker_guard.policy.not_found import BODY_LIMIT
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.transports.body_prefix import BodyPrefix, read_prefix
 from tinker_guard.transports.cleanup import CLOSE_SECONDS
 

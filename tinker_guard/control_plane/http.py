@@ -11,8 +11,8 @@ import httpx
 
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
 from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
+from tinker_guard.policy.errors import reports_an_error
 from tinker_guard.policy.job import PHASES, JobPhase
-from tinker_guard.policy.not_found import reports_an_error
 from tinker_guard.policy.template import fill, names_in
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ import httpx
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.protocol import ControlPlaneError
-from tinker_guard.policy.not_found import is_cached_copy, is_control_planes_404, read_json
+from tinker_guard.policy.caches import is_cached_copy
+from tinker_guard.policy.job_missing import is_control_planes_404
+from tinker_guard.policy.json_body import read_json
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.transports.blocking import environment_transport
 from tinker_guard.transports.body_prefix import read_prefix

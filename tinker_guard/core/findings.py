@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 import httpx
 
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.policy.judgement import JOB_MISSING
-from tinker_guard.policy.not_found import BODY_LIMIT
 
 if TYPE_CHECKING:
     from tinker_guard.policy.judgement import JobAnswer, Judgement

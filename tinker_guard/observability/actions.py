@@ -14,7 +14,8 @@ from tinker_guard import __version__
 from tinker_guard.faults import fail_open
 from tinker_guard.observability import attributes as names
 from tinker_guard.observability.providers import enabled, is_suppressed
-from tinker_guard.policy.not_found import Source, gateway_of
+from tinker_guard.policy.gateways import gateway_of
+from tinker_guard.policy.not_found import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -1,13 +1,12 @@
-"""How servers and gateways write a 404, as data, each with where it was seen.
+"""How servers write a 404, as data, each with where it was seen; and how a user's own one does.
 
-A server's shape decides: what it matches is the trainer's word, so that a shape which gateways
-write too must ask for more than its form. A gateway's shape only names the gateway on spans.
+What has such a form is the trainer's word, so that a form which gateways write too must ask for
+more.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -63,13 +62,6 @@ SERVERS: Final = (
         ("error", "message"),
     ),
 )
-
-TRAINERS_WORDS: Final = re.compile(
-    r"\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model|(?:sampling|training)[ _]session)\b"
-    r"|\btinker://",
-    re.IGNORECASE,
-)
-"""What only a trainer has. Not "model" and "session": gateways route by both."""
 
 
 _TYPES: Final[Mapping[str, type]] = {
@@ -150,128 +142,3 @@ def shapes_of(texts: tuple[str, ...]) -> tuple[ServerShape, ...]:
         ValueError: One of them is none.
     """
     return tuple(map(parse_shape, texts))
-
-
-class GatewayShape(NamedTuple):
-    """A 404 as one gateway writes it. What is None is not looked at."""
-
-    gateway: str
-    """What spans call it."""
-    seen: str
-    """The version that was measured, or where this was read."""
-    media_type: str | None
-    """None takes any; an empty text says that there is no Content-Type."""
-    body: str
-    """A pattern of the whole body."""
-    headers: Mapping[str, str] = {}
-    """Patterns of headers; an empty one says that the header is not there."""
-    members: Mapping[str, Any] | None = None
-    """Of a JSON object, in place of the body's text: patterns of texts, or equal values."""
-
-
-_NGINX: Final = r"(?s)\s*<html>.*<center>nginx(?:/[\d.]+)?</center>.*"
-_CENTER: Final = r"(?s)\s*<html>.*<center>{}(?:/[\d.]+)?</center>.*"
-
-GATEWAYS: Final = (
-    # Also behind another proxy, whose name stands in Server then.
-    GatewayShape(
-        "ingress-nginx", "kubernetes/ingress-nginx#12206", "text/html", _NGINX, {"server": ""}
-    ),
-    GatewayShape("nginx", "1.22.1 and 1.31.3", "text/html", _NGINX),
-    GatewayShape(
-        "openresty", "the same page of nginx's fork", "text/html", _CENTER.format("openresty")
-    ),
-    # Envoy writes its name on what an upstream answers too, and then the upstream's time.
-    *(
-        GatewayShape(gateway, seen, "", "", {"server": server, "x-envoy-upstream-service-time": ""})
-        for gateway, seen, server in (
-            ("envoy", "1.40.0", "envoy"),
-            ("istio", "istio/istio#1038", "istio-envoy"),
-        )
-    ),
-    GatewayShape(
-        "gcp", "GKE's load balancer", "text/plain", "fault filter abort", {"via": ".*google.*"}
-    ),
-    GatewayShape("envoy", "its fault filter", "text/plain", "fault filter abort"),
-    GatewayShape(
-        "gcp",
-        "GKE's ingress controller",
-        "text/plain",
-        r"(?s)response 404 \(backend NotFound\), service rules for .*",
-    ),
-    GatewayShape(
-        "kubernetes-backend", "its default backend", "text/plain", r"default backend - 404\s*"
-    ),
-    GatewayShape(
-        # Traefik answers with Go's own handler, without a trace of itself.
-        "traefik-or-go",
-        "Traefik 3.7.15",
-        "text/plain",
-        r"404 page not found\n",
-        {"x-content-type-options": "nosniff"},
-    ),
-    GatewayShape(
-        "haproxy",
-        "2.6.12, errorfiles/404.http",
-        "text/html",
-        r"<html><body><h1>404 Not Found</h1>\s+The resource could not be found\.\s+"
-        r"</body></html>\s*",
-    ),
-    GatewayShape("caddy", "2.6.2 and 2.11.7, error 404", "", "", {"server": "Caddy", "via": ""}),
-    GatewayShape(
-        "kong",
-        "Kong/kong, kong/runloop/handler.lua",
-        "application/json",
-        "",
-        members={"message": "(?i)no route matched with those values"},
-    ),
-    GatewayShape(
-        "apisix",
-        "apache/apisix, apisix/init.lua",
-        "application/json",
-        "",
-        members={"error_msg": "404 Route Not Found"},
-    ),
-    # Older releases write text/plain, or no type and JSON's text without a handler.
-    GatewayShape(
-        "ray-serve",
-        "Ray 2.60.0",
-        "text/plain",
-        r"(?is)Path '.*' not found\. (?:Please )?ping .*/-/routes for .*",
-    ),
-    GatewayShape(
-        "knative",
-        "knative/serving, the activator",
-        "text/plain",
-        r"(?s)Error getting active endpoint: .*",
-    ),
-    GatewayShape(
-        "dstack",
-        "dstackai/dstack, proxy/lib/errors.py and the service proxy",
-        "application/json",
-        "",
-        members={"detail": r"Service [^\s/]+/[^\s/]+ not found"},
-    ),
-    GatewayShape(
-        "modal", "modal.com/docs", "text/plain", r"(?s)modal-http: .*|workspace .* is disabled\s*"
-    ),
-    # The body alone is what many servers write.
-    GatewayShape(
-        "aws-http-api",
-        "docs.aws.amazon.com, HTTP APIs; unverified",
-        "application/json",
-        "",
-        {"apigw-requestid": ".+"},
-        {"message": "Not Found"},
-    ),
-    *(
-        GatewayShape(
-            "cloudflare",
-            "developers.cloudflare.com",
-            media_type,
-            "",
-            members={"cloudflare_error": True},
-        )
-        for media_type in ("application/json", "application/problem+json")
-    ),
-)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
-from tinker_guard.policy.not_found import BODY_LIMIT
+from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.transports import runtime
 from tinker_guard.transports.cleanup import close_quietly
 

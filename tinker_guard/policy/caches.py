@@ -1,0 +1,68 @@
+"""Whether a cache gave an answer from its store: then it says nothing of the server behind it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from tinker_guard.policy.json_body import unquoted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def is_cached_copy(headers: Mapping[str, str]) -> bool:
+    """Whether a cache says that it gave the answer from its store, revalidated or not.
+
+    Such an answer proves nothing about the server behind the cache. Read are `Age`, `Cache-Status`
+    (RFC 9211), `Warning` (RFC 7234), `X-Varnish`, and the headers that caches have had before,
+    such as `X-Cache` and `CF-Cache-Status`. Never raises.
+    """
+    return (
+        _is_positive(headers.get("age", "").partition(",")[0])
+        or any(_is_positive(count) for count in headers.get("x-cache-hits", "").split(","))
+        # With two ids, the second is that of the request that filled the cache.
+        or any(len(ids.split()) > 1 for ids in headers.get("x-varnish", "").split(","))
+        or _STALE_WARNING.search(unquoted(headers.get("warning", ""))) is not None
+        or _HIT_PARAMETER.search(unquoted(headers.get("cache-status", ""))) is not None
+        or any(
+            not _COPY_WORDS.isdisjoint(_words(value))
+            for name, value in headers.items()
+            if _CACHE_HEADER.fullmatch(name.lower().replace("_", "-"))
+        )
+    )
+
+
+# X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache, ...; but
+# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags, nor X-Skip-Cache: 1, with
+# which web servers say that they took nothing from a cache.
+_CACHE_HEADER: Final = re.compile(
+    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
+)
+
+_COPY_WORDS: Final = frozenset(
+    (
+        *("hit", "refreshhit", "stale", "updating", "revalidated", "unmodified", "cached", "fresh"),
+        *("1", "true", "yes"),
+        # Made up at the edge, by Fastly and CloudFront.
+        *("synth", "lambdageneratedresponse", "functiongeneratedresponse"),
+    )
+)
+
+_HIT_PARAMETER: Final = re.compile(
+    r";\s*(?:hit(?:\s*(?:[;,]|\Z)|=\?1)|fwd-status=304\b)", re.IGNORECASE
+)
+
+_STALE_WARNING: Final = re.compile(r"(?:\A|,)\s*11[0-3]\b")
+
+_POSITIVE: Final = re.compile(r"\s*0*[1-9][0-9]*\s*")
+
+
+def _words(value: str) -> set[str]:
+    """What a cache says of itself: "TCP_HIT from example.org, MISS" says tcp, hit and miss."""
+    first = [member.split()[0] for member in value.split(",") if member.strip()]
+    return {word for item in first for word in re.findall(r"[a-z0-9]+", item.lower())}
+
+
+def _is_positive(count: str) -> bool:
+    return _POSITIVE.fullmatch(count) is not None
