@@ -320,16 +320,76 @@ async def test_a_question_is_not_asked_over_a_transport_that_may_follow_redirect
     await line.aclose()
 
 
-async def test_a_request_on_a_replaced_one_that_is_closed_is_told_so() -> None:
+@pytest.mark.parametrize("times", [1, 3000])
+async def test_a_request_on_a_replaced_one_that_is_closed_goes_to_its_successor(times: int) -> None:
+    """A thread may look up where to send its request, and send it when another has replaced that.
+
+    Its client is open, so that it must not be told that it was closed.
+    """
     gateway = FakeGateway()
     line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
     await line.replace(line.transport)
     replaced = line.transport
-    await line.replace(replaced)
+    for _ in range(times):
+        await line.replace(line.transport)
+    assert gateway.transports[1].is_closed
+    response = await replaced.handle_async_request(post())
+    assert (response.status_code, gateway.exchanges[-1].connection) == (200, 1 + times)
+    await line.replace(line.transport)
+    assert not gateway.transports[1 + times].is_closed
+    await response.aread()
+    assert gateway.transports[1 + times].is_closed
+    await line.aclose()
     request = post()
     with pytest.raises(httpx.TransportError, match="the client was closed") as caught:
         await replaced.handle_async_request(request)
     assert caught.value.request is request
+    assert all(transport.is_closed for transport in gateway.transports)
+
+
+async def test_a_request_on_one_that_is_closed_after_a_release_goes_to_the_first() -> None:
+    gateway = FakeGateway()
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    await line.replace(line.transport)
+    spare = line.transport
+    in_flight = await spare.handle_async_request(post())
+    line.release()
+    await in_flight.aread()
+    assert gateway.transports[1].is_closed
+    assert (await spare.handle_async_request(post())).status_code == 200
+    assert gateway.exchanges[-1].connection == 0
+
+
+@pytest.mark.parametrize("closes", ["a replacement", "a response"])
+async def test_one_whose_closing_is_cancelled_is_closed_with_the_line(closes: str) -> None:
+    class Slow(FakeTransport):
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.1)
+            await super().aclose()
+
+    def build() -> Slow:
+        transport = Slow(gateway, len(gateway.transports))
+        gateway.transports.append(transport)
+        return transport
+
+    gateway = FakeGateway()
+    line = RenewableTransport(build(), build)
+    await line.replace(line.transport)
+    stale = line.transport
+    if closes == "a response":
+        response = await stale.handle_async_request(post())
+        await line.replace(stale)
+        closing = asyncio.ensure_future(response.aread())
+    else:
+        closing = asyncio.ensure_future(line.replace(stale))
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    # Those that are closed already are forgotten here.
+    await line.replace(line.transport)
+    await line.aclose()
+    assert [transport.is_closed for transport in gateway.transports] == [True] * 4
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])

@@ -35,16 +35,20 @@ class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
         # Threads of a sync client count at the same time.
         super().__init__()
         self.transport: httpx.AsyncBaseTransport = transport
+        """Where a request is sent that comes now."""
         self.is_closed: bool = False
-        self.is_draining: bool = False
+        self._to_close: httpx.AsyncBaseTransport = transport
+        self._successor: httpx.AsyncBaseTransport = CLOSED
+        self._is_draining = False
         self._in_flight = 0
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; it is in flight until its response is closed."""
         with self._lock:
             self._in_flight += 1
+            sent_on = self.transport
         try:
-            response = await self.transport.handle_async_request(request)
+            response = await sent_on.handle_async_request(request)
         except GeneratorExit:
             # See `unless_abandoned`. If it was the last one, the guard's end closes this transport.
             with self._lock:
@@ -61,19 +65,23 @@ class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
             response.stream = _CountedStream(response.stream, self._finish_one)
         return response
 
-    async def drain(self) -> None:
-        """Close as soon as no request is in flight."""
-        self.is_draining = True
+    def make_way_for(self, successor: httpx.AsyncBaseTransport) -> None:
+        """Close with the last request in flight.
+
+        Args:
+            successor: Sends what comes after that, from a thread that looked up where to send its
+                request before this one was replaced.
+        """
+        self._successor, self._is_draining = successor, True
+
+    async def drain(self, successor: httpx.AsyncBaseTransport = CLOSED) -> None:
+        """The same, and close at once if no request is in flight."""
+        self.make_way_for(successor)
         await self._close_if_done()
 
     async def aclose(self) -> None:
-        """Close the wrapped transport at once."""
-        if not self.is_closed:
-            self.is_closed = True
-            # Drop the reference too: pyqwest's transport closes its connections when it has none,
-            # and a response that went through here may keep this object for long.
-            transport, self.transport = self.transport, CLOSED
-            await close_quietly(transport.aclose, "a replaced transport")
+        """Close the wrapped transport at once; again if that was cancelled before."""
+        await self._close(is_due=True)
 
     async def _finish_one(self) -> None:
         with self._lock:
@@ -81,8 +89,23 @@ class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
         await self._close_if_done()
 
     async def _close_if_done(self) -> None:
-        if self.is_draining and self._in_flight == 0:
-            await self.aclose()
+        await self._close(is_due=False)
+
+    async def _close(self, *, is_due: bool) -> None:
+        with self._lock:
+            is_done = self._is_draining and self._in_flight == 0
+            if self.is_closed or not (is_due or is_done):
+                return
+            # Drop the references too: pyqwest's transport closes its connections when it has none,
+            # and a response that went through here may keep this object for long.
+            transport, self._to_close = self._to_close, CLOSED
+            self.transport = self._successor
+        try:
+            await close_quietly(transport.aclose, "a replaced transport")
+        except BaseException:
+            self._to_close = transport
+            raise
+        self.is_closed = True
 
 
 class _CountedStream(httpx.AsyncByteStream):

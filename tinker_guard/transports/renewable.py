@@ -64,7 +64,7 @@ class RenewableTransport(runtime.Locked):
         if isinstance(stale, DrainingTransport):
             self._draining = [other for other in self._draining if not other.is_closed]
             self._draining.append(stale)
-            await stale.drain()
+            await stale.drain(_Current(self))
 
     @asynccontextmanager
     async def lookup_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
@@ -99,7 +99,7 @@ class RenewableTransport(runtime.Locked):
             return self._original
         spare, self.transport = self.transport, self._original
         if isinstance(spare, DrainingTransport):
-            spare.is_draining = True
+            spare.make_way_for(_Current(self))
             # If nothing is in flight on it, nothing ends that could close it.
             self._draining.append(spare)
         return self._original
@@ -149,6 +149,16 @@ class RenewableTransport(runtime.Locked):
         except Exception:
             faults.log_fault("building a new transport")
             return None
+
+
+class _Current(httpx.AsyncBaseTransport):
+    """Sends on what a line sends on now, however often that was replaced meanwhile."""
+
+    def __init__(self, line: RenewableTransport) -> None:
+        self._line = line
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._line.transport.handle_async_request(request)
 
 
 def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
