@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -379,7 +380,7 @@ async def test_one_whose_closing_is_cancelled_is_closed_with_the_line(closes: st
     if closes == "a response":
         response = await stale.handle_async_request(post())
         await line.replace(stale)
-        closing = asyncio.ensure_future(response.aread())
+        closing: asyncio.Future[Any] = asyncio.ensure_future(response.aread())
     else:
         closing = asyncio.ensure_future(line.replace(stale))
     await asyncio.sleep(0.05)
