@@ -172,7 +172,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 self._settings if state.route.deployment is None else self._for_deployments,
                 self._control_plane,
                 report,
-                came_cold=is_at_gate and state.is_cold,
+                is_at_gate=is_at_gate,
             )
         except Exception:
             faults.log_fault("looking after a request")

@@ -364,7 +364,7 @@ def test_a_route_is_cold_then_warm_and_may_be_exhausted_or_stopped() -> None:
     state.answered(9.0)
     assert seen() == (False, True, True, 5.0, 1)
     # A request's budget is over: no request waits at a gate, and it has been up since.
-    state.exhausted(15.0)
+    state.exhausted(15.0, "a key")
     assert seen() == (False, False, True, 5.0, 1)
     # An answer came before that, and took until now to be judged.
     state.answered(14.9)
@@ -383,10 +383,18 @@ def test_a_route_is_cold_then_warm_and_may_be_exhausted_or_stopped() -> None:
 def test_a_route_that_was_exhausted_before_it_ever_answered() -> None:
     """Found by the simulation: it counted as warm since the loop's beginning."""
     state = found(RouteTable(), "job")
-    state.exhausted(5.0)
+    state.exhausted(5.0, "a key")
     assert (state.is_cold, state.warm_since) == (False, None)
+    assert not state.is_cold_for("a key")
+    assert state.is_cold_for("another")
     state.answered(7.0)
     assert (state.is_exhausted, state.warm_since) == (False, 7.0)
+    # Once it has come up, its being lost is no key's fault.
+    state.exhausted(9.0, "a key")
+    assert not state.is_cold_for("another")
+    state.stopped(10.0)
+    state.exhausted(11.0, "another")
+    assert state.is_cold_for("a key")
 
 
 def test_three_ambiguous_ends_in_a_row_say_that_probes_say_nothing() -> None:

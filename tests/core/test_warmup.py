@@ -743,3 +743,29 @@ async def test_a_job_that_stays_stopped_refuses_all_that_wait_by_two_lookups() -
     assert await asyncio.gather(*(send_at(n / 1000) for n in range(100))) == [404] * 100
     assert plane.questions == 2
     assert loop_time() < 0.5
+
+
+@pytest.mark.parametrize("at", [60.0, 121.0])
+async def test_a_wait_in_vain_with_another_key_takes_nothing_from_a_requests_budget(
+    at: float,
+) -> None:
+    """In a notebook, a wrong key comes before the right one, and asks in vain all the time."""
+
+    class Plane(FakeControlPlane):
+        async def job_state(
+            self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
+        ) -> str | None:
+            if credentials["x-api-key"] != KEY:
+                raise ControlPlaneError("HTTP 401", status_code=401)
+            return "JOB_STATE_RUNNING" if loop_time() >= 175 else "JOB_STATE_CREATING"
+
+    async def send_late() -> int:
+        await asyncio.sleep(at)
+        return await send(transport)
+
+    transport = guard(FakeGateway(known_from(175)), Plane())
+    wrong = post()
+    wrong.headers["X-Api-Key"] = "wrong"
+    ends = await asyncio.gather(send(transport, wrong), send_late())
+    assert list(ends) == [404, 200]
+    assert 175 <= loop_time() < 180

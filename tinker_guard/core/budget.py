@@ -35,7 +35,7 @@ def budget_after_404(guarded: GuardedRequest, met_at: float) -> Budget:
         proof_ends_at = met_at + settings.unreached_timeout
         ends_at = max(retry_ends_at, proof_ends_at)
         return Budget(ends_at, proof_ends_at, "unreached_timeout", settings.unreached_timeout)
-    is_cold = guarded.came_cold and state.is_cold and settings.warmup_successes > 0
+    is_cold = guarded.came_cold and guarded.is_cold and settings.warmup_successes > 0
     if is_cold and guarded.has_control_plane:
         # The whole budget of a cold route, whatever its 404 looks like.
         warmup_ends_at = guarded.arrived_at + settings.warmup_timeout

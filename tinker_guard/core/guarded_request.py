@@ -73,7 +73,7 @@ class GuardedRequest:
         settings: How to behave.
         control_plane: Where to ask whether the job runs.
         report: What happens is noted there.
-        came_cold: Whether it came to a cold route.
+        is_at_gate: Whether it waits for a warmup if its route is cold.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class GuardedRequest:
         control_plane: SharedControlPlane,
         report: RequestReport,
         *,
-        came_cold: bool = False,
+        is_at_gate: bool = False,
     ) -> None:
         self.request = request
         self.state = state
@@ -94,7 +94,10 @@ class GuardedRequest:
         self.report = report
         self.clock: Callable[[], float] = runtime.clock()
         self.arrived_at: float = self.clock()
-        self.flights: Flights = state.flights(control_plane.key_for(request))
+        self._key = control_plane.key_for(request)
+        self.flights: Flights = state.flights(self._key)
+        self.came_cold: bool = is_at_gate and self.is_cold
+        """Whether it came to a cold route."""
         self.sent_on: httpx.AsyncBaseTransport = line.transport
         """The transport that the request was sent over last."""
         self.probed_on: httpx.AsyncBaseTransport = line.transport
@@ -105,7 +108,6 @@ class GuardedRequest:
         """What the control plane said last."""
         self.transport_error: BaseException | None = None
         """What the transport raised as the request was sent."""
-        self.came_cold = came_cold
         self.is_ambiguous = False
         """Whether the request was sent once because probes met only unknown 404s."""
         self.probes = 0
@@ -127,6 +129,11 @@ class GuardedRequest:
     def shapes(self) -> Sequence[ServerShape]:
         """How the user's own server writes a 404."""
         return shapes_of(self.settings.trainer_404)
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether the route is cold for requests with its key."""
+        return self.state.is_cold_for(self._key)
 
     @property
     def exhausted_with(self) -> Judgement | None:
@@ -278,7 +285,7 @@ class GuardedRequest:
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
             self.state.stopped(self.clock())
         elif judgement is not TRAINER_ANSWERED and is_replayable:
-            self.state.exhausted(self.clock())
+            self.state.exhausted(self.clock(), self._key)
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()
         logs.log_handed_back(

@@ -72,11 +72,12 @@ class RouteState:
     """What this process knows about one route.
 
     A route is *cold* until its trainer has answered, then *warm*. It is *exhausted* from the end of
-    a request's whole budget until it answers again.
+    a request's whole budget until it answers again; if it never has, for that request's key alone.
     """
 
     __slots__ = (
         "_balanced_until",
+        "_exhausted_by",
         "_flights",
         "_lock",
         "_lost_at",
@@ -101,6 +102,8 @@ class RouteState:
         """Loop time at which the route came up; None if it never has, or the job stopped since."""
         self.has_shown_trainer: bool = False
         """Whether an answer on this route has ever been recognised as the trainer's."""
+        self._exhausted_by: set[Hashable] = set()
+        """The keys of requests whose whole budget has ended on this route before it came up."""
         self.is_exhausted: bool = False
         """Whether a request's whole budget has ended since the route answered last."""
         self.answers: int = 0
@@ -121,6 +124,15 @@ class RouteState:
     def is_cold(self) -> bool:
         """Whether the first requests of this route have to wait for a warmup."""
         return not (self.is_warm or self.is_exhausted)
+
+    def is_cold_for(self, key: Hashable) -> bool:
+        """The same for requests with one key: another one's wait in vain may be that key's fault.
+
+        Args:
+            key: As for `flights`.
+        """
+        has_come_up = self.is_warm or self.warm_since is not None
+        return self.is_cold or not (has_come_up or key in self._exhausted_by)
 
     @property
     def is_probe_path_unsupported(self) -> bool:
@@ -147,14 +159,17 @@ class RouteState:
         if may_be_trainers(response.status_code, response.headers):
             self.has_shown_trainer = True
 
-    def exhausted(self, now: float) -> None:
-        """Note that a request's whole budget has ended."""
+    def exhausted(self, now: float, key: Hashable) -> None:
+        """Note that the whole budget of a request with this key has ended."""
         self.is_warm, self.is_exhausted, self._lost_at = False, True, now
+        if self.warm_since is None:
+            self._exhausted_by.add(key)
 
     def stopped(self, now: float) -> None:
         """Note that the job is gone or stopped: one that is resumed is warmed anew."""
         self.is_warm = self.is_exhausted = self.has_shown_trainer = False
         self.warm_since, self._lost_at = None, now
+        self._exhausted_by.clear()
 
     def meets_another_router(self, now: float) -> None:
         """Note that another application has answered what the trainer's router knows.

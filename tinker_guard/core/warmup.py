@@ -23,7 +23,7 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     """
     state, settings, report = guarded.state, guarded.settings, guarded.report
     has_gate = settings.warmup_successes > 0 and not state.is_probe_path_unsupported
-    if not (state.is_cold and has_gate):
+    if not (guarded.is_cold and has_gate):
         return INCONCLUSIVE
     ends_at = guarded.arrived_at + settings.warmup_timeout
     end: ProbingEnd = INCONCLUSIVE
