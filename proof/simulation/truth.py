@@ -674,7 +674,8 @@ def has_missing_pair(
     Args:
         heard: Among these is the second.
         before: Among these is the first; None: among the same.
-        others: What else was asked: another word between the two takes back the first.
+        others: What else was asked: another word between the two, heard with the same key, takes
+            back the first.
     """
     before = heard if before is None else before
     return any(
@@ -683,6 +684,7 @@ def has_missing_pair(
         and not any(
             is_usable(between.answer)
             and between.answer != "missing"
+            and between.call.asker == second.call.asker
             and first.ended < between.ended < second.ended
             for between in (*before, *others)
         )
