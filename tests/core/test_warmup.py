@@ -769,3 +769,27 @@ async def test_a_wait_in_vain_with_another_key_takes_nothing_from_a_requests_bud
     ends = await asyncio.gather(send(transport, wrong), send_late())
     assert list(ends) == [404, 200]
     assert 175 <= loop_time() < 180
+
+
+async def test_what_was_said_before_a_request_came_does_not_refuse_it_when_its_time_ends() -> None:
+    """A job is resumed as two requests come, and then meets a race that outlasts the warmup."""
+
+    class Plane(FakeControlPlane):
+        async def job_state(
+            self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
+        ) -> str | None:
+            is_first = loop_time() < 0.2
+            await asyncio.sleep(4 if is_first else 0)
+            return "JOB_STATE_PAUSED" if is_first else "JOB_STATE_RUNNING"
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        # The last probes are slow, so that the third request's time ends before the second's probe.
+        await asyncio.sleep(0.01 if exchange.at < 50 else 1.0)
+        return gateway_404() if exchange.at < 125 else ok()
+
+    async def send_at(at: float) -> int:
+        await asyncio.sleep(at)
+        return await send(transport)
+
+    transport = guard(FakeGateway(answer), Plane())
+    assert list(await asyncio.gather(*map(send_at, (0.0, 0.5, 0.7)))) == [404, 404, 200]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
-from tinker_guard.core.findings import INCONCLUSIVE, Routable, TimedOut
+from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
 from tinker_guard.transports import runtime
@@ -36,8 +36,8 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
             # The leader's time was over, or it had asked before this request came.
             end = await _wait_or_lead(guarded, ends_at)
     except TimeoutError:
-        # With what the last leader has found.
-        pass
+        # What was said before this request came does not refuse it, at its end either.
+        end = INCONCLUSIVE if isinstance(end, Refused) else end
     finally:
         report.waited(guarded.clock() - guarded.arrived_at)
     if isinstance(end, Routable):
