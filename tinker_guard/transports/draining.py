@@ -81,17 +81,14 @@ class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the wrapped transport at once; again if that was cancelled before."""
-        await self._close(is_due=True)
+        await self._close_if_done(is_due=True)
 
     async def _finish_one(self) -> None:
         with self._lock:
             self._in_flight -= 1
         await self._close_if_done()
 
-    async def _close_if_done(self) -> None:
-        await self._close(is_due=False)
-
-    async def _close(self, *, is_due: bool) -> None:
+    async def _close_if_done(self, *, is_due: bool = False) -> None:
         with self._lock:
             is_done = self._is_draining and self._in_flight == 0
             if self.is_closed or not (is_due or is_done):
