@@ -64,7 +64,7 @@ SPARED: Final = JobAnswer(
 class GuardedRequest:
     """What belongs to one request that is seen through a warmup or a recovery.
 
-    Its route is not dropped from the table until this is discarded from `state.guarded`.
+    Its route is not dropped from the table until `end()`.
 
     Args:
         request: The request, as the caller gave it.
@@ -114,6 +114,13 @@ class GuardedRequest:
         """Whether somebody can be asked about the route."""
         self._control_plane = control_plane
         state.guarded.add(self)
+
+    def end(self) -> None:
+        """Note that the request is over."""
+        self.state.guarded.discard(self)
+        # An error refers to the frames that it came through, and these to this object: a program
+        # would keep them, and what they hold, until the garbage collector runs.
+        self.transport_error = None
 
     @cached_property
     def wait(self) -> logs.Wait:
