@@ -103,6 +103,18 @@ async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     return await call() if threads is None else run_blocking(call(), threads)
 
 
+def run_request(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run what sends a client's request: no timeout ends it that a request around it has.
+
+    A signal handler may send one while the thread waits with another, and so may a transport.
+    """
+    before, _thread.timeouts = _thread.timeouts, ()
+    try:
+        return run_blocking(coroutine)
+    finally:
+        _thread.timeouts = before
+
+
 def is_blocking() -> bool:
     """Whether the calling thread drives a coroutine, without an event loop."""
     return _threads() is not None
@@ -111,6 +123,12 @@ def is_blocking() -> bool:
 def owner() -> asyncio.AbstractEventLoop | Threads:
     """To whom it belongs what requests wait for together: the running loop, or all threads."""
     return _threads() or asyncio.get_running_loop()
+
+
+def caller() -> object:
+    """What runs the code that calls this: the task or, below a sync client, the thread."""
+    has_task = _threads() is None and is_running()
+    return asyncio.current_task() if has_task else threading.get_ident()
 
 
 def clock() -> Callable[[], float]:
@@ -194,17 +212,20 @@ def is_running() -> bool:
 
 
 class Locked:
-    """Has a lock for threads; a copy or a pickle has one of its own."""
+    """Has a lock for threads; a copy or a pickle has one of its own.
+
+    Reentrant, because a signal handler may send a request while it is held.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class Expired(BaseException):
