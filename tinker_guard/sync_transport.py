@@ -16,7 +16,7 @@ from tinker_guard.transports.blocking import (
     response_for_coroutines,
     response_of_client,
 )
-from tinker_guard.transports.runtime import run_blocking, run_request
+from tinker_guard.transports.runtime import run_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,9 @@ class SyncGuardTransport(httpx.BaseTransport):
             # The coroutine meets the same, and says so.
             is_untouched = False
         if not is_untouched:
-            return response_of_client(run_request(guard.handle_async_request(request)))
+            return response_of_client(
+                run_blocking(guard.handle_async_request(request), is_request=True)
+            )
         response = self._original.handle_request(request)
         if state is None:
             return response
@@ -95,9 +97,8 @@ class SyncGuardTransport(httpx.BaseTransport):
             return response
         report = RequestReport(request, state, guard._settings)
         not_found = response_for_coroutines(response)
-        return response_of_client(
-            run_request(guard._recover(request, state, report, self._blocking, not_found))
-        )
+        recovery = guard._recover(request, state, report, self._blocking, not_found)
+        return response_of_client(run_blocking(recovery, is_request=True))
 
     @property
     def settings(self) -> GuardSettings:

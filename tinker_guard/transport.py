@@ -126,7 +126,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             try:
                 return await recover(guarded, response)
             finally:
-                guarded.end()
+                guarded.state.guarded.discard(guarded)
         return response
 
     async def _send_on_cold_route(
@@ -156,7 +156,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 faults.log_fault("noting an answer")
             return response
         finally:
-            guarded.end()
+            guarded.state.guarded.discard(guarded)
 
     def _guard(
         self, request: httpx.Request, report: RequestReport, *, is_at_gate: bool = False

@@ -68,12 +68,16 @@ def _threads() -> Threads | None:
     return None
 
 
-def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS) -> _T:
+def run_blocking(
+    coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS, *, is_request: bool = False
+) -> _T:
     """Run a coroutine of the guard in the calling thread, to its end.
 
     Args:
         coroutine: It waits only for what this module offers, and for transports that block.
         threads: How to wait.
+        is_request: Whether it sends a client's request, which no timeout around it ends: a signal
+            handler may send one while the thread waits with another, and so may a transport.
 
     Raises:
         RuntimeError: It waited for something else, which would need an event loop.
@@ -81,6 +85,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS)
     """
     before = _thread.threads, _thread.loop, _thread.timeouts
     _thread.threads, _thread.loop = threads, asyncio._get_running_loop()
+    if is_request:
+        _thread.timeouts = ()
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -101,18 +107,6 @@ async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """
     threads = _threads()
     return await call() if threads is None else run_blocking(call(), threads)
-
-
-def run_request(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run what sends a client's request: no timeout ends it that a request around it has.
-
-    A signal handler may send one while the thread waits with another, and so may a transport.
-    """
-    before, _thread.timeouts = _thread.timeouts, ()
-    try:
-        return run_blocking(coroutine)
-    finally:
-        _thread.timeouts = before
 
 
 def is_blocking() -> bool:
