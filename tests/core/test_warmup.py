@@ -743,3 +743,18 @@ async def test_a_job_that_stays_stopped_refuses_all_that_wait_by_two_lookups() -
     assert await asyncio.gather(*(send_at(n / 1000) for n in range(100))) == [404] * 100
     assert plane.questions == 2
     assert loop_time() < 0.5
+
+
+async def test_a_guard_above_another_one_waits_for_no_warmup_of_its_own() -> None:
+    """As where a program guards its client by itself, below a transport that retries."""
+
+    class Retrying(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return await below.handle_async_request(request)
+
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
+    below = guard(gateway, plane)
+    above = GuardTransport(Retrying(), control_plane=plane)
+    assert await send(above) == 200
+    assert loop_time() < 1.5
+    assert len(gateway.sent) == 1

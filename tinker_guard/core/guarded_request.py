@@ -103,8 +103,10 @@ class GuardedRequest:
         """How often the request was sent again."""
         self.answer: JobAnswer | None = None
         """What the control plane said last."""
-        self.transport_error: BaseException | None = None
-        """What the transport raised as the request was sent."""
+        self.transport_error_id: int | None = None
+        """The `id()` of what the transport raised as the request was sent. The error itself refers
+        to the frames that it came through, and these to this object: a program would keep them,
+        and what they hold, until the garbage collector runs."""
         self.came_cold = came_cold
         self.is_ambiguous = False
         """Whether the request was sent once because probes met only unknown 404s."""
@@ -166,7 +168,7 @@ class GuardedRequest:
             self.resends += 1
             return await self.report.resend(self.sent_on, request, pause=pause)
         except BaseException as error:
-            self.transport_error = error
+            self.transport_error_id = id(error)
             raise
 
     def answered(self, response: httpx.Response, end: ProbingEnd) -> None:

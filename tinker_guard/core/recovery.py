@@ -64,7 +64,7 @@ async def recover(guarded: GuardedRequest, not_found: httpx.Response) -> httpx.R
         recovery = Recovery(guarded, not_found)
         return await recovery.run()
     except Exception as error:
-        if error is guarded.transport_error:
+        if id(error) == guarded.transport_error_id:
             raise
         # A bug of the guard's own, or no memory left.
         faults.log_fault("the recovery")

@@ -115,7 +115,8 @@ class RouteState:
         self.guarded: set[GuardedRequest] = set()
         """The guarded requests under way: a route with one is not dropped."""
         self._flights: WeakKeyDictionary[_Owner, dict[Hashable, Flights]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        # Reentrant, here as below: a signal handler may send a request while it is held.
+        self._lock = threading.RLock()
 
     @property
     def is_cold(self) -> bool:
@@ -251,7 +252,7 @@ class RouteTable:
         self._next_use = itertools.count().__next__
         self._last: RouteState | None = None
         """The route that was used last, which need not be noted again."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def find(self, url: httpx.URL, patterns: RoutePatterns = _DEFAULT) -> RouteState | None:
         """The state of the trainer route that `url` lies on; None if it lies on none.
@@ -326,7 +327,7 @@ class RouteTable:
         """Forget every route."""
         self._states, self._recent, self._last = {}, {}, None
         # After a fork, a thread that held the lock does not exist in the child.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _add(self, key: _Key, route: Route) -> RouteState:
         with self._lock:
