@@ -228,6 +228,11 @@ def test_a_fault_in_any_function(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """No memory left, or the stack full, at every function in turn."""
+    settings = GuardSettings(
+        warmup_successes=warmup,
+        control_plane=None if has_plane else "none",
+        unreached_timeout=0.2,
+    )
     number = 0
     while True:
         number += 1
@@ -238,11 +243,7 @@ def test_a_fault_in_any_function(
         plane = FakeControlPlane(None if statuses == {404} else "JOB_STATE_RUNNING")
         transport = GuardTransport(
             gateway.new_transport(),
-            settings=GuardSettings(
-                warmup_successes=warmup,
-                control_plane=None if has_plane else "none",
-                unreached_timeout=0.2,
-            ),
+            settings=settings,
             control_plane=plane if has_plane else None,
             new_transport=gateway.new_transport,
         )
@@ -292,6 +293,7 @@ def test_a_fault_in_any_function_below_a_sync_client(
     if not is_observed:
         for module in ("sync_transport", "transport", "telemetry"):
             monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    settings = GuardSettings(warmup_successes=0)
     number = 0
     while True:
         number += 1
@@ -305,7 +307,7 @@ def test_a_fault_in_any_function_below_a_sync_client(
         monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
         gateway = FakeGateway(answer)
         plane = FakeControlPlane(None if statuses == {404} else "JOB_STATE_RUNNING")
-        transport = sync_guard(gateway, plane, GuardSettings(warmup_successes=0))
+        transport = sync_guard(gateway, plane, settings)
         fault = _OneFault(number)
         with fault.armed():
             response = transport.handle_request(post())
