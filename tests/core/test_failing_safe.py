@@ -201,6 +201,12 @@ class _RefusesTwice:
         return ok() if exchange.is_probe or self._requests > 2 else gateway_404()
 
 
+@pytest.fixture
+def _no_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads those of thousands of faults, and to write them takes long."""
+    monkeypatch.setattr(logging.Formatter, "formatException", lambda *_: "")
+
+
 # It counts functions by a trace of its own.
 @pytest.mark.tools
 @pytest.mark.parametrize(
@@ -219,13 +225,14 @@ class _RefusesTwice:
     ],
 )
 @pytest.mark.parametrize("has_plane", [True, False])
-@pytest.mark.usefixtures("spans")
+@pytest.mark.usefixtures("_no_tracebacks")
 def test_a_fault_in_any_function(
     answer: Callable[[Exchange], httpx.Response],
     warmup: int,
     statuses: set[int],
     has_plane: bool,
     caplog: pytest.LogCaptureFixture,
+    spans: InMemorySpanExporter,
 ) -> None:
     """No memory left, or the stack full, at every function in turn."""
     settings = GuardSettings(
@@ -239,6 +246,7 @@ def test_a_fault_in_any_function(
         ROUTES.clear()
         guard_faults.already_logged.clear()
         caplog.clear()
+        spans.clear()
         gateway = FakeGateway(answer)
         plane = FakeControlPlane(None if statuses == {404} else "JOB_STATE_RUNNING")
         transport = GuardTransport(
@@ -282,12 +290,14 @@ def test_a_fault_in_any_function(
         pytest.param(lambda _: trainer_404(), {404}, id="the-trainers-404"),
     ],
 )
-@pytest.mark.usefixtures("spans")
+@pytest.mark.usefixtures("_no_tracebacks")
 def test_a_fault_in_any_function_below_a_sync_client(
     answer: Callable[[Exchange], httpx.Response],
     statuses: set[int],
     is_observed: bool,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spans: InMemorySpanExporter,
 ) -> None:
     """On a warm route: one that is cold goes by the same coroutines as above."""
     if not is_observed:
@@ -299,6 +309,8 @@ def test_a_fault_in_any_function_below_a_sync_client(
         number += 1
         ROUTES.clear()
         guard_faults.already_logged.clear()
+        caplog.clear()
+        spans.clear()
         state = ROUTES.find(post().url)
         assert state is not None
         state.answered(0.0)
