@@ -84,13 +84,11 @@ def _control_plane_url(value: str, info: ValidationInfo) -> str:
 def without_query_values(url: str) -> str:
     """A control plane's URL as it may be shown: placeholders stay, values may be keys."""
     base, question, query = url.partition("?")
-    pairs = [
-        ("", "", pair) if "=" not in pair else pair.partition("=") for pair in query.split("&")
-    ]
-    return f"{base}{question}" + "&".join(
-        name + equals + (value if re.fullmatch(r"(\{\w+\})?", value) else "...")
-        for name, equals, value in pairs
-    )
+    shown = []
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=") if "=" in pair else ("", "", pair)
+        shown.append(name + equals + (value if re.fullmatch(r"(\{\w+\})?", value) else "..."))
+    return base + question + "&".join(shown)
 
 
 def _http_url(value: str) -> str:
