@@ -478,6 +478,58 @@ def test_any_other_answer_to_a_completion_is_handed_through(
     assert plane.asked == []
 
 
+@BOTH
+def test_where_nothing_was_waited_for_the_next_completion_asks_again(send: Send) -> None:
+    """One outage of the control plane must not end all recovery of this deployment."""
+    said, late = iter([httpx.Response(503)]), known_from(2.0)
+    lost = iter([gateway_404, gateway_404])
+
+    def say(_: httpx.Request) -> httpx.Response:
+        return next(said, None) or httpx.Response(200, json={"name": NAME, "state": "READY"})
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(say))
+    gateway = FakeGateway(
+        lambda exchange: late(exchange) if exchange.path == PATH else next(lost, ok)()
+    )
+    # The hot-load takes the time between the completion and its repeat.
+    answered = send(gateway, plane, SETTINGS, completion(), hot_load(), completion())
+    assert answered[0] == (404, 0.0)
+    assert [status_code for status_code, _ in answered] == [404, 200, 200]
+
+
+@BOTH
+def test_waits_in_vain_are_not_multiplied_where_the_control_plane_fails_at_last(send: Send) -> None:
+    """The first one has waited and was sent again, before there was no usable answer any more."""
+    asked = 0
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            return httpx.Response(503)
+        return httpx.Response(200, json={"name": NAME, "state": "READY"})
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(answer))
+    gateway = FakeGateway(lambda _: gateway_404())
+    answered = send(gateway, plane, SETTINGS, completion(), completion())
+    assert [status_code for status_code, _ in answered] == [404, 404]
+    assert 0.0 < answered[0][1] == answered[1][1]
+    assert asked == 4
+
+
+@BOTH
+def test_a_log_line_says_the_host_of_the_control_plane_as_it_is(
+    send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The texts of jobs are made texts of deployments."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(403))
+    plane = FireworksControlPlane("https://job-api.jobs.test", transport=transport)
+    send(FakeGateway(lambda _: gateway_404()), plane, SETTINGS, completion())
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert "the control plane at https://job-api.jobs.test refused the key (403)." in line
+    assert line.endswith("to one that may read the deployment.")
+
+
 def test_a_body_that_can_be_sent_once_is_not_read() -> None:
     request = completion(content=iter([COMPLETION]))
     assert RouteTable().find_deployment(request) is None

@@ -277,9 +277,11 @@ class GuardedRequest:
         self.report.judged(judgement)
         if not is_replayable and judgement.verdict is not Verdict.GENUINE_NOT_FOUND:
             self.report.cannot_be_resent()
+        # Without a probe, a request waits only between its resends.
+        has_waited = self.resends > 0 or self.state.route.has_probe
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
             self.state.stopped(self.clock())
-        elif judgement is not TRAINER_ANSWERED and is_replayable:
+        elif judgement is not TRAINER_ANSWERED and is_replayable and has_waited:
             self.state.exhausted(self.clock())
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()

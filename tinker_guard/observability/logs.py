@@ -258,7 +258,8 @@ def log_handed_back(
     explanation = _explanation(judgement, answer, wait, is_replayable=is_replayable)
     if state.route.deployment is not None:
         # The texts, and those of the control plane's errors, are of jobs, which are in base URLs.
-        explanation = explanation.replace(" in base_url", "").replace("job", "deployment")
+        # The space keeps the hosts in them as they are.
+        explanation = explanation.replace(" in base_url", "").replace(" job", " deployment")
     line = (
         f"404 for {state.route.subject} handed back after {seconds:.2f} s "
         f"({judgement.verdict.value}, {judgement.reason.value}): {explanation}"
