@@ -125,7 +125,7 @@ class RouteState:
 
     @property
     def is_probe_path_unsupported(self) -> bool:
-        """Whether probes say nothing about this route: its trainer does not know their path."""
+        """Whether probes say nothing: there are none, or this route's trainer lacks their path."""
         return self.ambiguous_ends >= _AMBIGUOUS_LIMIT or not self.route.has_probe
 
     def answered(self, at: float) -> None:
