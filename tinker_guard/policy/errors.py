@@ -53,7 +53,7 @@ def speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
 
     Args:
         members: Its members.
-        ids: What the question's URL names; see `source_of`.
+        ids: What the question's URL names; see `not_found.source_of`.
     """
     names = names_among(ids)
     return any(name.startswith("cloudflare_") for name in members) or any(
@@ -69,7 +69,7 @@ def has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
 
     Args:
         members: Its members.
-        ids: What the question's URL names; see `source_of`.
+        ids: What the question's URL names; see `not_found.source_of`.
     """
     top, inner = holders(members)
     codes = [holder.get(name) for holder in (top, inner) for name in _CODE_MEMBERS]
