@@ -467,6 +467,23 @@ def test_where_no_one_can_be_asked_a_completion_comes_back_at_once(
 
 
 @BOTH
+def test_where_no_one_can_be_asked_a_deployment_that_has_answered_is_waited_for(
+    send: Send, spans: InMemorySpanExporter
+) -> None:
+    answers = iter([ok, gateway_404, gateway_404, gateway_404])
+    gateway = FakeGateway(lambda _: next(answers, ok)())
+    plane = FakeControlPlane("JOB_STATE_DELETED")
+    answered = send(gateway, plane, SETTINGS, completion(), completion())
+    assert [status_code for status_code, _ in answered] == [200, 200]
+    assert [exchange.body for exchange in gateway.exchanges] == [COMPLETION] * 5
+    assert plane.questions == 0
+    *_, root = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes["tinker_guard.outcome"] == "recovered"
+    assert attributes["tinker_guard.verdict.reason"] == "trainer_reached"
+
+
+@BOTH
 @pytest.mark.parametrize("answer", [ok, lambda: httpx.Response(425, stream=ok().stream)])
 def test_any_other_answer_to_a_completion_is_handed_through(
     send: Send, answer: Callable[[], httpx.Response]
