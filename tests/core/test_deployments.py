@@ -456,14 +456,26 @@ def test_completions_that_are_lost_say_nothing_of_hot_loads(send: Send) -> None:
 
 @BOTH
 def test_where_no_one_can_be_asked_a_completion_comes_back_at_once(
-    send: Send, spans: InMemorySpanExporter
+    send: Send, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is no probe for it, and its client repeats it by itself."""
+    """There is no probe for it, and its client repeats it by itself: no setting waits longer."""
     gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_RUNNING")
     assert send(gateway, plane, SETTINGS, completion()) == [(404, 0.0)]
     assert len(gateway.exchanges) == 1
     (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
     assert dict(root.attributes or {})["tinker_guard.verdict.reason"] == "no_control_plane"
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert line.endswith("asked about deployments is set, and this one has not answered yet.")
+
+
+@BOTH
+def test_a_completion_of_a_deployment_in_no_known_state_comes_back_at_once(
+    send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, plane = FakeGateway(known_from(1.0)), Plane({NAME: "STATE_UNSPECIFIED"})
+    assert send(gateway, plane.control_plane(), SETTINGS, completion()) == [(404, 0.0)]
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert line.endswith("the control plane says that it is STATE_UNSPECIFIED.")
 
 
 @BOTH

@@ -58,6 +58,11 @@ SPARED: Final = JobAnswer(
     failure=NO_CONTROL_PLANE,
     detail="another request has waited for the same in vain, less than a minute ago.",
 )
+NOT_ASKED: Final = JobAnswer(
+    failure=NO_CONTROL_PLANE,
+    detail="no control plane that is asked about deployments is set, and this one has not answered "
+    "yet.",
+)
 """What stands in the place of an answer where there is no control plane."""
 
 
@@ -207,7 +212,8 @@ class GuardedRequest:
         if not self.has_control_plane:
             now = self.clock()
             has_reached = self.state.has_shown_trainer
-            self.answer = (LOST if has_reached else NEVER_REACHED).timed(now, now)
+            unreached = NEVER_REACHED if self.state.route.has_probe else NOT_ASKED
+            self.answer = (LOST if has_reached else unreached).timed(now, now)
             return judge_by_reach(has_reached=has_reached)
         if is_first:
             deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
