@@ -64,6 +64,7 @@ NAMING_NONE = [
     b"[]",
     b"{}",
     b'{"model":"accounts/fireworks/models/m"}',
+    f'{{"metadata":{{"model":"gpt"}},"model":"{NAME}"}}'.encode(),
     # An adapter, of which the deployment's state says nothing.
     f'{{"model":"accounts/acc/models/lora#{NAME}"}}'.encode(),
     f'{{"model":"{NAME}/"}}'.encode(),
@@ -374,7 +375,9 @@ def test_a_false_404_of_a_completion_is_sent_again(send: Send, spans: InMemorySp
     gateway, plane = FakeGateway(known_from(2.0)), Plane()
     ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, completion())
     assert status_code == 200
-    assert 2.0 <= at <= 3.0
+    assert 2.0 <= at <= 3.5
+    # Each has the whole prompt in it: one at once, and then about one a second.
+    assert len(gateway.exchanges) <= 5
     # Nothing but the very same request: what answers there without a body is not the deployment.
     assert {(exchange.path, exchange.body) for exchange in gateway.exchanges} == {
         ("/inference/v1/completions", COMPLETION)
@@ -544,6 +547,22 @@ def test_waits_in_vain_are_not_multiplied_where_the_control_plane_fails_at_last(
     assert [status_code for status_code, _ in answered] == [404, 404]
     assert 0.0 < answered[0][1] == answered[1][1]
     assert asked == 4
+
+
+def test_nor_where_the_control_plane_is_silent() -> None:
+    asked = 0
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(60.0)
+        return httpx.Response(500)
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(answer))
+    gateway = FakeGateway(lambda _: gateway_404())
+    repeats = [completion() for _ in range(3)]
+    assert _send_async(gateway, plane, SETTINGS, *repeats) == [(404, 5.0)] * 3
+    assert asked == 1
 
 
 @BOTH

@@ -12,6 +12,7 @@ from tinker_guard.observability import logs
 from tinker_guard.observability.operation_names import operation_of
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
+    CONTROL_PLANE_TIMEOUT,
     JOB_MISSING,
     JOB_NOT_RUNNING,
     NO_CONTROL_PLANE,
@@ -283,8 +284,10 @@ class GuardedRequest:
         self.report.judged(judgement)
         if not is_replayable and judgement.verdict is not Verdict.GENUINE_NOT_FOUND:
             self.report.cannot_be_resent()
-        # Without a probe, a request waits only between its resends.
-        has_waited = self.resends > 0 or self.state.route.has_probe
+        # Without a probe, a request waits between its resends, or for a control plane.
+        has_waited = (
+            self.resends > 0 or self.state.route.has_probe or judgement is CONTROL_PLANE_TIMEOUT
+        )
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
             self.state.stopped(self.clock())
         elif judgement is not TRAINER_ANSWERED and is_replayable and has_waited:

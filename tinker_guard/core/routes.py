@@ -345,10 +345,11 @@ class RouteTable:
         excess = len(self._states) + 1 - self._limit
         if excess <= 0:
             return
-        idle = [key for key, state in self._states.items() if not state.guarded]
-        idle.sort(key=lambda key: self._states[key].last_used)
-        for key in idle[:excess]:
-            del self._states[key]
+        # A signal handler may add a route meanwhile.
+        idle = [item for item in list(self._states.items()) if not item[1].guarded]
+        idle.sort(key=lambda item: item[1].last_used)
+        for key, _ in idle[:excess]:
+            self._states.pop(key, None)
         self._recent = {}
 
 
