@@ -72,6 +72,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(kinds[0] if kinds else "sockets")
 
 
+def pytest_collection_finish() -> None:
+    """Keep what stays to the end from the garbage collector.
+
+    Thousands of tests, and what they import: a collection, of which many tests ask for one, would
+    look at them all each time.
+    """
+    gc.freeze()
+
+
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, object]]:
     """Coroutine tests run where a sleep of an hour takes no time."""

@@ -17,6 +17,7 @@ from tinker_guard import (
     install_guard,
     wait_until_routable,
 )
+from tinker_guard.control_plane.chosen import control_plane_of
 from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
 
 if TYPE_CHECKING:
@@ -510,3 +511,21 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
         GuardSettings(control_plane_url="https://api.example")
     assert "TINKER_GUARD_CONTROL_PLANE_API_KEY" in str(refused.value)
     assert "ter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/x/{job}", "/x/{job}"),
+        ("/x?job={job}", "/x?job={job}"),
+        ("/x?job={job}&token=s3cret", "/x?job={job}&token=..."),
+        ("/x?token=s3cret&job={job}", "/x?token=...&job={job}"),
+        ("https://cp.test/x?s3cret", "https://cp.test/x?..."),
+        ("/x?a=s3cret={job}&&b=", "/x?a=...&&b="),
+        ("/x?a={job}s3cret", "/x?a=..."),
+    ],
+)
+def test_no_value_in_the_query_of_a_url_is_shown(url: str, shown: str) -> None:
+    settings = GuardSettings(control_plane="http", control_plane_url=url)
+    assert f"control_plane_url='{shown}'" in repr(settings)
+    assert "s3cret" not in f"{settings!r} {settings} {control_plane_of(settings)!r}"

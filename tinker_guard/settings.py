@@ -81,6 +81,16 @@ def _control_plane_url(value: str, info: ValidationInfo) -> str:
     return base + question + query
 
 
+def without_query_values(url: str) -> str:
+    """A control plane's URL as it may be shown: placeholders stay, values may be keys."""
+    base, question, query = url.partition("?")
+    shown = []
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=") if "=" in pair else ("", "", pair)
+        shown.append(name + equals + (value if re.fullmatch(r"(\{\w+\})?", value) else "..."))
+    return base + question + "&".join(shown)
+
+
 def _http_url(value: str) -> str:
     try:
         url = httpx.URL(value)
@@ -377,6 +387,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         settings = cls(**fields)
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
         return settings
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What `repr` shows: no value in the query of a URL."""
+        for name, value in super().__repr_args__():
+            is_url = name == "control_plane_url" and value is not None
+            yield name, without_query_values(value) if is_url else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change a setting, as pydantic does, but show no value: it may be a key."""

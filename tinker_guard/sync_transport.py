@@ -85,7 +85,9 @@ class SyncGuardTransport(httpx.BaseTransport):
             # The coroutine meets the same, and says so.
             is_untouched = False
         if not is_untouched:
-            return response_of_client(run_blocking(guard.handle_async_request(request)))
+            return response_of_client(
+                run_blocking(guard.handle_async_request(request), is_request=True)
+            )
         response = self._original.handle_request(request)
         if state is None:
             return response
@@ -95,9 +97,8 @@ class SyncGuardTransport(httpx.BaseTransport):
             return response
         report = RequestReport(request, state, guard._settings)
         not_found = response_for_coroutines(response)
-        return response_of_client(
-            run_blocking(guard._recover(request, state, report, self._blocking, not_found))
-        )
+        recovery = guard._recover(request, state, report, self._blocking, not_found)
+        return response_of_client(run_blocking(recovery, is_request=True))
 
     @property
     def settings(self) -> GuardSettings:

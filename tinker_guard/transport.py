@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from tinker_guard import faults
 from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.deployments import settings_by_path
 from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
 from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.recovery import recover
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.core.findings import ProbingEnd
-
-
-_OF_DEPLOYMENTS: Final = {"warmup_probe_path": "/hot_load", "warmup_successes": 0}
-"""What differs on the route of a deployment. The state of its hot-load shows that it is reached,
-and its first request needs no gate, since hot-loads and completions can be sent again."""
 
 
 class GuardTransport(httpx.AsyncBaseTransport):
@@ -165,11 +161,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
             # A process with many routes may have forgotten this one since the request was sent.
             state = ROUTES.find(request.url, self._patterns) or ROUTES.find_deployment(request)
             assert state is not None
+            is_deployments = state.route.deployment is not None
+            settings = self._for_deployments[state.route.path] if is_deployments else self._settings
             return GuardedRequest(
                 request,
                 state,
                 self._line,
-                self._settings if state.route.deployment is None else self._for_deployments,
+                settings,
                 self._control_plane,
                 report,
                 is_at_gate=is_at_gate,
@@ -195,7 +193,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self._patterns = patterns_of(settings.routes)
         self._is_enabled = settings.enabled
         self._guards_deployments = settings.deployments
-        self._for_deployments = settings.model_copy(update=_OF_DEPLOYMENTS)
+        self._for_deployments = settings_by_path(settings)
 
     def release(self) -> httpx.AsyncBaseTransport:
         """Stop guarding the requests that come later; return the first wrapped transport."""

@@ -260,13 +260,17 @@ def _reason(failure: Failure, host: str, place: str, *, is_proxied: bool) -> str
 
 
 class _ClientTransport(httpx.AsyncBaseTransport):
-    """Sends as a client does: a transport of httpx itself knows of no proxy."""
+    """Sends over what a client sends over: a transport of httpx itself knows of no proxy.
+
+    The client itself would write the whole URL to httpx's log.
+    """
 
     def __init__(self) -> None:
         self._client = httpx.AsyncClient(verify=ssl_context())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return await self._client.send(request, stream=True)
+        carrier = self._client._transport_for_url(request.url)
+        return await carrier.handle_async_request(request)
 
     async def aclose(self) -> None:
         await self._client.aclose()

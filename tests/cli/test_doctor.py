@@ -296,6 +296,12 @@ def test_settings_in_force_are_shown_but_for_the_key(monkeypatch: pytest.MonkeyP
     )
 
 
+def test_no_value_in_the_query_of_a_url_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE", "http")
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_URL", "/x?job={job}&token=s3cret")
+    assert "control_plane_url /x?job={job}&token=...," in only(check_settings()).detail
+
+
 def test_a_setting_that_cannot_work_is_named_and_the_others_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

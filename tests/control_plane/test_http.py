@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,11 @@ class Server:
         return await plane.route_state(NAMES, origin=ORIGIN, credentials=SENT)
 
 
-async def test_nothing_of_a_questions_path_is_recorded(spans: InMemorySpanExporter) -> None:
+async def test_nothing_of_a_questions_path_is_recorded(
+    spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor is it logged, by httpx's client."""
+    caplog.set_level(logging.DEBUG)
     gateway = FakeGateway(lambda _: plain_404())
     transport = GuardTransport(
         gateway.new_transport(),
@@ -65,6 +70,7 @@ async def test_nothing_of_a_questions_path_is_recorded(spans: InMemorySpanExport
         if (span.attributes or {}).get("server.address") == "api.test" and span.name == "GET"
     ]
     assert [attributes["url.full"] for attributes in asked] == ["https://api.test"]
+    assert "api.test/" not in caplog.text
 
 
 # -- what is asked ---------------------------------------------------------------------------------

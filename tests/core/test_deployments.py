@@ -64,6 +64,7 @@ NAMING_NONE = [
     b"[]",
     b"{}",
     b'{"model":"accounts/fireworks/models/m"}',
+    f'{{"metadata":{{"model":"gpt"}},"model":"{NAME}"}}'.encode(),
     # An adapter, of which the deployment's state says nothing.
     f'{{"model":"accounts/acc/models/lora#{NAME}"}}'.encode(),
     f'{{"model":"{NAME}/"}}'.encode(),
@@ -374,7 +375,9 @@ def test_a_false_404_of_a_completion_is_sent_again(send: Send, spans: InMemorySp
     gateway, plane = FakeGateway(known_from(2.0)), Plane()
     ((status_code, at),) = send(gateway, plane.control_plane(), SETTINGS, completion())
     assert status_code == 200
-    assert 2.0 <= at <= 3.0
+    assert 2.0 <= at <= 3.5
+    # Each has the whole prompt in it: one at once, and then about one a second.
+    assert len(gateway.exchanges) <= 5
     # Nothing but the very same request: what answers there without a body is not the deployment.
     assert {(exchange.path, exchange.body) for exchange in gateway.exchanges} == {
         ("/inference/v1/completions", COMPLETION)
@@ -456,14 +459,43 @@ def test_completions_that_are_lost_say_nothing_of_hot_loads(send: Send) -> None:
 
 @BOTH
 def test_where_no_one_can_be_asked_a_completion_comes_back_at_once(
-    send: Send, spans: InMemorySpanExporter
+    send: Send, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There is no probe for it, and its client repeats it by itself."""
+    """There is no probe for it, and its client repeats it by itself: no setting waits longer."""
     gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_RUNNING")
     assert send(gateway, plane, SETTINGS, completion()) == [(404, 0.0)]
     assert len(gateway.exchanges) == 1
     (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
     assert dict(root.attributes or {})["tinker_guard.verdict.reason"] == "no_control_plane"
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert line.endswith("asked about deployments is set, and this one has not answered yet.")
+
+
+@BOTH
+def test_a_completion_of_a_deployment_in_no_known_state_comes_back_at_once(
+    send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, plane = FakeGateway(known_from(1.0)), Plane({NAME: "STATE_UNSPECIFIED"})
+    assert send(gateway, plane.control_plane(), SETTINGS, completion()) == [(404, 0.0)]
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert line.endswith("the control plane says that it is STATE_UNSPECIFIED.")
+
+
+@BOTH
+def test_where_no_one_can_be_asked_a_deployment_that_has_answered_is_waited_for(
+    send: Send, spans: InMemorySpanExporter
+) -> None:
+    answers = iter([ok, gateway_404, gateway_404, gateway_404])
+    gateway = FakeGateway(lambda _: next(answers, ok)())
+    plane = FakeControlPlane("JOB_STATE_DELETED")
+    answered = send(gateway, plane, SETTINGS, completion(), completion())
+    assert [status_code for status_code, _ in answered] == [200, 200]
+    assert [exchange.body for exchange in gateway.exchanges] == [COMPLETION] * 5
+    assert plane.questions == 0
+    *_, root = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = dict(root.attributes or {})
+    assert attributes["tinker_guard.outcome"] == "recovered"
+    assert attributes["tinker_guard.verdict.reason"] == "trainer_reached"
 
 
 @BOTH
@@ -476,6 +508,74 @@ def test_any_other_answer_to_a_completion_is_handed_through(
     assert (status_code, at) == (answer().status_code, 0.0)
     assert len(gateway.exchanges) == 1
     assert plane.asked == []
+
+
+@BOTH
+def test_where_nothing_was_waited_for_the_next_completion_asks_again(send: Send) -> None:
+    """One outage of the control plane must not end all recovery of this deployment."""
+    said, late = iter([httpx.Response(503)]), known_from(2.0)
+    lost = iter([gateway_404, gateway_404])
+
+    def say(_: httpx.Request) -> httpx.Response:
+        return next(said, None) or httpx.Response(200, json={"name": NAME, "state": "READY"})
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(say))
+    gateway = FakeGateway(
+        lambda exchange: late(exchange) if exchange.path == PATH else next(lost, ok)()
+    )
+    # The hot-load takes the time between the completion and its repeat.
+    answered = send(gateway, plane, SETTINGS, completion(), hot_load(), completion())
+    assert answered[0] == (404, 0.0)
+    assert [status_code for status_code, _ in answered] == [404, 200, 200]
+
+
+@BOTH
+def test_waits_in_vain_are_not_multiplied_where_the_control_plane_fails_at_last(send: Send) -> None:
+    """The first one has waited and was sent again, before there was no usable answer any more."""
+    asked = 0
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            return httpx.Response(503)
+        return httpx.Response(200, json={"name": NAME, "state": "READY"})
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(answer))
+    gateway = FakeGateway(lambda _: gateway_404())
+    answered = send(gateway, plane, SETTINGS, completion(), completion())
+    assert [status_code for status_code, _ in answered] == [404, 404]
+    assert 0.0 < answered[0][1] == answered[1][1]
+    assert asked == 4
+
+
+def test_nor_where_the_control_plane_is_silent() -> None:
+    asked = 0
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(60.0)
+        return httpx.Response(500)
+
+    plane = FireworksControlPlane(transport=httpx.MockTransport(answer))
+    gateway = FakeGateway(lambda _: gateway_404())
+    repeats = [completion() for _ in range(3)]
+    assert _send_async(gateway, plane, SETTINGS, *repeats) == [(404, 5.0)] * 3
+    assert asked == 1
+
+
+@BOTH
+def test_a_log_line_says_the_host_of_the_control_plane_as_it_is(
+    send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The texts of jobs are made texts of deployments."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(403))
+    plane = FireworksControlPlane("https://job-api.jobs.test", transport=transport)
+    send(FakeGateway(lambda _: gateway_404()), plane, SETTINGS, completion())
+    (line,) = [one for one in caplog.messages if "handed back" in one]
+    assert "the control plane at https://job-api.jobs.test refused the key (403)." in line
+    assert line.endswith("to one that may read the deployment.")
 
 
 def test_a_body_that_can_be_sent_once_is_not_read() -> None:

@@ -201,6 +201,12 @@ class _RefusesTwice:
         return ok() if exchange.is_probe or self._requests > 2 else gateway_404()
 
 
+@pytest.fixture
+def _no_tracebacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads those of thousands of faults, and to write them takes long."""
+    monkeypatch.setattr(logging.Formatter, "formatException", lambda *_: "")
+
+
 # It counts functions by a trace of its own.
 @pytest.mark.tools
 @pytest.mark.parametrize(
@@ -219,30 +225,33 @@ class _RefusesTwice:
     ],
 )
 @pytest.mark.parametrize("has_plane", [True, False])
-@pytest.mark.usefixtures("spans")
+@pytest.mark.usefixtures("_no_tracebacks")
 def test_a_fault_in_any_function(
     answer: Callable[[Exchange], httpx.Response],
     warmup: int,
     statuses: set[int],
     has_plane: bool,
     caplog: pytest.LogCaptureFixture,
+    spans: InMemorySpanExporter,
 ) -> None:
     """No memory left, or the stack full, at every function in turn."""
+    settings = GuardSettings(
+        warmup_successes=warmup,
+        control_plane=None if has_plane else "none",
+        unreached_timeout=0.2,
+    )
     number = 0
     while True:
         number += 1
         ROUTES.clear()
         guard_faults.already_logged.clear()
         caplog.clear()
+        spans.clear()
         gateway = FakeGateway(answer)
         plane = FakeControlPlane(None if statuses == {404} else "JOB_STATE_RUNNING")
         transport = GuardTransport(
             gateway.new_transport(),
-            settings=GuardSettings(
-                warmup_successes=warmup,
-                control_plane=None if has_plane else "none",
-                unreached_timeout=0.2,
-            ),
+            settings=settings,
             control_plane=plane if has_plane else None,
             new_transport=gateway.new_transport,
         )
@@ -281,22 +290,27 @@ def test_a_fault_in_any_function(
         pytest.param(lambda _: trainer_404(), {404}, id="the-trainers-404"),
     ],
 )
-@pytest.mark.usefixtures("spans")
+@pytest.mark.usefixtures("_no_tracebacks")
 def test_a_fault_in_any_function_below_a_sync_client(
     answer: Callable[[Exchange], httpx.Response],
     statuses: set[int],
     is_observed: bool,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spans: InMemorySpanExporter,
 ) -> None:
     """On a warm route: one that is cold goes by the same coroutines as above."""
     if not is_observed:
         for module in ("sync_transport", "transport", "telemetry"):
             monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    settings = GuardSettings(warmup_successes=0)
     number = 0
     while True:
         number += 1
         ROUTES.clear()
         guard_faults.already_logged.clear()
+        caplog.clear()
+        spans.clear()
         state = ROUTES.find(post().url)
         assert state is not None
         state.answered(0.0)
@@ -305,7 +319,7 @@ def test_a_fault_in_any_function_below_a_sync_client(
         monkeypatch.setattr(runtime.THREADS, "sleep", time.sleep)
         gateway = FakeGateway(answer)
         plane = FakeControlPlane(None if statuses == {404} else "JOB_STATE_RUNNING")
-        transport = sync_guard(gateway, plane, GuardSettings(warmup_successes=0))
+        transport = sync_guard(gateway, plane, settings)
         fault = _OneFault(number)
         with fault.armed():
             response = transport.handle_request(post())

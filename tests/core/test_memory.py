@@ -27,7 +27,7 @@ from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core.routes import ROUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.anyio
 
@@ -122,3 +122,57 @@ async def test_a_route_keeps_no_transport_alive(
     gc.collect()
     assert ROUTES.find(post().url) is not None
     assert [reference() for reference in used if reference() is not None] == []
+
+
+class Batch:
+    """What the frames of a program hold while a request is under way."""
+
+
+def breaks_off_anew(_: Exchange) -> httpx.Response:
+    class Broken(TrackedStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b'{"detail'
+            raise httpx.ReadError("broke off")
+
+    return httpx.Response(404, stream=Broken([]))
+
+
+ERRORS: dict[str, list[Callable[[Exchange], httpx.Response]]] = {
+    "of the first try": [raises(httpx.ConnectError)],
+    "of a resend": [lambda _: gateway_404(), raises(httpx.ReadTimeout)],
+    "in a 404's body": [breaks_off_anew],
+}
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+async def test_an_error_frees_what_it_came_through_once_it_is_dealt_with(
+    error: str, is_warm: bool
+) -> None:
+    """A program that keeps the garbage collector out of its steps would keep every batch."""
+    answers = [*([lambda _: ok()] if is_warm else []), *ERRORS[error]]
+    gateway = FakeGateway(lambda exchange: ok() if exchange.is_probe else answers.pop(0)(exchange))
+    plane = FakeControlPlane("JOB_STATE_FAILED" if "body" in error else "JOB_STATE_RUNNING")
+    guard = GuardTransport(
+        gateway.new_transport(), control_plane=plane, new_transport=gateway.new_transport
+    )
+    if is_warm:
+        await guard.handle_async_request(post())
+
+    async def step(batch: Batch) -> None:
+        response = await guard.handle_async_request(post())
+        await response.aread()
+
+    async def steps() -> weakref.ref[Batch]:
+        batch = Batch()
+        with pytest.raises(httpx.TransportError):
+            await step(batch)
+        return weakref.ref(batch)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert (await steps())() is None
+    finally:
+        gc.enable()
+    await guard.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import httpx
 import pytest
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     from testkit.fakes import Exchange
+
+_T = TypeVar("_T")
 
 THREADS = 8
 
@@ -99,6 +101,104 @@ def test_an_interrupt_reaches_the_caller_and_leaves_the_gate_to_others() -> None
     with pytest.raises(KeyboardInterrupt):
         guard.handle_request(post())
     assert guard.handle_request(post()).status_code == 200
+
+
+def in_the_background(call: Callable[[], _T]) -> _T:
+    """Call in a thread that may hang, and then fails the test instead of holding it up."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        return pool.submit(call).result(10)
+    finally:
+        pool.shutdown(wait=False)
+
+
+class Interrupted:
+    """Something that runs a signal handler in the thread that it is called in, once.
+
+    Python runs it there between two instructions, or within a call that blocks.
+
+    Args:
+        call: What is called.
+        calls_before: How many calls go before the signal.
+    """
+
+    def __init__(self, call: Callable[..., Any], calls_before: int = 0) -> None:
+        self._call = call
+        self._calls_left = calls_before
+        self.handler: Callable[[], object] = lambda: None
+
+    def __call__(self, *args: Any) -> Any:
+        self._calls_left -= 1
+        if self._calls_left == -1:
+            self.handler()
+        return self._call(*args)
+
+
+@pytest.mark.parametrize("warmup_successes", [0, 3])
+def test_a_signal_handlers_request_waits_for_none_that_it_interrupts(
+    virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch, warmup_successes: int
+) -> None:
+    gateway, plane = FakeGateway(known_from(2.0)), FakeControlPlane()
+    guard = sync_guard(gateway, plane, GuardSettings(warmup_successes=warmup_successes))
+    sleep = Interrupted(virtual_time.sleep)
+    monkeypatch.setattr(runtime.THREADS, "sleep", sleep)
+    statuses = []
+    sleep.handler = lambda: statuses.append(guard.handle_request(post()).status_code)
+    assert in_the_background(lambda: guard.handle_request(post())).status_code == 200
+    assert statuses == [200]
+    assert virtual_time.now < 3.0
+
+
+def test_a_signal_handlers_request_has_its_own_time(
+    virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends the one that it interrupts is no exception of the handler's."""
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane()
+    guard = sync_guard(gateway, plane, GuardSettings(warmup_successes=0, retry_timeout=3.0))
+    ends = []
+
+    def handler() -> None:
+        began = virtual_time.now
+        ends.append((guard.handle_request(post()).status_code, virtual_time.now - began))
+
+    # Before that, the wait of the first request has no timeout around it.
+    sleep = Interrupted(virtual_time.sleep, calls_before=3)
+    monkeypatch.setattr(runtime.THREADS, "sleep", sleep)
+    sleep.handler = handler
+    assert in_the_background(lambda: guard.handle_request(post())).status_code == 404
+    [(status, seconds)] = ends
+    assert status == 404
+    assert seconds == pytest.approx(3.0)
+
+
+def test_a_signal_handlers_request_finds_no_lock_held(virtual_time: VirtualTime) -> None:
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
+    build = Interrupted(lambda: SyncFakeTransport(gateway.new_transport()))
+    guard = SyncGuardTransport(
+        SyncFakeTransport(gateway.new_transport()),
+        settings=GuardSettings(warmup_successes=0),
+        control_plane=plane,
+        new_transport=build,
+    )
+    statuses = []
+    build.handler = lambda: statuses.append(guard.handle_request(post()).status_code)
+    assert in_the_background(lambda: guard.handle_request(post())).status_code == 200
+    assert statuses == [200]
+
+
+def test_a_guard_above_another_one_waits_for_no_warmup_of_its_own(
+    virtual_time: VirtualTime,
+) -> None:
+    class Retrying(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return below.handle_request(request)
+
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
+    below = sync_guard(gateway, plane, GuardSettings())
+    above = SyncGuardTransport(Retrying(), control_plane=plane)
+    assert in_the_background(lambda: above.handle_request(post())).status_code == 200
+    assert virtual_time.now < 1.5
+    assert len(gateway.sent) == 1
 
 
 def test_a_large_404_is_read_on_by_the_client(virtual_time: VirtualTime) -> None:

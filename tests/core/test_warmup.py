@@ -793,3 +793,18 @@ async def test_what_was_said_before_a_request_came_does_not_refuse_it_when_its_t
 
     transport = guard(FakeGateway(answer), Plane())
     assert list(await asyncio.gather(*map(send_at, (0.0, 0.5, 0.7)))) == [404, 404, 200]
+
+
+async def test_a_guard_above_another_one_waits_for_no_warmup_of_its_own() -> None:
+    """As where a program guards its client by itself, below a transport that retries."""
+
+    class Retrying(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return await below.handle_async_request(request)
+
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
+    below = guard(gateway, plane)
+    above = GuardTransport(Retrying(), control_plane=plane)
+    assert await send(above) == 200
+    assert loop_time() < 1.5
+    assert len(gateway.sent) == 1

@@ -83,7 +83,7 @@ def test_guarded_training_equals_fault_free_training(
     name: str, transport: Transport, fault_free_losses: list[float], operations: set[str]
 ) -> None:
     install_guard()
-    fault = replace(FAULTS[name], transport=transport)
+    fault = sdk.soon_over(replace(FAULTS[name], transport=transport))
     if unsent := sdk.operations_of(fault) - operations:
         pytest.skip(f"{sdk.NAME} does not send {', '.join(sorted(unsent))} here")
     started_at = time.monotonic()
@@ -105,7 +105,7 @@ def test_guarded_training_equals_fault_free_training(
 )
 def test_bodies_in_json_where_the_server_decides(fault_free_losses: list[float]) -> None:
     install_guard()
-    losses, gateway = train(replace(FAULTS["dispatch"], protobuf=False))
+    losses, gateway = train(sdk.soon_over(replace(FAULTS["dispatch"], protobuf=False)))
     assert losses == fault_free_losses
     assert work_of(gateway) == ONCE_EACH
     resent_alike(gateway)
@@ -209,7 +209,7 @@ def test_several_faults_in_one_run(fault_free_losses: list[float]) -> None:
 
 
 def test_a_guard_installed_after_the_client(fault_free_losses: list[float]) -> None:
-    fault = Fault(races=(Race("forward_backward", 2, 0.5), Race("retrieve_future", 6, 0.5)))
+    fault = Fault(races=(Race("forward_backward", 2, 0.2), Race("retrieve_future", 6, 0.2)))
     with Gateway(fault) as gateway, connected(gateway) as client:
         created = sdk.create_training_client(client)
         install_guard()
@@ -245,7 +245,7 @@ def test_uninstalled_the_sdk_dies_again() -> None:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_recovered_dispatch_in_a_trace(spans: InMemorySpanExporter, transport: Transport) -> None:
     install_guard()
-    _, gateway = train(replace(FAULTS["dispatch"], transport=transport))
+    _, gateway = train(sdk.soon_over(replace(FAULTS["dispatch"], transport=transport)))
     finished = spans.get_finished_spans()
     (root,) = [
         span
@@ -301,5 +301,5 @@ def _is_below(span: Any, root: Any, spans: Any) -> bool:
 def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "tinker_guard")
     install_guard()
-    _, gateway = train(FAULTS["dispatch"])
+    _, gateway = train(sdk.soon_over(FAULTS["dispatch"]))
     assert gateway.api_key not in caplog.text

@@ -125,10 +125,7 @@ def test_what_is_sampled_depends_on_weights_and_seed(
 
 PRESETS = ("sampling-session", "save-for-sampler", "sample", "sample-poll", "sample-lost")
 ONE_RACE = [
-    *(
-        replace(FAULTS[name], races=tuple(replace(r, seconds=0.2) for r in FAULTS[name].races))
-        for name in PRESETS
-    ),
+    *(sdk.soon_over(FAULTS[name]) for name in PRESETS),
     Fault("sampler-info", races=(Race("samplers/session-1:sample:0", seconds=0.2),)),
     # The futures before it: of create_model, of the step and of what was saved.
     Fault("fetch", races=(Race("retrieve_future", occurrence=7, seconds=0.2),)),

@@ -552,6 +552,20 @@ def test_a_client_that_cannot_be_guarded_works_unguarded(
 
 
 @pytest.mark.meets_fault
+@pytest.mark.parametrize("stand_in", [object(), types.SimpleNamespace(_mounts={}), {}])
+def test_what_a_test_puts_in_the_place_of_an_httpx_client_is_left_alone(
+    stand_in: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing refers to such an object weakly."""
+    install_guard()
+    client = sdk_client()
+    setattr(client, CLIENT, stand_in)
+    for _ in range(2):
+        assert httpx_client_of(client) is stand_in
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.meets_fault
 def test_strict_refuses_a_client_that_cannot_be_guarded_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -146,6 +146,22 @@ def test_a_blocked_module_is_neither_imported_nor_there(monkeypatch: pytest.Monk
     assert not imports.is_findable("later_blocked")
 
 
+def test_what_a_finder_refuses_to_find_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in tests of what a program does without an optional package."""
+
+    class Refusing:
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "later_refused":
+                raise ImportError(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
+    assert not imports.is_findable("later_refused")
+    assert not imports.is_findable("later_refused.below")
+    imports.on_import("later_refused", lambda: pytest.fail("was told"))
+    with pytest.raises(ImportError, match="later_refused"):
+        importlib.import_module("later_refused")
+
+
 @pytest.mark.parametrize("place_of_it", [0, -1])
 def test_a_finder_without_find_spec_is_passed_by(
     place: Path, monkeypatch: pytest.MonkeyPatch, place_of_it: int

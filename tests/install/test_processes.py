@@ -37,6 +37,8 @@ OPENTELEMETRY = [
     "from opentelemetry.instrumentation.auto_instrumentation import run; run()",
 ]
 
+RACE = sdk.soon_over(FAULTS["dispatch"])
+
 # Programs that know nothing of the guard.
 TRAIN = f"""
 import json, sys
@@ -82,22 +84,31 @@ def output_of(program: str, *arguments: str, cwd: Path, launcher: list[str] | No
 # -- without a line of code ----------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def fault_free_losses(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    with Gateway(FAULTS["none"]) as gateway:
+        output = output_of(TRAIN, gateway.base_url, cwd=tmp_path_factory.mktemp("healthy"))
+    losses: list[float] = json.loads(output)
+    return losses
+
+
 @pytest.mark.parametrize(
     "launcher", [RUN, OPENTELEMETRY, [*RUN, *OPENTELEMETRY]], ids=["run", "opentelemetry", "both"]
 )
 def test_a_program_that_knows_nothing_of_the_guard_survives_a_race(
-    launcher: list[str], tmp_path: Path
+    launcher: list[str], tmp_path: Path, fault_free_losses: list[float]
 ) -> None:
-    with Gateway(FAULTS["none"]) as gateway:
-        expected = json.loads(output_of(TRAIN, gateway.base_url, cwd=tmp_path))
-    with Gateway(FAULTS["dispatch"]) as gateway:
-        (tmp_path / "program.py").write_text(TRAIN)
-        died = run([sys.executable, "program.py", gateway.base_url], tmp_path)
-    with Gateway(FAULTS["dispatch"]) as gateway:
+    with Gateway(RACE) as gateway:
         losses = json.loads(output_of(TRAIN, gateway.base_url, cwd=tmp_path, launcher=launcher))
         applied = [done.seq_id for done in gateway.applied]
-    assert losses == expected
+    assert losses == fault_free_losses
     assert applied == list(range(1, 11))
+
+
+def test_without_a_launcher_it_dies(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(TRAIN)
+    with Gateway(RACE) as gateway:
+        died = run([sys.executable, "program.py", gateway.base_url], tmp_path)
     assert died.returncode != 0
     assert "404" in died.stderr
 

@@ -73,10 +73,23 @@ def test_a_route_is_at_the_origin_of_its_url(origin: str) -> None:
     assert route.origin == origin
 
 
-def test_a_placeholder_of_that_name_makes_no_deployment() -> None:
-    route = route_of("https://h.test/t/d-1/x", "/t/{deployment}")
+@pytest.mark.parametrize(
+    ("url", "pattern"),
+    [
+        ("https://h.test/t/d-1/x", "/t/{deployment}"),
+        ("https://d-1.h.test/inference/v1/x", "https://{deployment}.h.test/inference/v1"),
+        (
+            "https://d-1.h.test/hot_load/v1/models/x",
+            "https://{deployment}.h.test/hot_load/v1/models",
+        ),
+    ],
+)
+def test_a_placeholder_of_that_name_makes_no_deployment(url: str, pattern: str) -> None:
+    route = route_of(url, pattern)
     assert route is not None
     assert route.deployment is None
+    assert route.has_probe
+    assert route.recorded_url == route.url
 
 
 @pytest.mark.parametrize(

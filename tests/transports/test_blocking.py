@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from typing import TYPE_CHECKING
 
@@ -110,33 +111,39 @@ def test_a_factory_is_one_of_sync_transports() -> None:
 
 
 def test_a_lookup_goes_as_a_client_goes_and_follows_no_redirect(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sent: list[dict[str, object]] = []
+    caplog.set_level(logging.DEBUG)
+    verified: list[object] = []
     clients: list[httpx.Client] = []
 
     class Client(httpx.Client):
-        def __init__(self, **more: object) -> None:
-            super().__init__(transport=_Transport(_Stream()))
-            sent.append(more)
+        def __init__(self, *, verify: ssl.SSLContext) -> None:
+            elsewhere = httpx.Response(302, headers={"location": "https://else.where/"})
+            mounts = {
+                "https://": httpx.MockTransport(lambda _: elsewhere),
+                "all://": httpx.MockTransport(lambda _: pytest.fail("past the proxy")),
+            }
+            super().__init__(mounts=mounts)
+            verified.append(verify)
             clients.append(self)
-
-        def send(self, request: httpx.Request, **more: object) -> httpx.Response:
-            sent.append(more)
-            return super().send(request, stream=True)
 
     async def look_up() -> None:
         transport = environment_transport(context)
         assert transport is not None
-        await (await transport.handle_async_request(post())).aclose()
+        request = httpx.Request("GET", "https://api.test/?key=secret")
+        response = await transport.handle_async_request(request)
+        assert response.status_code == 302
+        await response.aclose()
         assert not clients[0].is_closed
         await transport.aclose()
 
     context = ssl.create_default_context()
     monkeypatch.setattr(httpx, "Client", Client)
     runtime.run_blocking(look_up())
-    assert sent == [{"verify": context}, {"stream": True, "follow_redirects": False}]
+    assert verified == [context]
     assert clients[0].is_closed
+    assert caplog.messages == []
 
 
 @pytest.mark.anyio

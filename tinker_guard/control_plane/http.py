@@ -60,7 +60,8 @@ class HttpControlPlane(HasKey):
         reach: What makes a request to the route's own origin arrive there, such as `Host`.
     """
 
-    url: str
+    # A value in its query may be a key.
+    url: str = field(repr=False)
     state: tuple[str, ...] = ("state",)
     running: tuple[str, ...] = ("RUNNING", "JOB_STATE_RUNNING")
     stopped: tuple[str, ...] = STOPPED

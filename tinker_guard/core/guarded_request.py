@@ -12,6 +12,7 @@ from tinker_guard.observability import logs
 from tinker_guard.observability.operation_names import operation_of
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
+    CONTROL_PLANE_TIMEOUT,
     JOB_MISSING,
     JOB_NOT_RUNNING,
     NO_CONTROL_PLANE,
@@ -57,6 +58,11 @@ LOST: Final = JobAnswer(
 SPARED: Final = JobAnswer(
     failure=NO_CONTROL_PLANE,
     detail="another request has waited for the same in vain, less than a minute ago.",
+)
+NOT_ASKED: Final = JobAnswer(
+    failure=NO_CONTROL_PLANE,
+    detail="no control plane that is asked about deployments is set, and this one has not answered "
+    "yet.",
 )
 """What stands in the place of an answer where there is no control plane."""
 
@@ -106,8 +112,10 @@ class GuardedRequest:
         """How often the request was sent again."""
         self.answer: JobAnswer | None = None
         """What the control plane said last."""
-        self.transport_error: BaseException | None = None
-        """What the transport raised as the request was sent."""
+        self.transport_error_id: int | None = None
+        """The `id()` of what the transport raised as the request was sent. The error itself refers
+        to the frames that it came through, and these to this object: a program would keep them,
+        and what they hold, until the garbage collector runs."""
         self.is_ambiguous = False
         """Whether the request was sent once because probes met only unknown 404s."""
         self.probes = 0
@@ -173,7 +181,7 @@ class GuardedRequest:
             self.resends += 1
             return await self.report.resend(self.sent_on, request, pause=pause)
         except BaseException as error:
-            self.transport_error = error
+            self.transport_error_id = id(error)
             raise
 
     def answered(self, response: httpx.Response, end: ProbingEnd) -> None:
@@ -212,7 +220,8 @@ class GuardedRequest:
         if not self.has_control_plane:
             now = self.clock()
             has_reached = self.state.has_shown_trainer
-            self.answer = (LOST if has_reached else NEVER_REACHED).timed(now, now)
+            unreached = NEVER_REACHED if self.state.route.has_probe else NOT_ASKED
+            self.answer = (LOST if has_reached else unreached).timed(now, now)
             return judge_by_reach(has_reached=has_reached)
         if is_first:
             deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
@@ -282,9 +291,13 @@ class GuardedRequest:
         self.report.judged(judgement)
         if not is_replayable and judgement.verdict is not Verdict.GENUINE_NOT_FOUND:
             self.report.cannot_be_resent()
+        # Without a probe, a request waits between its resends, or for a control plane.
+        has_waited = (
+            self.resends > 0 or self.state.route.has_probe or judgement is CONTROL_PLANE_TIMEOUT
+        )
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
             self.state.stopped(self.clock())
-        elif judgement is not TRAINER_ANSWERED and is_replayable:
+        elif judgement is not TRAINER_ANSWERED and is_replayable and has_waited:
             self.state.exhausted(self.clock(), self._key)
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()

@@ -64,7 +64,7 @@ async def recover(guarded: GuardedRequest, not_found: httpx.Response) -> httpx.R
         recovery = Recovery(guarded, not_found)
         return await recovery.run()
     except Exception as error:
-        if error is guarded.transport_error:
+        if id(error) == guarded.transport_error_id:
             raise
         # A bug of the guard's own, or no memory left.
         faults.log_fault("the recovery")
@@ -85,8 +85,8 @@ class Recovery:
 
     Resends the very same request (same bytes, same `X-Idempotency-Key`) and no other, so that
     the trainer can tell a repeat from new work. It does so when a probe has reached the trainer,
-    or when probes and waiting can tell no more: while a route is lost, all that is sent on it is
-    one small probe at a time, however many requests wait and however large they are.
+    or when probes and waiting can tell no more: while a route with probes is lost, all that is
+    sent on it is one small probe at a time, however many requests wait and however large they are.
     """
 
     def __init__(self, guarded: GuardedRequest, not_found: httpx.Response) -> None:

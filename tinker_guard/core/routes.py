@@ -118,7 +118,8 @@ class RouteState:
         self.guarded: set[GuardedRequest] = set()
         """The guarded requests under way: a route with one is not dropped."""
         self._flights: WeakKeyDictionary[_Owner, dict[Hashable, Flights]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        # Reentrant, here as below: a signal handler may send a request while it is held.
+        self._lock = threading.RLock()
 
     @property
     def is_cold(self) -> bool:
@@ -136,7 +137,7 @@ class RouteState:
 
     @property
     def is_probe_path_unsupported(self) -> bool:
-        """Whether probes say nothing about this route: its trainer does not know their path."""
+        """Whether probes say nothing: there are none, or this route's trainer lacks their path."""
         return self.ambiguous_ends >= _AMBIGUOUS_LIMIT or not self.route.has_probe
 
     def answered(self, at: float) -> None:
@@ -266,7 +267,7 @@ class RouteTable:
         self._next_use = itertools.count().__next__
         self._last: RouteState | None = None
         """The route that was used last, which need not be noted again."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def find(self, url: httpx.URL, patterns: RoutePatterns = _DEFAULT) -> RouteState | None:
         """The state of the trainer route that `url` lies on; None if it lies on none.
@@ -341,7 +342,7 @@ class RouteTable:
         """Forget every route."""
         self._states, self._recent, self._last = {}, {}, None
         # After a fork, a thread that held the lock does not exist in the child.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def _add(self, key: _Key, route: Route) -> RouteState:
         with self._lock:
@@ -359,10 +360,11 @@ class RouteTable:
         excess = len(self._states) + 1 - self._limit
         if excess <= 0:
             return
-        idle = [key for key, state in self._states.items() if not state.guarded]
-        idle.sort(key=lambda key: self._states[key].last_used)
-        for key in idle[:excess]:
-            del self._states[key]
+        # A signal handler may add a route meanwhile.
+        idle = [item for item in list(self._states.items()) if not item[1].guarded]
+        idle.sort(key=lambda item: item[1].last_used)
+        for key, _ in idle[:excess]:
+            self._states.pop(key, None)
         self._recent = {}
 
 

@@ -26,10 +26,11 @@ class SingleFlight(Generic[_T]):
     releases do not all go on in one turn of the event loop.
     """
 
-    __slots__ = ("_has_leader", "_number", "_releasing", "_result", "_waiters")
+    __slots__ = ("_leader", "_number", "_releasing", "_result", "_waiters")
 
     def __init__(self) -> None:
-        self._has_leader = False
+        # The task that leads, or the thread.
+        self._leader: object = None
         # In order of arrival; a dictionary, from which any waiter is removed in constant time.
         self._waiters: dict[asyncio.Future[None], None] = {}
         # How many calls hold a result that they have not been woken for yet.
@@ -42,7 +43,7 @@ class SingleFlight(Generic[_T]):
     @property
     def is_under_way(self) -> bool:
         """Whether a call leads or waits."""
-        return self._has_leader or bool(self._waiters) or self._releasing > 0
+        return self._leader is not None or bool(self._waiters) or self._releasing > 0
 
     async def run(
         self, compute: Callable[[], Awaitable[_T]], *, accepts: Callable[[_T], bool] | None = None
@@ -62,12 +63,15 @@ class SingleFlight(Generic[_T]):
             if self._result is not None and (
                 accepts(self._result) if accepts else self._number > came_after
             ):
-                if not self._has_leader:
+                if self._leader is None:
                     # It may have been this call's turn to lead.
                     self._promote_next()
                 return self._result
-            if not self._has_leader:
+            if self._leader is None:
                 return await self._compute(compute)
+            if self._leader == runtime.caller():
+                # What the leader sends goes through a second guard below: it would wait for itself.
+                return await compute()
             # In place, not in a coroutine of its own: thousands may wait here.
             waiter = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
@@ -80,16 +84,16 @@ class SingleFlight(Generic[_T]):
                 self._waiters.pop(waiter, None)
 
     async def _compute(self, compute: Callable[[], Awaitable[_T]]) -> _T:
-        self._has_leader = True
+        self._leader = runtime.caller()
         try:
             result = await compute()
         except BaseException as error:
-            self._has_leader = False
+            self._leader = None
             # On GeneratorExit the event loop is gone, and all who wait with it.
             if not isinstance(error, GeneratorExit):
                 self._promote_next()
             raise
-        self._has_leader = False
+        self._leader = None
         self._result = result
         self._number += 1
         waiters, self._waiters = self._waiters, {}
@@ -108,7 +112,7 @@ class SingleFlight(Generic[_T]):
 
     def _decline(self, waiter: asyncio.Future[None]) -> None:
         """Pass on the turn of a call that is cancelled, if it was its turn to lead."""
-        if waiter.done() and not waiter.cancelled() and not self._has_leader:
+        if waiter.done() and not waiter.cancelled() and self._leader is None:
             self._promote_next()
 
     def _promote_next(self) -> None:
@@ -131,12 +135,13 @@ class ThreadFlight(SingleFlight[_T]):
     @property
     def is_under_way(self) -> bool:
         """Whether a call leads or waits."""
-        return self._has_leader or self._waiting > 0
+        return self._leader is not None or self._waiting > 0
 
     async def run(
         self, compute: Callable[[], Awaitable[_T]], *, accepts: Callable[[_T], bool] | None = None
     ) -> _T:
         """Return a result that this call may use, or lead; see `SingleFlight.run`."""
+        me = runtime.caller()
         with self._changed:
             came_after = self._number
             while True:
@@ -144,20 +149,24 @@ class ThreadFlight(SingleFlight[_T]):
                     accepts(self._result) if accepts else self._number > came_after
                 ):
                     return self._result
-                if not self._has_leader:
-                    self._has_leader = True
+                is_nested = self._leader == me
+                if is_nested or self._leader is None:
+                    self._leader = me
                     break
                 self._waiting += 1
                 try:
                     runtime.wait(self._changed)
                 finally:
                     self._waiting -= 1
+        if is_nested:
+            # As above; or a signal handler sends a request while the leader's thread waits.
+            return await compute()
         result: _T | None = None
         try:
             result = await compute()
         finally:
             with self._changed:
-                self._has_leader = False
+                self._leader = None
                 if result is not None:
                     self._result = result
                     self._number += 1

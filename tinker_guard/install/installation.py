@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -272,7 +272,7 @@ class _Installation:
         routes_only: bool = False,
     ) -> bool:
         """Guard the httpx client in an attribute; False if that is done already."""
-        client: AnyClient | None = None
+        client: Any = None
         try:
             client = vars(holder)[name]
             guard_class = _guard_class(client)
@@ -286,8 +286,9 @@ class _Installation:
                 raise UnguardedError(
                     "tinker_guard cannot guard this client, and strict is set; the log says why."
                 ) from None
-            if client is not None:
-                # Or each use of it would meet the fault again: it shall, if strict.
+            # Or each use of it would meet the fault again: it shall, if strict. What a program's
+            # test puts in the place of a client may be something that cannot be noted.
+            with suppress(TypeError):
                 self._clients.add(client)
             return False
         return True

@@ -147,7 +147,7 @@ class RestClients(NamedTuple):
     builders: tuple[tuple[str, str], ...]
     """Attributes that hold a client, and the function that builds it from `verify`."""
     of_deployments: str
-    """Which it does not see without the setting `deployments`."""
+    """Which requests of such an SDK the guard does not see without the setting `deployments`."""
 
     def is_installed(self) -> bool:
         """Whether any release of the SDK is installed, with such clients or without."""

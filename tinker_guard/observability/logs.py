@@ -255,10 +255,13 @@ def log_handed_back(
     is_repeated = log.judgement == judgement and now - log.judgement_at < _REPEAT_AFTER
     # A trainer's own 404 is normal traffic, for instance of a server that lacks an endpoint.
     is_news = judgement is not TRAINER_ANSWERED and not is_repeated
-    explanation = _explanation(judgement, answer, wait, is_replayable=is_replayable)
+    explanation = _explanation(
+        judgement, answer, wait, is_replayable=is_replayable, has_probe=state.route.has_probe
+    )
     if state.route.deployment is not None:
         # The texts, and those of the control plane's errors, are of jobs, which are in base URLs.
-        explanation = explanation.replace(" in base_url", "").replace("job", "deployment")
+        # The space keeps the hosts in them as they are.
+        explanation = explanation.replace(" in base_url", "").replace(" job", " deployment")
     line = (
         f"404 for {state.route.subject} handed back after {seconds:.2f} s "
         f"({judgement.verdict.value}, {judgement.reason.value}): {explanation}"
@@ -270,7 +273,12 @@ def log_handed_back(
 
 
 def _explanation(
-    judgement: Judgement, answer: JobAnswer | None, wait: Wait, *, is_replayable: bool
+    judgement: Judgement,
+    answer: JobAnswer | None,
+    wait: Wait,
+    *,
+    is_replayable: bool,
+    has_probe: bool,
 ) -> str:
     match judgement.reason:
         case Reason.JOB_RUNNING | Reason.TRAINER_REACHED if not is_replayable:
@@ -287,7 +295,8 @@ def _explanation(
             is_starting = answer is not None and answer.phase is JobPhase.STARTING
             advice = f" It is on its way: a longer {wait.setting} waits longer."
             said = f"the control plane says that it is {answer.state if answer else 'stopped'}."
-            return said + advice if is_starting else said
+            # Without a probe, it is not waited for.
+            return said + advice if is_starting and has_probe else said
         case Reason.JOB_MISSING:
             return (
                 "the control plane knows no such job. Check the account and job in base_url, and "

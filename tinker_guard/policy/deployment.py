@@ -13,7 +13,8 @@ _HOT_LOADS: Final = f"{HOT_LOAD}/"
 _COMPLETIONS: Final = frozenset({f"{INFERENCE}/completions", f"{INFERENCE}/chat/completions"})
 
 _MODEL: Final = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
-"""A member of a JSON object: within a string, its quotes would be escaped."""
+"""A member of an object, at any depth: within a string, its quotes would be escaped. Where members
+of that name say different things, it is not told which one is meant."""
 
 
 def named_deployment(request: httpx.Request) -> tuple[str, str] | None:
@@ -26,6 +27,6 @@ def named_deployment(request: httpx.Request) -> tuple[str, str] | None:
     if path.startswith(_HOT_LOADS) and not leads_elsewhere(path):
         return HOT_LOAD, request.headers.get(DEPLOYMENT_HEADER, "")
     if path in _COMPLETIONS and isinstance(request.stream, httpx.ByteStream):
-        found = _MODEL.search(b"".join(request.stream))
-        return (INFERENCE, found[1].decode("ascii", "replace")) if found else None
+        named = set(_MODEL.findall(b"".join(request.stream)))
+        return (INFERENCE, named.pop().decode("ascii", "replace")) if len(named) == 1 else None
     return None

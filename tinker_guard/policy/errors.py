@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
+PROBLEM_MEMBERS: Final = frozenset({"type", "title", "status", "instance"})
+"""What a problem document (RFC 9457) has beside `detail`. FastAPI's answer has none of them."""
+
+_CODE_MEMBERS: Final = ("code", "status", "reason", "type", "__type")
+
+_TEXT_MEMBERS: Final = ("message", "detail", "title", "error", "msg", "error_msg", "description")
+
+_NOT_FOUND_NAME: Final = re.compile(
+    r"(?:err(?:or)?)?(?:[a-z]*job|[a-z]*trainer|resource|entity|record)?notfound(?:error|exception)?"
+)
+
+_JOBS_WORDS: Final = re.compile(r"job|trainer|account", re.IGNORECASE)
+
+_ERROR_WORDS: Final = frozenset({"error", "fail", "failed", "failure"})
+
+
 def reports_an_error(members: dict[str, Any]) -> bool:
     """Whether a JSON object reports an error although its status is a good one. Never raises.
 
@@ -53,7 +69,7 @@ def speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
 
     Args:
         members: Its members.
-        ids: What the question's URL names; see `source_of`.
+        ids: What the question's URL names; see `not_found.source_of`.
     """
     names = names_among(ids)
     return any(name.startswith("cloudflare_") for name in members) or any(
@@ -69,7 +85,7 @@ def has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
 
     Args:
         members: Its members.
-        ids: What the question's URL names; see `source_of`.
+        ids: What the question's URL names; see `not_found.source_of`.
     """
     top, inner = holders(members)
     codes = [holder.get(name) for holder in (top, inner) for name in _CODE_MEMBERS]
@@ -101,20 +117,6 @@ def is_error_member(name: str) -> bool:
     return name.startswith(("error", "cloudflare_"))
 
 
-PROBLEM_MEMBERS: Final = frozenset({"type", "title", "status", "instance"})
-"""What a problem document (RFC 9457) has beside `detail`. FastAPI's answer has none of them."""
-
-_CODE_MEMBERS: Final = ("code", "status", "reason", "type", "__type")
-
-_TEXT_MEMBERS: Final = ("message", "detail", "title", "error", "msg", "error_msg", "description")
-
-_NOT_FOUND_NAME: Final = re.compile(
-    r"(?:err(?:or)?)?(?:[a-z]*job|[a-z]*trainer|resource|entity|record)?notfound(?:error|exception)?"
-)
-
-_JOBS_WORDS: Final = re.compile(r"job|trainer|account", re.IGNORECASE)
-
-
 def _is_not_found_name(code: object) -> bool:
     """Whether a code is a name for it: NOT_FOUND, job_not_found, ResourceNotFoundException."""
     # With a space it is the reason phrase of the status, which any server can say.
@@ -136,6 +138,3 @@ def _is_error_number(value: object) -> bool:
 
 def _is_error_word(value: object) -> bool:
     return isinstance(value, str) and value.casefold() in _ERROR_WORDS
-
-
-_ERROR_WORDS: Final = frozenset({"error", "fail", "failed", "failure"})

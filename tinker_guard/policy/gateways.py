@@ -30,9 +30,9 @@ class GatewayShape(NamedTuple):
     """Of a JSON object, in place of the body's text: patterns of texts, or equal values."""
 
 
-_NGINX: Final = r"(?s)\s*<html>.*<center>nginx(?:/[\d.]+)?</center>.*"
-
 _CENTER: Final = r"(?s)\s*<html>.*<center>{}(?:/[\d.]+)?</center>.*"
+
+_NGINX: Final = _CENTER.format("nginx")
 
 GATEWAYS: Final = (
     # Also behind another proxy, whose name stands in Server then.

@@ -92,11 +92,12 @@ class Route:
     @cached_property
     def deployment(self) -> str | None:
         """The deployment of Fireworks that a request names; None on a trainer route."""
-        return self.names.get("deployment") if self.path in (HOT_LOAD, INFERENCE) else None
+        is_named = list(self.names) == ["account", "deployment"]
+        return self.names["deployment"] if is_named and self.path in (HOT_LOAD, INFERENCE) else None
 
     @property
     def has_probe(self) -> bool:
-        """Whether anything can be asked there that shows whether it is reached."""
+        """Whether there is a question whose answer shows that the route is reached."""
         return self.deployment is None or self.path != INFERENCE
 
     @cached_property

@@ -87,13 +87,16 @@ def response_of_client(response: httpx.Response) -> httpx.Response:
 
 
 class _ClientTransport(httpx.BaseTransport):
-    """Sends as a client does: a transport of httpx itself knows of no proxy."""
+    """Sends over what a client sends over: a transport of httpx itself knows of no proxy.
+
+    The client itself would write the whole URL to httpx's log.
+    """
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return self._client.send(request, stream=True, follow_redirects=False)
+        return self._client._transport_for_url(request.url).handle_request(request)
 
     def close(self) -> None:
         self._client.close()

@@ -93,7 +93,11 @@ class _ReplayedStream(httpx.AsyncByteStream):
         for chunk in self.chunks:
             yield chunk
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                # It refers to this frame, and so to all that the caller's frames hold.
+                self.error = None
         async for chunk in self._iterator:
             yield chunk
 

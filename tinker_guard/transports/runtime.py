@@ -68,12 +68,16 @@ def _threads() -> Threads | None:
     return None
 
 
-def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS) -> _T:
+def run_blocking(
+    coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS, *, is_request: bool = False
+) -> _T:
     """Run a coroutine of the guard in the calling thread, to its end.
 
     Args:
         coroutine: It waits only for what this module offers, and for transports that block.
         threads: How to wait.
+        is_request: Whether it sends a client's request, which no timeout around it ends: a signal
+            handler may send one while the thread waits with another, and so may a transport.
 
     Raises:
         RuntimeError: It waited for something else, which would need an event loop.
@@ -81,6 +85,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, _T], threads: Threads = THREADS)
     """
     before = _thread.threads, _thread.loop, _thread.timeouts
     _thread.threads, _thread.loop = threads, asyncio._get_running_loop()
+    if is_request:
+        _thread.timeouts = ()
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -111,6 +117,12 @@ def is_blocking() -> bool:
 def owner() -> asyncio.AbstractEventLoop | Threads:
     """To whom it belongs what requests wait for together: the running loop, or all threads."""
     return _threads() or asyncio.get_running_loop()
+
+
+def caller() -> object:
+    """What runs the code that calls this: the task or, below a sync client, the thread."""
+    has_task = _threads() is None and is_running()
+    return asyncio.current_task() if has_task else threading.get_ident()
 
 
 def clock() -> Callable[[], float]:
@@ -194,17 +206,20 @@ def is_running() -> bool:
 
 
 class Locked:
-    """Has a lock for threads; a copy or a pickle has one of its own."""
+    """Has a lock for threads; a copy or a pickle has one of its own.
+
+    Reentrant, because a signal handler may send a request while it is held.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 class Expired(BaseException):

@@ -17,6 +17,7 @@ from tinker_guard.settings import (
     InvalidSettingsError,
     misspelt_variables,
     variable,
+    without_query_values,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check_settings() -> Iterator[Finding]:
             "Unset it to guard them.",
         )
     changed = [
-        f"{name} {_shown(value)}"
+        f"{name} {_shown(name, value)}"
         for name, value in settings
         if value != GuardSettings.model_fields[name].default
     ]
@@ -97,9 +98,11 @@ def check_settings() -> Iterator[Finding]:
     yield Finding(Section.GUARD, "settings", Status.OK, in_force)
 
 
-def _shown(value: object) -> object:
+def _shown(name: str, value: object) -> object:
     if isinstance(value, SecretStr):
         return "set"
+    if name == "control_plane_url":
+        return without_query_values(str(value))
     return " ".join(value) if isinstance(value, tuple) else value
 
 
