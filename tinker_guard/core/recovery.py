@@ -191,9 +191,8 @@ class Recovery:
             return TRAINER_ANSWERED
         if self._proved_on is guarded.sent_on:
             guarded.state.picks_replica_per_request(self._clock())
-        if not self._may_wait:
-            assert guarded.exhausted_with is not None
-            return guarded.exhausted_with
+        if (in_vain := self._in_vain) is not None:
+            return in_vain
         try:
             judged = await guarded.look_up(
                 self._met_at,
@@ -205,12 +204,8 @@ class Recovery:
             return self._race or CONTROL_PLANE_TIMEOUT
         if isinstance(judged, Judgement) and judged.verdict is not Verdict.UNVERIFIED:
             return judged
-        if isinstance(judged, Judgement):
-            unproved = judged
-        else:
-            # Meanwhile another request may have waited in vain for the job to come up.
-            spent = None if self._may_wait else guarded.exhausted_with
-            unproved = spent or JOB_NOT_RUNNING
+        # Meanwhile another request may have waited in vain for the job to come up.
+        unproved = judged if isinstance(judged, Judgement) else self._in_vain or JOB_NOT_RUNNING
         if not (self._is_held and self._may_resend and guarded.state.route.has_probe):
             return unproved
         self._route = route = await self._find_route(needs_proof=True)
@@ -291,13 +286,12 @@ class Recovery:
         return isinstance(self._guarded.request.stream, httpx.ByteStream)
 
     @property
-    def _may_wait(self) -> bool:
-        """Whether the request is worth a wait: on an exhausted route, not every one is."""
+    def _in_vain(self) -> Judgement | None:
+        """The verdict on a request that is not worth a wait, on an exhausted route."""
         guarded = self._guarded
-        if guarded.exhausted_with is None:
-            return True
-        return not (guarded.is_spared or waits_once(guarded.request.url.raw_path))
+        is_spared = guarded.is_spared or waits_once(guarded.request.url.raw_path)
+        return guarded.exhausted_with if is_spared else None
 
     @property
     def _may_resend(self) -> bool:
-        return self._is_replayable and self._may_wait
+        return self._is_replayable and self._in_vain is None
