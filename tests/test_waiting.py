@@ -557,6 +557,40 @@ async def test_an_environment_that_cannot_be_used_is_named(
     )
 
 
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"])
+@pytest.mark.parametrize(
+    ("cause", "directly", "by_proxy"),
+    [
+        (
+            socket.gaierror(),
+            "the name gateway.test is not known (DNS)",
+            "the name of the proxy for gateway.test is not known (DNS)",
+        ),
+        (
+            OSError(),
+            "gateway.test:443 cannot be reached (ConnectError)",
+            "gateway.test:443 cannot be reached through the proxy (ConnectError)",
+        ),
+    ],
+)
+async def test_an_obstacle_on_the_way_to_a_proxy_is_told_as_one(
+    cause: OSError,
+    directly: str,
+    by_proxy: str,
+    variable: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(*_: object) -> httpx.Response:
+        raise httpx.ConnectError("no") from cause
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", fail)
+    monkeypatch.setenv(variable, "http://proxy.test:1")
+    ends = await until_routable(BASE, control_plane=FakeControlPlane(), timeout=5)
+    assert ends is Readiness.UNVERIFIABLE
+    assert (directly if variable == "HTTP_PROXY" else by_proxy) in caplog.text
+
+
 async def test_what_builds_transports_raises_its_own_error() -> None:
     def new_transport() -> httpx.AsyncBaseTransport:
         raise ValueError("not today")

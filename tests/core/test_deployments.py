@@ -68,6 +68,7 @@ NAMING_NONE = [
     # An adapter, of which the deployment's state says nothing.
     f'{{"model":"accounts/acc/models/lora#{NAME}"}}'.encode(),
     f'{{"model":"{NAME}/"}}'.encode(),
+    f'{{"model":"{NAME}\u00e9"}}'.encode(),
     f'{{"model":["{NAME}"]}}'.encode(),
     f'{{"model":"accounts/acc/deployments/d\\u0065p-1","user":"{NAME}"}}'.encode(),
     f'{{"other_model":"{NAME}"}}'.encode(),
@@ -160,6 +161,8 @@ def test_a_false_404_of_a_hot_load_is_sent_again(send: Send, spans: InMemorySpan
     assert attributes["tinker_guard.account"] == "acc"
     assert attributes["tinker_guard.route"] == f"{ORIGIN}/v1/{NAME}"
     assert root.name == "POST /hot_load"
+    asked = {span.name for span in spans.get_finished_spans() if "deployments" in span.name}
+    assert asked == {"GET /v1/accounts/{account}/deployments/{deployment}"}
 
 
 @BOTH

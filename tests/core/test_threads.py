@@ -171,6 +171,34 @@ def test_a_signal_handlers_request_has_its_own_time(
     assert seconds == pytest.approx(3.0)
 
 
+def test_a_request_that_a_transport_sends_for_a_probe_has_its_own_time(
+    virtual_time: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe has `probe_timeout`, and what its transport has to ask for first has more."""
+    path = "/api/v1/get_server_capabilities"
+    met: list[tuple[int, float]] = []
+    for module in ("sync_transport", "transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    inner = FakeGateway()
+    below = sync_guard(inner, FakeControlPlane(), GuardSettings(retry_timeout=20.0))
+    assert below.handle_request(post()).status_code == 200
+
+    class Asking(SyncFakeTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.endswith(path) and not met:
+                inner.answer = known_from(virtual_time.now + 12.0)
+                answer = below.handle_request(post())
+                met.append((answer.status_code, virtual_time.now))
+            return super().handle_request(request)
+
+    gateway = FakeGateway()
+    guard = SyncGuardTransport(Asking(gateway.new_transport()), control_plane=FakeControlPlane())
+    other = httpx.Request("GET", str(post().url).replace("job-1", "job-2"))
+    assert in_the_background(lambda: guard.handle_request(other)).status_code == 200
+    [(status_code, at)] = met
+    assert (status_code, at >= 12.0) == (200, True)
+
+
 def test_a_signal_handlers_request_finds_no_lock_held(virtual_time: VirtualTime) -> None:
     gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
     build = Interrupted(lambda: SyncFakeTransport(gateway.new_transport()))

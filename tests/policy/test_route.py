@@ -30,6 +30,13 @@ def route_of(url: str, *patterns: str) -> Route | None:
     return None if found is None else found[0].route(there.scheme, host, there.port, found[1])
 
 
+@pytest.mark.parametrize("origin", ["https://h.test", "http://h.test:81", "http://[::1]:81"])
+def test_the_route_of_a_url(origin: str) -> None:
+    url = httpx.URL(f"{origin}/training/v1/rlorTrainerJobs/a/j/api/v1/get_info?x=1")
+    assert patterns_of().route_of(url) == Route.of_job(origin, "a", "j")
+    assert patterns_of().route_of(httpx.URL(f"{origin}/api/v1/get_info")) is None
+
+
 # -- deployments ---------------------------------------------------------------------------------
 
 
@@ -37,6 +44,7 @@ def test_the_route_of_a_deployment() -> None:
     route = Route.of_deployment(HOT_LOAD, "https", "h.test", None, "accounts/acc/deployments/dep-1")
     assert route is not None
     assert route.url == "https://h.test/hot_load/v1/models"
+    assert route.recorded_path == "/hot_load/v1/models"
     assert (route.account, route.job, route.deployment) == ("acc", None, "dep-1")
     assert route.recorded_url == str(route) == "https://h.test/v1/accounts/acc/deployments/dep-1"
     assert route.subject == "deployment acc/dep-1"
