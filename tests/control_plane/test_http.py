@@ -51,6 +51,31 @@ class Server:
         return await plane.route_state(NAMES, origin=ORIGIN, credentials=SENT)
 
 
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "HTTP_PROXY"])
+async def test_a_question_goes_by_the_proxy_that_the_environment_names_for_it(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carriers: list[httpx.AsyncHTTPTransport] = []
+    by_proxy: list[httpx.AsyncHTTPTransport] = []
+    build = httpx.AsyncHTTPTransport.__init__
+
+    def note(self: httpx.AsyncHTTPTransport, *args: Any, **given: Any) -> None:
+        build(self, *args, **given)
+        if given.get("proxy") is not None:
+            by_proxy.append(self)
+
+    async def send(self: httpx.AsyncHTTPTransport, _: httpx.Request) -> httpx.Response:
+        carriers.append(self)
+        return httpx.Response(200, json={"state": "running"})
+
+    monkeypatch.setenv(variable, "http://proxy.test:1")
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "__init__", note)
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send)
+    plane = HttpControlPlane("https://api.test/m/{model}")
+    assert await plane.route_state(NAMES, origin=ORIGIN, credentials=SENT) == "RUNNING"
+    assert (carriers == by_proxy) is (variable == "HTTPS_PROXY")
+
+
 async def test_nothing_of_a_questions_path_is_recorded(
     spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -394,7 +394,10 @@ def test_a_route_that_was_exhausted_before_it_ever_answered() -> None:
     assert not state.is_cold_for("another")
     state.stopped(10.0)
     state.exhausted(11.0, "another")
-    assert state.is_cold_for("a key")
+    assert (state.is_cold_for("a key"), state.is_cold_for("another")) == (True, False)
+    state.stopped(12.0)
+    state.exhausted(13.0, "a key")
+    assert (state.is_cold_for("a key"), state.is_cold_for("another")) == (False, True)
 
 
 def test_three_ambiguous_ends_in_a_row_say_that_probes_say_nothing() -> None:

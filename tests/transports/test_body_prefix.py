@@ -268,6 +268,9 @@ async def test_a_body_that_breaks_breaks_for_the_caller_at_the_same_place(
         await read_on()
     assert caught.value is error
     assert read == chunks
+    # The error is let go, and the stream is at its end.
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    assert [chunk async for chunk in response.stream] == chunks
     await response.aclose()
     assert stream.is_closed
     assert caplog.messages == []
