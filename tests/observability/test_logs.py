@@ -96,6 +96,7 @@ async def test_a_job_on_its_way_is_waited_for_aloud(caplog: pytest.LogCaptureFix
     assert first.getMessage() == starts(WARMUP, creating, is_race=False)
     assert news.getMessage().endswith("the control plane says JOB_STATE_RUNNING.")
     assert last.getMessage().startswith("job acc/job-1: its route answers after 5.")
+    assert last.getMessage().endswith(" probes.")
     levels = [record.levelno for record in (first, news, last)]
     assert levels == [logging.WARNING, logging.INFO, logging.WARNING]
 

@@ -53,6 +53,16 @@ async def test_ok(measured: Measured) -> None:
     }
 
 
+async def test_a_race_at_the_gate_that_ended_in_another_state(measured: Measured) -> None:
+    """It was one for the whole of the wait, however it ended."""
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane("JOB_STATE_RUNNING", states=[(5.0, "JOB_STATE_CREATING")])
+    transport = guard(gateway, plane, warmup_successes=3, warmup_timeout=10.0)
+    assert (await send(transport)).status_code == 404
+    ended = OPERATION | {"tinker_guard.outcome": "not_found"}
+    assert measured.collect_own()["tinker_guard.recovery.duration"] == [(ended, 1)]
+
+
 async def test_recovered(measured: Measured) -> None:
     def answer(exchange: Exchange) -> httpx.Response:
         return ok() if exchange.is_probe or len(gateway.sent) > 2 else gateway_404()
