@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tinker_guard import __version__
+from tinker_guard.core.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -214,6 +215,8 @@ def run_benchmarks(description: str | None, *benchmarks: ModuleType) -> None:
     rows: list[Row] = []
     details: dict[str, Any] = {}
     for module in modules:
+        # Some use the same names of jobs, each with a clock of its own.
+        ROUTES.clear()
         found = getattr(module, "measure_all", module.measure)()
         module.show(found)
         rows += module.rows(found) if hasattr(module, "rows") else []
