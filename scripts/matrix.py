@@ -414,11 +414,11 @@ Guarded, and tested with:
 """
 HEAD: Final = """\
 `make matrix` runs the same end-to-end tests against each of these releases, each in an environment
-of its own with what that release asks for, and writes this page. A case counts as passed if five
-training steps through the local gateway end with the losses of that same release's fault-free run,
-to the last digit, and every `seq_id` was applied once and in order; over each inner transport that
-the release has. For the fault that no guard can mend (`deleted`) it counts if the 404 reaches the
-caller at once; `unverified` is a route that stays lost while the control plane is down.
+of its own with that release's requirements, and writes this page. A case passes if five
+training steps through the local gateway end with the losses of the same release's fault-free run,
+to the last digit, and every `seq_id` was applied once and in order, over each inner transport of
+the release. No guard can recover from `deleted`; that case passes if the 404 reaches the
+caller at once. `unverified` is a route that stays lost while the control plane is down.
 """
 
 NEVER_SENT: Final = "it sends no such request"
@@ -470,8 +470,8 @@ def _faults_cell(result: Result, in_all: int) -> str:
 
 def _below(results: list[Result]) -> list[str]:
     lines = [
-        "Where two kinds of bodies stand, the server decides, and both were tried. Releases of",
-        "fireworks-ai before 1.2.25 have no row: they drive the tinker that they pin.",
+        "If a row has two kinds of bodies, the server decides, and both were tested. Releases of",
+        "fireworks-ai before 1.2.25 have no row: they use the tinker that they pin.",
     ]
     if never_ran := tests_that_ran_nowhere(results):
         lines += ["", f"**Ran nowhere:** {', '.join(never_ran)}."]
