@@ -243,42 +243,44 @@ def write_docs(folder: Path, loads: list[Load]) -> None:
     (folder / "fleet.md").write_text(
         f"""# A fleet in a race
 
-What a gateway and a control plane have to bear when many processes meet the same race at nearly
-the same moment: a route that is lost on all replicas for {RACE_SECONDS:g} s, {IN_FLIGHT} requests \
+The load on a gateway and a control plane when many processes meet the same race at nearly
+the same moment: a route is lost on all replicas for {RACE_SECONDS:g} s, with {IN_FLIGHT} requests \
 in flight in each
-process, all of them met within {MEETING_WITHIN:g} s. `python -m benchmarks.fleet --docs docs` \
-writes this page.
+process, and all of them meet the race within {MEETING_WITHIN:g} s. `python -m benchmarks.fleet \
+--docs docs` writes this page.
 
-Guard, A and B are real, the world is a model in the same process, and time is virtual. Processes
-share nothing but the race, so {_SAMPLE:,} of them are run, and a larger fleet is so many times \
-these. A
+Guard, A and B are real; gateway, control plane and trainer are a model in the same process, and \
+time is virtual. Processes
+share nothing but the race, so {_SAMPLE:,} of them are run, and the figures of a larger fleet are \
+multiples of these. A
 retries any 404 after 2, 4, 8, ... s. B asks the control plane after each 404 of each request.
-Gateway and control plane answer within {ROUND_TRIP * 1000:.0f} ms, however much arrives; what
-happens where they [shed what is too much](overload.md).
+Gateway and control plane answer within {ROUND_TRIP * 1000:.0f} ms under any load; another page \
+covers
+a gateway and a control plane that [shed load](overload.md).
 
 ![Requests per second at the gateway and questions per second at the control plane, \
 {PLOTTED:,} processes](fleet.svg)
 
-* The control plane: a guarded process asks at most once per `verdict_ttl` (1 s), however many of
-  its requests wait. With {PLOTTED:,} processes the busiest second holds \
+* The control plane: a guarded process asks at most once per `verdict_ttl` (1 s), for any number of
+  waiting requests. With {PLOTTED:,} processes the busiest second has \
 {guard.busiest_second("questions"):,} questions, with B {b.busiest_second("questions"):,}.
-  The guard goes on asking while the race lasts, {guard.each("questions"):.1f} times in each \
-process; B asks {b.each("questions"):.0f} times.
+  During the race each guarded process asks {guard.each("questions"):.1f} times; with B it asks \
+{b.each("questions"):.0f} times.
 * The gateway: a guarded request is sent twice, once into the race and once after it; A and B send
   it {b.each("requests") / IN_FLIGHT:.0f} times. In between the guard sends \
 {guard.each("probes"):.0f} probes for each process, without a body.
-* The return: A and B wait without jitter, so that everything comes back within one second, \
+* The return: A and B wait without jitter, so that all requests return within one second, \
 {b.mean_beyond:.1f} s
-  after the race (mean). Guarded processes come back {guard.mean_beyond:.1f} s after it, \
+  after the race (mean). Guarded processes return {guard.mean_beyond:.1f} s after it, with \
 {guard.busiest_second("requests", after=RACE_SECONDS) / guard.processes / IN_FLIGHT * 100:.0f} % \
 of their
-  resends in the busiest second. Spread further, they would come back later: with a quarter in each
-  second the mean is 2 s, and the last ones come after 4. The guard may take a quarter of the race's
-  length, {allowed:g} s here, so that {100 / allowed:.0f} % is the best there is.
-* What is asked grows with the number of processes: {PROCESSES[-1]:,} of them ask \
-{last["guard"].busiest_second("questions"):,} questions in the
-  busiest second. `TINKER_GUARD_VERDICT_TTL` says how often each of them asks again; that each
-  asks once when it meets the race stays.
+  resends in the busiest second. A wider spread would delay them: with a quarter in each
+  second the mean is 2 s, and the last ones return after 4 s. The guard may take a quarter of the
+  race's length, {allowed:g} s here, so {100 / allowed:.0f} % is the lowest possible share.
+* The number of questions grows with the number of processes: {PROCESSES[-1]:,} of them ask \
+{last["guard"].busiest_second("questions"):,}
+  in the busiest second. `TINKER_GUARD_VERDICT_TTL` sets the interval between the questions of a
+  process; the first question of each process, when it meets the race, remains.
 
 {markdown(COLUMNS, lines(loads))}"""
     )
