@@ -1,46 +1,46 @@
-"""Sees training runs through the routing races of an API gateway.
+"""Protects training runs against the routing races of an API gateway.
 
     from tinker_guard import install_guard
     install_guard()
 
-puts a guard around every request of the `tinker` SDK. On a 404 it asks the control plane
-whether the job really runs, and only then resends the very same request.
+guards every request of the `tinker` SDK. On a 404, the guard asks the control plane
+for the job's state. It resends the same request only if the job runs.
 
 In a program:
     install_guard()         guard the SDKs; settings by name, such as retry_timeout=60
-    uninstall_guard()       leave them as they were
+    uninstall_guard()       restore them
     status()                what is guarded, and how (GuardStatus)
     GuardSettings           all settings; each is also an environment variable, TINKER_GUARD_<NAME>
-    start_export()          send spans and metrics somewhere without a guard that is installed
+    start_export()          export spans and metrics without an installed guard
     wait_until_routable()   wait until a trainer answers (Readiness); until_routable() is async
 
 For a client of your own:
     GuardTransport, SyncGuardTransport      around a transport of httpx
-    ControlPlane, ControlPlaneError         who is asked whether a job runs, if not Fireworks
+    ControlPlane, ControlPlaneError         a control plane of your own, instead of Fireworks'
     RouteControlPlane                       the same for routes without account and job
     TinkerGuardInstrumentor                 for OpenTelemetry's launcher
-    Verdict                                 what a 404 turned out to be
+    Verdict                                 the classification of a 404
 
-What is raised:
-    InvalidSettingsError    a setting cannot work
+Errors:
+    InvalidSettingsError    a setting has an invalid value
     AlreadyInstalledError   the guard is installed with other settings
     UnsupportedSdkError     no SDK, or one without the hook point
     UnguardedError          with strict=True: a client that cannot be guarded
 
 In tests of your own (extra: demo):
     LocalGateway            a gateway, a control plane and a trainer on a port of this machine
-    Fault, Race, LostReply, JobStop         what goes wrong there; FAULTS, SAMPLING_FAULTS by name
-    Exchange, Applied, Sampled              what the gateway answered, what the trainer did
+    Fault, Race, LostReply, JobStop         the faults to inject; FAULTS, SAMPLING_FAULTS by name
+    Exchange, Applied, Sampled              answers of the gateway, work of the trainer
 
-Each in detail: help(tinker_guard.install_guard), and so on. In a shell: tinker-guard --help.
+For details: help(tinker_guard.install_guard), and so on. In a shell: tinker-guard --help.
 """
 
 __version__ = "0.1.0"
 
-# Names are looked up when they are used: `tinker-guard run` imports this package into every Python
-# process, and those that never use an SDK shall not pay for httpx and pydantic.
-# Type checkers take an alias of the same name for public (PEP 484). An `__all__` would say it too,
-# but `help(tinker_guard)` prints what it names with all inherited members: 2,000 lines.
+# Names are loaded on first use: `tinker-guard run` imports this package into every Python
+# process, and a process without an SDK should not import httpx and pydantic.
+# For type checkers, an alias of the same name is public (PEP 484). With an `__all__`,
+# `help(tinker_guard)` would print all its names with their inherited members: 2,000 lines.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tinker_guard.control_plane.protocol import ControlPlane as ControlPlane
@@ -107,7 +107,7 @@ _MODULE_OF = {
     "wait_until_routable": "waiting",
 }
 
-# What needs an extra, by the module that holds it: the extra, and the modules that it brings.
+# Modules with names that need an extra: the extra, and the modules that it installs.
 _EXTRA_OF = {
     "gateway": ("demo", ("numpy", "uvicorn")),
     "install.instrumentor": ("instrument", ("opentelemetry.instrumentation",)),
@@ -132,7 +132,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """What is public, without that whose extra is not installed: `help()` looks each name up."""
+    """The public names, except those of a missing extra: `help()` loads each name."""
     from importlib.util import find_spec
 
     lacking = {

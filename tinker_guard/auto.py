@@ -1,6 +1,6 @@
-"""What a child process's `sitecustomize` imports.
+"""Imported by the `sitecustomize` of a child process.
 
-A parent process may have another version of this package than the child, so this path stays.
+Parent and child may have different versions of this package, so this path must not change.
 """
 
 from tinker_guard.install.unattended import HOLDERS, PACKAGES, install_when_needed

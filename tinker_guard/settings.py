@@ -53,17 +53,17 @@ if TYPE_CHECKING:
 _PREFIX: Final = "TINKER_GUARD_"
 _KEY: Final = "control_plane_api_key"
 _INHERITED: Final = f"{_PREFIX}INHERITED"
-"""The guard's own variable for child processes, which is no setting."""
+"""An internal variable for child processes, not a setting."""
 _LOST: Final = "is_control_plane_key_lost"
-"""Member of the JSON for child processes that says that a key was left out."""
+"""Member of the JSON for child processes: whether a key was left out."""
 
 
 class InvalidSettingsError(ValueError):
-    """A setting has a value that cannot work; the message names it and what would be right."""
+    """A setting has an invalid value; the message names the setting and the valid values."""
 
 
 def _control_plane_url(value: str, info: ValidationInfo) -> str:
-    """A base URL; with `http` a template, which may be a path, and hold a query."""
+    """A base URL; with `http` a template, which may be a path, and may have a query."""
     if info.data.get("control_plane") != "http":
         if "{" in value or "}" in value:
             raise ValueError("may hold placeholders only with control_plane http")
@@ -82,7 +82,7 @@ def _control_plane_url(value: str, info: ValidationInfo) -> str:
 
 
 def without_query_values(url: str) -> str:
-    """A control plane's URL as it may be shown: placeholders stay, values may be keys."""
+    """A control plane's URL without the values in its query, which may be keys."""
     base, question, query = url.partition("?")
     shown = []
     for pair in query.split("&"):
@@ -115,7 +115,7 @@ def _absolute_path(value: str) -> str:
 
 
 def _split(value: object) -> object:
-    """What stands in a variable: a JSON list, or separated by commas or whitespace."""
+    """Split a variable's text: a JSON list, or values separated by commas or whitespace."""
     if not isinstance(value, str):
         return value
     if not value.lstrip().startswith("["):
@@ -136,7 +136,7 @@ def _patterns(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _documents(value: object) -> object:
-    """What stands in a variable: an object in JSON, or a list of them. Each as a text."""
+    """Split a variable's JSON: an object, or a list of objects. Returns each one as text."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -195,12 +195,12 @@ Trace: TypeAlias = Literal["all", "work", "eventful", "off"]
 
 
 class Trainer404(TypedDict):
-    """What a server's own 404 looks like, for the setting `trainer_404`."""
+    """The form of a server's own 404, for the setting `trainer_404`."""
 
     members: Mapping[str, Any]
-    """The members of its JSON object, no more and no fewer."""
+    """All members of its JSON object."""
     generic: NotRequired[bool]
-    """Whether gateways write this form too; True if left out."""
+    """Whether gateways may write this form too; True by default."""
 
 
 class PlainSettingValues(TypedDict, total=False):
@@ -247,44 +247,44 @@ class _ShortHelp(type(BaseSettings)):  # type: ignore[misc]
 
 
 class GuardSettings(BaseSettings, metaclass=_ShortHelp):
-    """How the guard behaves; every field is also read from `TINKER_GUARD_<NAME>`.
+    """The guard's settings; every field is also read from `TINKER_GUARD_<NAME>`.
 
     Arguments come first, then the environment, then the defaults. Settings are frozen: they are
     read once, when the guard is installed. `install_guard()` explains each.
 
     Raises:
-        InvalidSettingsError: A value cannot work. The message names the argument or variable and
-            says what would be right.
+        InvalidSettingsError: A value is invalid. The message names the argument or variable and
+            the valid values.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         env_prefix=_PREFIX,
         frozen=True,
         extra="forbid",
-        # A rejected value may be a secret that was put into the wrong variable.
+        # A rejected value may be a secret in the wrong variable.
         hide_input_in_errors=True,
         # `VARIABLE=` in a shell or a compose file means that nothing is set.
         env_ignore_empty=True,
     )
 
     enabled: bool = True
-    """False: `install_guard()` does nothing and the SDK behaves as if it were not there."""
+    """False: `install_guard()` does nothing, and the SDK runs as without the guard."""
     strict: bool = False
-    """True: what would run unguarded stops with an error instead, under `tinker-guard run` and in
-    child processes too: an SDK without the hook point, a client that cannot be guarded, a setting
-    that cannot work, a `TINKER_GUARD_*` variable that is no setting."""
+    """True: a program that would run unguarded stops with an error instead, under `tinker-guard
+    run` and in child processes too. Causes: an SDK without the hook point, a client that cannot be
+    guarded, an invalid setting, an unknown `TINKER_GUARD_*` variable."""
     child_processes: bool = True
-    """Whether Python processes that this one starts guard their SDKs too, by way of PYTHONPATH
-    (see `tinker_guard.install.child_env`). They use the same settings, but never a key given in
+    """Whether Python processes that this one starts guard their SDKs too, through PYTHONPATH
+    (see `tinker_guard.install.child_env`). They have the same settings, but never a key given in
     code: see `is_control_plane_key_lost`."""
     routes: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns)
     ] = ()
-    """Patterns of base URLs that are guarded beside that of Fireworks' trainer jobs, such as
+    """Patterns of base URLs to guard in addition to Fireworks' trainer jobs, such as
     `https://trainers.example.com/{_tenant}/{job}`: see `parse_pattern` in `policy/route.py`. In a
-    variable, commas or whitespace separate them."""
+    variable: separated by commas or whitespace, or a JSON list."""
     deployments: bool = True
-    """Whether hot-loads of Fireworks' deployments, and completions by them, are guarded too."""
+    """Whether hot-loads and completions of Fireworks' deployments are guarded too."""
     warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""
@@ -293,70 +293,70 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     warmup_probe_path: Annotated[str, AfterValidator(_absolute_path)] = (
         "/api/v1/get_server_capabilities"
     )
-    """Path below the route that is probed. Not `healthz`, which can be routable earlier."""
+    """Path of probes, below the route. Not `healthz`, which can be routable earlier."""
     unreached_timeout: Seconds = 10.0
     """Seconds that a request waits on a route without a control plane whose trainer was never
     reached."""
     probe_timeout: Seconds = 5.0
-    """Seconds that one probe may take."""
+    """Time-out of one probe, in seconds."""
     retry_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
-    """Seconds that one request may spend on a race: sleeps, questions and resends begun."""
+    """Seconds that one request may spend on a race: waits, probes and lookups included."""
     backoff_initial: Seconds = 0.1
-    """Seconds before the second resend; the first is sent at once."""
+    """Seconds before the second probe or resend; the first is sent at once."""
     backoff_max: Seconds = 3.0
-    """Seconds that no wait between two resends exceeds."""
+    """Longest wait between two resends, in seconds, except for a longer `Retry-After`."""
     trainer_404: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_documents), AfterValidator(_shapes)
     ] = ()
-    """What the own 404 of your server looks like, if it has a form that is not known, such as
+    """The form of your server's own 404, if the guard does not recognise it, such as
     `{"members": {"kind": "not_found", "reason": "{text}"}}`; see `parse_shape` in
-    `policy/not_found_shapes.py`. In a variable JSON, one of them or a list; each is kept so."""
+    `policy/not_found_shapes.py`. In a variable: JSON, one object or a list. Stored as JSON."""
     control_plane: Annotated[str, AfterValidator(_kind)] | None = None
-    """What is asked whether a trainer runs: `fireworks`, `http`, `kubernetes`, `ray-serve`, `none`,
-    or `module:Class` of a class of one's own. None asks Fireworks' about trainer jobs of Fireworks,
-    and nothing about other routes."""
+    """The kind of control plane: `fireworks`, `http`, `kubernetes`, `ray-serve`, `none`,
+    or the `module:Class` of your own class. None asks Fireworks' control plane about Fireworks'
+    trainer jobs, and nothing about other routes."""
     control_plane_url: Annotated[str, AfterValidator(_control_plane_url)] | None = None
-    """Where to ask; None asks the route's own origin. For `http` a template of what the route's
-    pattern captures, in path and query, or a path at the route's own origin."""
+    """Its URL; None asks the route's own origin. For `http` a URL with placeholders of the route's
+    pattern in path and query, or a path at the route's own origin."""
     control_plane_object: Annotated[str, AfterValidator(_template)] | None = None
-    """What to ask about, as a template: `NAMESPACE/KIND/NAME` for `kubernetes` (KIND: deployments,
-    endpointslices, jobs, statefulsets), the application for `ray-serve`."""
+    """The object to look up, as a template: `NAMESPACE/KIND/NAME` for `kubernetes` (KIND:
+    deployments, endpointslices, jobs, statefulsets), the application for `ray-serve`."""
     control_plane_state: Annotated[str, Field(min_length=1), AfterValidator(_template)] = "state"
-    """For `http`: where the state stands in the JSON, such as `status.phase` or `jobs.{job}.x`."""
+    """For `http`: position of the state in the JSON, such as `status.phase` or `jobs.{job}.x`."""
     control_plane_running: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_state_names)
     ] = ("RUNNING", "JOB_STATE_RUNNING")
-    """For `http`: states of a trainer that runs; upper and lower case are the same."""
+    """For `http`: states of a running trainer, in upper or lower case."""
     control_plane_stopped: Annotated[
         tuple[str, ...] | None, NoDecode, BeforeValidator(_split), AfterValidator(_state_names)
     ] = None
-    """For `http`: states of one that will not come up by waiting. None takes Fireworks', and
-    words of others such as STOPPED, SUCCEEDED, CANCELED and TERMINATING."""
+    """For `http`: states of a trainer that will not come up again. None takes Fireworks' states,
+    and similar words such as STOPPED, SUCCEEDED, CANCELED and TERMINATING."""
     control_plane_timeout: Seconds = 5.0
-    """Seconds that one control-plane question may take."""
+    """Time-out of one control-plane lookup, in seconds."""
     control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
-    """Key for `control_plane_url`, which must be set too: this key goes to no other place. None
-    uses the key that the request itself carries."""
+    """Key for `control_plane_url`, which must be set too: this key goes to no other host. None
+    uses the request's own key."""
     verdict_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Seconds for which one answer of the control plane serves every request of a route."""
+    """Seconds for which the answer RUNNING serves all requests of a route with the same key."""
     trace: Trace = "work"
     """Which requests have spans. `work`: all but polls, heartbeats and the SDK's own telemetry;
-    `eventful`: none. Both of these still have those that met a 404, a wait or an error. `off`:
-    really none."""
+    `eventful`: none. With both, requests that met a 404, a wait or an error have spans too.
+    `off`: no request has spans."""
     metrics_by_job: bool = False
-    """True: the guard's metrics carry account and job, which makes a new time series for each."""
+    """True: the guard's metrics have account and job, so each job is a new time series."""
     export: Annotated[str, AfterValidator(_destination)] | None = None
-    """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
-    (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
+    """Destination of spans and metrics if the program has not set up OpenTelemetry: `console`,
+    `otlp` (to `OTEL_EXPORTER_OTLP_ENDPOINT`) or `jsonl:PATH`. None sets up nothing."""
 
     _was_key_left_out: bool = PrivateAttr(default=False)
 
     @property
     def is_control_plane_key_lost(self) -> bool:
-        """Whether a `control_plane_api_key` was given and is missing here.
+        """Whether a `control_plane_api_key` was given but is missing in this process.
 
-        Pickles and child processes do not get the key. With `TINKER_GUARD_CONTROL_PLANE_API_KEY` in
-        their own environment they have one all the same, and this is False.
+        Pickles and child processes do not get the key. If `TINKER_GUARD_CONTROL_PLANE_API_KEY` is
+        set in their own environment, they use that one, and this is False.
         """
         return self._was_key_left_out and self.control_plane_api_key is None
 
@@ -365,11 +365,11 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         return self._was_key_left_out or self.control_plane_api_key is not None
 
     def dump_without_key(self, *, are_from_variables: bool = False) -> str:
-        """JSON for a child process: the settings without the key, but whether there was one.
+        """JSON for a child process: the settings, and whether there was a key, but not the key.
 
         Args:
-            are_from_variables: Whether the child process has the variables that these settings were
-                read from, so that they are left out.
+            are_from_variables: Whether the child process inherits the variables of these
+                settings, so that the JSON leaves them out.
         """
         fields = {} if are_from_variables else json.loads(self.model_dump_json(exclude={_KEY}))
         return json.dumps(fields | {_LOST: True} if self._has_or_lost_key else fields)
@@ -379,8 +379,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         """Read what `dump_without_key` wrote; a key comes from this process's own variable.
 
         Raises:
-            InvalidSettingsError: It holds something else, or a variable has a value that cannot
-                work.
+            InvalidSettingsError: The text is something else, or a variable has an invalid value.
         """
         fields = json.loads(text)
         was_key_left_out = fields.pop(_LOST, False)
@@ -389,13 +388,13 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         return settings
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """What `repr` shows: no value in the query of a URL."""
+        """The arguments for `repr`, without the values in the query of a URL."""
         for name, value in super().__repr_args__():
             is_url = name == "control_plane_url" and value is not None
             yield name, without_query_values(value) if is_url else value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse to change a setting, as pydantic does, but show no value: it may be a key."""
+        """Refuse to change a setting, as pydantic does, but do not show the value."""
         if name.startswith("_"):
             super().__setattr__(name, value)
             return
@@ -403,7 +402,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         raise ValidationError.from_exception_data(type(self).__name__, [problem], hide_input=True)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """What a pickle holds: all but the key, and whether there was one, as for a child."""
+        """The state for a pickle: all but the key, and whether there was a key."""
         state = super().__getstate__()
         return state | {
             "__dict__": state["__dict__"] | {_KEY: None},
@@ -414,7 +413,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickle; a key that it lacks comes from this process's own variable."""
+        """Restore a pickle; a missing key comes from this process's own variable."""
         super().__setstate__(state)
         if self._was_key_left_out:
             key = EnvSettingsSource(type(self))().get(_KEY)
@@ -425,7 +424,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the settings within this process, with the key."""
         copied = super().model_copy(update=update, deep=deep)
-        # A copy that is given a key has lost none.
+        # A copy with a new key lacks none.
         copied._was_key_left_out &= copied.control_plane_api_key is None
         return copied
 
@@ -438,7 +437,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments and the environment, and none of the files that pydantic could read."""
+        """Arguments and the environment, but no files."""
         return init_settings, env_settings
 
     def __init__(self, **values: Unpack[SettingValues]) -> None:
@@ -452,16 +451,16 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     @classmethod
     def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and not can_be_sent(key.get_secret_value()):
-            # A secret read from a file ends with a newline; no header can carry it.
+            # A secret read from a file ends with a newline, which a header cannot contain.
             raise ValueError("must be printable ASCII, without spaces or newlines around it")
         return key
 
     @model_validator(mode="after")
     def _check_together(self) -> GuardSettings:
-        # In the messages, `_explain` replaces names of settings that stand between backticks.
+        # In the messages, `_explain` replaces names of settings between backticks.
         url = self.control_plane_url
         if self.control_plane_api_key is not None and (url is None or url.startswith("/")):
-            # A gateway can redirect a request to any origin, which would then be asked.
+            # A gateway can redirect a request to any origin, which would then get the lookup.
             raise ValueError(
                 "`control_plane_api_key` needs `control_plane_url`, the only place it is sent to"
                 + ("" if url is None else ", with a host")
@@ -530,9 +529,9 @@ def _explain(error: ValidationError, arguments: Mapping[str, Any]) -> str:
 
 
 def _named(message: str, from_variables: set[str], arguments: Mapping[str, Any]) -> str:
-    """A message about several settings, with the names by which they were, or can be, given."""
+    """A message about several settings, with the name of each argument or variable."""
     names = set(re.findall("`(.+?)`", message))
-    # One that is missing is best given where the others are.
+    # A missing one is named in the form of the others.
     by_variable = names - set(arguments) if names & from_variables else set()
     return re.sub("`(.+?)`", lambda m: variable(m[1]) if m[1] in by_variable else m[1], message)
 
@@ -554,18 +553,18 @@ def variable(setting: str) -> str:
 
 
 _LIKENESS: Final = 0.9
-"""How alike a variable of another prefix must be to one of ours to be called a misspelt one."""
+"""The least similarity of a variable without our prefix that is reported as misspelt."""
 
 
 def misspelt_variables() -> Iterator[tuple[str, str | None]]:
-    """Variables of the environment that look like a setting and are none, each with the right one.
+    """Find variables of the environment that resemble a setting but are none.
 
     Yields:
-        The variable's name, and that of the setting that it resembles most; None if it resembles
-        none, but has the guard's prefix.
+        The variable's name, and that of the most similar setting; None for a variable with the
+        guard's prefix that resembles none.
     """
     known = [variable(name) for name in GuardSettings.model_fields]
-    # A ratio of 0.9 is twice the letters that match, of all letters of both. Most are shorter.
+    # The ratio is 2 * matching letters / letters of both: a shorter name cannot reach it.
     shortest = min(map(len, known)) * _LIKENESS / (2 - _LIKENESS)
     for name in sorted(os.environ):
         upper = name.upper()
@@ -580,18 +579,18 @@ def misspelt_variables() -> Iterator[tuple[str, str | None]]:
 
 
 def _nearest(word: str, names: Iterable[str], likeness: float = 0.6) -> str | None:
-    """The name that is most like a word; None if none is like it."""
-    # Only where a variable or an argument may be misspelt.
+    """The name most similar to a word; None if none is similar enough."""
+    # Imported only for a variable or an argument that may be misspelt.
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(word, list(names), n=1, cutoff=likeness)), None)
 
 
 def check_type(settings: GuardSettings) -> None:
-    """Refuse what is given in the place of settings: a bare number, or a dictionary.
+    """Refuse a bare number or a dictionary instead of settings.
 
     Raises:
-        InvalidSettingsError: It is no `GuardSettings`.
+        InvalidSettingsError: The argument is no `GuardSettings`.
     """
     if not isinstance(settings, GuardSettings):
         raise InvalidSettingsError(
@@ -601,10 +600,10 @@ def check_type(settings: GuardSettings) -> None:
 
 
 def check_variables(settings: GuardSettings) -> None:
-    """Log each variable that looks like a setting and is none, once.
+    """Log each variable that resembles a setting but is none, once.
 
     Raises:
-        InvalidSettingsError: There is one, and `strict` is set.
+        InvalidSettingsError: There is such a variable, and `strict` is set.
     """
     problems = {
         name: f"{name} is no setting" + (f"; did you mean {meant}?" if meant else ".")

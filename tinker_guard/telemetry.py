@@ -1,6 +1,6 @@
-"""What people see of the guard: spans and metrics of a request, a warmup, a probe, a lookup.
+"""Spans and metrics of a request, a warmup, a probe and a lookup.
 
-A fault in here (an exporter that raises, say) is logged once and never reaches the request.
+A fault in here (for example in an exporter) is logged once and never reaches the request.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 
 class RequestReport:
-    """What is known about one guarded request, for those who look at spans and metrics.
+    """Records one guarded request in spans and metrics.
 
-    A context manager around the request's whole way; what happens is noted on it as it comes.
+    A context manager around the whole request; its methods record events.
     """
 
     __slots__ = ("_observed", "_request", "_settings", "_state", "judgement", "resends")
@@ -98,7 +98,7 @@ class RequestReport:
         """Send the request again.
 
         Args:
-            transport: What to send it over.
+            transport: The transport to send it over.
             request: The request, with the cookies for this resend.
             pause: Seconds since the 404.
         """
@@ -108,24 +108,24 @@ class RequestReport:
         return await self._observed.resend(transport, request, self.resends, pause, self.judgement)
 
     def judged(self, judgement: Judgement) -> None:
-        """Note the verdict on a 404."""
+        """Record the verdict on a 404."""
         self.judgement = judgement
         if self._observed is not None:
             self._observed.judged(judgement)
 
     def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
-        """Note a 404 that the request, or its route's warmup in its place, has met.
+        """Record a 404 that the request, or its route's warmup for it, has met.
 
         Args:
             headers: Its headers.
             body: Its body.
-            is_trainers: Whether it is taken for the trainer's own.
+            is_trainers: Whether it counts as the trainer's own.
         """
         if self._observed is not None:
             self._observed.met_404(headers, body, is_trainers=is_trainers)
 
     def answered(self, response: httpx.Response) -> httpx.Response:
-        """Note the response that is handed back, and return it."""
+        """Record the response that is handed back, and return it."""
         if self._observed is not None:
             status_code = response.status_code
             outcome = outcome_of(status_code, self.judgement)
@@ -134,34 +134,34 @@ class RequestReport:
         return response
 
     def promote(self) -> None:
-        """Something happens to the request that people want to see, whatever they chose to."""
+        """Start the spans of an untraced request: it met a 404, a wait or an error."""
         if self._observed is not None:
             self._observed.promote()
 
     def waited(self, seconds: float) -> None:
-        """Note that the request waited so long for its route's warmup."""
+        """Record how long the request waited for its route's warmup."""
         if self._observed is not None:
             self._observed.waited(seconds)
 
     def raced(self, judgement: Judgement) -> None:
-        """Note that the request waits, or waited at the gate, because its route races."""
+        """Record that the request waits, or waited at the gate, in a routing race."""
         self.judgement = judgement
         if self._observed is not None:
             self._observed.raced(judgement)
 
     def met_race_at_gate(self) -> None:
-        """Note that probes have met the 404s of a race in the request's place."""
+        """Record that probes, instead of the request, have met the 404s of a race."""
         if self._observed is not None:
             self._observed.met_race_at_gate()
 
     def cannot_be_resent(self) -> None:
-        """Note that the request's body is a stream."""
+        """Record that the request's body is a stream."""
         if self._observed is not None:
             self._observed.set(names.REPLAYABLE, False)
 
 
 class ProbeReport:
-    """What is known about one probe."""
+    """Records one probe."""
 
     def __init__(self, request: httpx.Request, operation: Operation, span: Action) -> None:
         self.result = "failed"
@@ -184,7 +184,7 @@ class ProbeReport:
 
     @fail_open
     def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
-        """Note a 404; see `RequestReport.met_404`."""
+        """Record a 404; see `RequestReport.met_404`."""
         if self._span.span is not None and self._span.span.is_recording():
             self._span.set(not_found_labels(headers, body, is_trainers=is_trainers))
 
@@ -225,7 +225,7 @@ def note_warmup(
     probes: int,
     seconds: float,
 ) -> None:
-    """Note how a warmup ended."""
+    """Record how a warmup ended."""
     span.set({names.WARMUP_PROBES: probes})
     refused_with: Judgement | None = getattr(end, "judgement", None)
     judgement = refused_with or end.race
@@ -237,7 +237,7 @@ def note_warmup(
 
 
 class LookupReport:
-    """What is known about one control-plane question."""
+    """Records one control-plane lookup."""
 
     def __init__(self, state: RouteState, settings: GuardSettings, span: Action) -> None:
         self._state = state
@@ -246,7 +246,7 @@ class LookupReport:
         self._watch = Stopwatch()
 
     def answered(self, answer: JobAnswer) -> None:
-        """Note what the control plane said, and what that means for a 404."""
+        """Record the control plane's answer, and its meaning for a 404."""
         judged = judge(answer, was_missing=True, warm_for=None)
         attributes = labels(judged) if isinstance(judged, Judgement) else {}
         metrics.measure(
@@ -263,7 +263,7 @@ class LookupReport:
 
 @contextmanager
 def lookup_span(state: RouteState, settings: GuardSettings) -> Iterator[LookupReport]:
-    """The span of one control-plane question, however it is asked."""
+    """The span of one control-plane lookup, by any kind of control plane."""
     attributes = route_labels(state.route)
     is_wanted = settings.trace != "off"
     with action("tinker_guard.control_plane", attributes, is_wanted=is_wanted) as span:
@@ -271,15 +271,15 @@ def lookup_span(state: RouteState, settings: GuardSettings) -> Iterator[LookupRe
 
 
 def lookup_exchange(request: httpx.Request, template: str) -> Exchange:
-    """One exchange with a control plane, below a question's span.
+    """One exchange with a control plane, below a lookup's span.
 
     Args:
-        request: The question.
-        template: Its path, with ids replaced; empty if nothing of it may be recorded.
+        request: The lookup's request.
+        template: Its path, with ids replaced; empty if the path may not be recorded.
     """
     path = ""
     if template:
-        # Without the path of the control plane's base URL, in which a key may stand.
+        # Without the path of the control plane's base URL: it may contain a key.
         segments = request.url.raw_path.decode("ascii", "replace").split("/")
         path = "/".join(["", *segments[-template.count("/") :]])
     operation = Operation(
