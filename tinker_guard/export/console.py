@@ -1,4 +1,4 @@
-"""Export to stderr: a tree for each request that met something, and the guard's metrics."""
+"""Export to stderr: a tree for each request that met a 404, a wait or an error, and metrics."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _SCOPE: Final = "tinker_guard"
 _LONG: Final = 1.0
-"""Seconds of waiting for a warmup from which on a request gets a tree for that alone."""
+"""Seconds: a request that waited as long for a warmup gets a tree even without a 404."""
 _REMEMBERED: Final = 10_000
 
 
 def console_exporters() -> Exporters:
-    """Exporters to stderr: a tree for each request that met something; in the end, the metrics."""
+    """Exporters to stderr: a tree for each eventful request; at the end, the metrics."""
     from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
@@ -53,10 +53,10 @@ _A_DAY: Final = 86400.0
 class Trees:
     """Writes a tree for each request that met a 404, a wait or an error.
 
-    A span comes when it ends, so the spans below a request come before it.
+    A span arrives when it ends, so the spans below a request arrive before it.
 
     Args:
-        stream: Where to write.
+        stream: The output.
         remembered: How many spans are kept for requests that have not ended yet.
     """
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 FILE_DELAY: Final = 0.5
-"""Seconds after which spans are written to their file: a process that is killed loses no more
-than these."""
+"""Seconds after which spans are written to their file: a killed process loses at most the spans
+of this time."""
 
 
 class Exporters(NamedTuple):
-    """Where spans and metrics are sent, and how often."""
+    """The destination of spans and metrics, and the intervals of sending."""
 
     spans: SpanExporter
     metrics: MetricExporter
@@ -34,7 +34,7 @@ _EXPORTING: Final = (
     "opentelemetry.sdk.metrics._internal.export",
     "opentelemetry.sdk.trace.export",
 )
-"""The loggers to which OpenTelemetry writes each export that fails, with a traceback."""
+"""The loggers to which OpenTelemetry writes each failed export, with a traceback."""
 
 
 def log_failures_once(message: str) -> None:

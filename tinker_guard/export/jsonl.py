@@ -55,9 +55,9 @@ def jsonl_exporters(path: Path) -> Exporters:
 
 
 class _LineWriter:
-    """Appends messages to a file, a line each.
+    """Appends messages to a file, one line each.
 
-    Each line is one write, so that processes can share the file and nothing is left in a buffer.
+    Each line is one write, so that processes can share the file and no buffer holds data.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})
 
 
 def _use_hex(content: Any) -> None:
-    """Write ids in hexadecimal, as OTLP's JSON wants them; protobuf's JSON has them in base64."""
+    """Write ids in hexadecimal, as OTLP's JSON requires; protobuf's JSON has them in base64."""
     if isinstance(content, list):
         for item in content:
             _use_hex(item)

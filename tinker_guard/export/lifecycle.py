@@ -1,8 +1,8 @@
 """Exports spans and metrics from programs that have not set up OpenTelemetry themselves.
 
-The setting `export`, its variable `TINKER_GUARD_EXPORT` and `start_export()` lead here. They need
-the extra `otlp`; without it, or if anything else fails, one log line says so, and the program goes
-on.
+The setting `export`, its variable `TINKER_GUARD_EXPORT` and `start_export()` use this module. They
+need the extra `otlp`; without it, or after any other failure, one log line reports it, and the
+program continues.
 
 A thread of OpenTelemetry's SDK sends spans in batches, so that no request waits for it. When a
 backend is down, spans are dropped. At the end of the process, sending the rest takes `EXIT_TIMEOUT`
@@ -58,9 +58,9 @@ def start_export(destination: str) -> bool:
     Args:
         destination: `console` writes to stderr a tree for each request that met a 404, a wait or
             an error, and the guard's metrics at the end. `otlp` sends spans and metrics over
-            OTLP/HTTP to where the `OTEL_EXPORTER_OTLP_*` variables say, by default
+            OTLP/HTTP to the endpoint of the `OTEL_EXPORTER_OTLP_*` variables, by default
             `http://localhost:4318`. `jsonl:PATH` appends spans to a file in the OTLP JSON file
-            format, and metrics to another one beside it, `.metrics` before its suffix.
+            format, and metrics to another file beside it, with `.metrics` before its suffix.
 
     Returns:
         Whether this process exports to that destination now.
@@ -96,7 +96,7 @@ def start_export(destination: str) -> bool:
                 error.strerror,
             )
         except ValueError as error:
-            # The SDK and its exporters refuse values of their own variables by this.
+            # The SDK and its exporters raise this for invalid values of their own variables.
             log(
                 logging.WARNING,
                 "TINKER_GUARD_EXPORT=%s cannot be set up (%s); nothing is exported. Check the "
@@ -126,7 +126,7 @@ def _start(destination: str) -> bool:
         tracers = _trace_to(exporters, resource)
     if not seen.metrics and _is_wanted("METRICS"):
         meters = _measure_to(exporters, resource)
-    # Set when both are there: they cannot be taken out again.
+    # Set only when both are ready: OpenTelemetry cannot remove a provider.
     if tracers is not None:
         trace.set_tracer_provider(tracers)
     if meters is not None:
@@ -137,7 +137,7 @@ def _start(destination: str) -> bool:
 
 
 def _is_wanted(kind: str) -> bool:
-    """Whether OpenTelemetry's own variable leaves this signal on: some backends take traces."""
+    """Whether OpenTelemetry's own variable enables a signal: some backends accept only traces."""
     return os.environ.get(f"OTEL_{kind}_EXPORTER", "").strip().lower() != "none"
 
 
@@ -146,7 +146,7 @@ def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     delay = exporters.span_delay
-    # By itself, the SDK would wait half a minute at exit for a backend that is down.
+    # By default, the SDK would wait half a minute at exit for a backend that is down.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(
         BatchSpanProcessor(
@@ -179,7 +179,7 @@ def _resource() -> Resource:
     own: dict[str, str | int] = {}
     if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         own[SERVICE_NAME] = "tinker-guard"
-    # Processes that share a file, or a backend, are told apart by these.
+    # These distinguish processes that share a file or a backend.
     if not resource.attributes.get(SERVICE_INSTANCE_ID):
         own[SERVICE_INSTANCE_ID] = str(UUID(bytes=os.urandom(16), version=4))
     if PROCESS_PID not in resource.attributes:
@@ -190,7 +190,7 @@ def _resource() -> Resource:
 class _AtExit:
     """Sends the rest when the process ends, within a bounded time.
 
-    A thread that was started at the beginning does this: at exit, no thread can be started.
+    A thread that was started at the beginning sends: at exit, no thread can be started.
     """
 
     def __init__(self, providers: Sequence[TracerProvider | MeterProvider]) -> None:
@@ -226,7 +226,7 @@ class _AtExit:
 
 
 def _exporters(destination: str) -> Exporters:
-    """Build the exporters of a destination; the settings have checked it.
+    """Build the exporters of a destination, which the settings have validated.
 
     Raises:
         ImportError: The extra is not installed.

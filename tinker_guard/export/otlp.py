@@ -6,7 +6,7 @@ from tinker_guard.export.exporters import Exporters, log_failures_once
 
 
 def otlp_exporters() -> Exporters:
-    """Exporters to where the `OTEL_EXPORTER_OTLP_*` variables say."""
+    """Exporters to the endpoint of the `OTEL_EXPORTER_OTLP_*` variables."""
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 

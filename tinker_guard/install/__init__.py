@@ -1,1 +1,1 @@
-"""How the guard gets into SDKs, processes and programs, and out again."""
+"""Installs the guard into SDKs, processes and programs, and uninstalls it."""

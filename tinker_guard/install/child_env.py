@@ -1,9 +1,9 @@
 """Passes the guard on to child processes through the environment that they inherit.
 
-When Python starts, it imports the first `sitecustomize` that it finds, in PYTHONPATH first; the
+At its start, Python imports the first `sitecustomize` on its path, PYTHONPATH first; the
 directory `bootstrap/` holds one. This covers `subprocess`, multiprocessing's spawn and forkserver,
-and the SDK's sampling sidecar; not `python -E`, `-I` and `-S`, nor processes that a service starts,
-as Ray does.
+and the SDK's sampling sidecar. It does not cover `python -E`, `-I` and `-S`, nor processes that a
+service such as Ray starts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
 SETTINGS = "TINKER_GUARD_INHERITED"
-"""The variable with settings that a program gave in code, as JSON. It holds no key, but says
+"""The variable with settings that a program gave in code, as JSON. It holds no key, only
 whether there was one (`GuardSettings.dump_without_key`)."""
 
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap")
@@ -28,16 +28,16 @@ _TRUE = ("1", "true", "t", "yes", "y", "on")
 
 
 def is_strict(environment: MutableMapping[str, str]) -> bool:
-    """Whether `strict` is set in an environment, also where settings cannot be read.
+    """Whether `strict` is set in an environment, even if other settings are invalid.
 
-    `bootstrap/sitecustomize.py` has the same, for environments without this package.
+    `bootstrap/sitecustomize.py` has a copy, for environments without this package.
     """
     inherited = environment.get(SETTINGS, "")
     return environment.get(STRICT, "").lower() in _TRUE or '"strict": true' in inherited
 
 
 def inject(environment: MutableMapping[str, str], settings: str | None = None) -> None:
-    """Make Python processes that are started with this environment guard the SDKs they import.
+    """Guard the SDKs in Python processes that are started with this environment.
 
     Args:
         environment: The environment to change.

@@ -29,10 +29,10 @@ Pattern = Any
 
 
 class WeakRegistry(Generic[_T]):
-    """Weak references to objects, by identity. Safe to use from several threads.
+    """Weak references to objects, by identity. Thread-safe.
 
-    A `WeakSet` is not: iterating over it raises `RuntimeError` if another thread adds an object, or
-    if one is collected, at the wrong moment. Here each operation on the dictionary is atomic.
+    A `WeakSet` is not: iterating over it raises `RuntimeError` if another thread adds an object
+    meanwhile, or if an object is collected. Here each operation on the dictionary is atomic.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class WeakRegistry(Generic[_T]):
         """The references by id, for fast look-ups. An id is removed before Python can reuse it."""
 
     def add(self, item: _T) -> None:
-        """Add an object; it is removed when it is collected."""
+        """Add an object; the garbage collector's callback removes it."""
         # The callback must not refer to the registry: that would keep the registry alive.
         by_id, key = self.by_id, id(item)
         by_id[key] = ref(item, lambda _: by_id.pop(key, None))
@@ -58,10 +58,10 @@ class WeakRegistry(Generic[_T]):
 class ClientAttribute:
     """An attribute of an SDK's client class; reports the first use of each httpx client in it.
 
-    Every request of an SDK client reads this attribute, so a client that was built before the guard
-    was installed is found when it next sends. A descriptor with `__set__` takes precedence over the
-    instance's own attribute, which keeps the value: once the descriptor is removed, the client is
-    as it was.
+    Every request of an SDK client reads this attribute, so the descriptor finds a client that was
+    built before the installation at its next request. A descriptor with `__set__` takes precedence
+    over the instance's own attribute, which keeps the value: removing the descriptor restores the
+    client.
 
     Args:
         name: The attribute.
@@ -116,7 +116,7 @@ def set_transport(client: Any, pattern: Pattern, transport: AnyTransport) -> Non
 def is_built_like(client: AnyClient, other: AnyClient) -> bool:
     """Whether two clients have the same types of transports; a user's own client has others.
 
-    What a TLS context trusts is not compared.
+    TLS contexts are not compared.
     """
     return (
         type(client) is type(other)
@@ -143,7 +143,7 @@ _ATTRIBUTE_OF: Final = {
     "_client_config": "_client_config",
 }
 _USE_PYQWEST: Final = "_use_pyqwest"
-"""Parameter of tinker 0.22.0 to 0.22.2, which keep its value nowhere."""
+"""Parameter of tinker 0.22.0 to 0.22.2, whose clients do not store it."""
 _CLASS_OF_OWN_CLIENTS: Final = "AsyncHttpxClientWrapper"
 
 
@@ -156,7 +156,7 @@ def constructor_arguments(sdk_client: Any, init: Callable[..., None]) -> dict[st
 
     Returns:
         The arguments; None if the program passed in the httpx client, which they cannot rebuild, or
-        if the constructor has a parameter that is not known here.
+        if the constructor has an unknown parameter.
     """
     own = type(vars(sdk_client)["_client"])
     modules = {base.__module__ for base in type(sdk_client).__mro__}
@@ -178,10 +178,10 @@ def constructor_arguments(sdk_client: Any, init: Callable[..., None]) -> dict[st
 
 
 def twin_of(transport: AnyTransport) -> AnyTransport | None:
-    """Another one of httpx's own transports, without connections; None if it cannot be had.
+    """Copy one of httpx's own transports, without its connections; None if that is not possible.
 
-    It is given what the first one has: certificates that are loaded, which takes tens of
-    milliseconds of the event loop's time, the same limits and the same proxy.
+    The copy shares the loaded certificates, because loading them takes tens of milliseconds of the
+    event loop, and has the same limits and the same proxy.
     """
     if type(transport) not in (httpx.AsyncHTTPTransport, httpx.HTTPTransport):
         return None
@@ -190,7 +190,7 @@ def twin_of(transport: AnyTransport) -> AnyTransport | None:
     pool: Any = vars(transport)["_pool"]
     names = set(inspect.signature(type(pool)).parameters)
     if not hasattr(pool, "_proxy_auth"):
-        # It stands in the headers for the proxy.
+        # The credentials are in the headers for the proxy.
         names.discard("proxy_auth")
     if not all(hasattr(pool, f"_{name}") for name in names):
         return None
@@ -202,12 +202,12 @@ def twin_of(transport: AnyTransport) -> AnyTransport | None:
 def borrower(
     build: Callable[[], AnyClient], pattern: Pattern, first: AnyTransport
 ) -> Callable[[], AnyTransport]:
-    """A function that builds a transport for one place of a client, as the SDK does.
+    """A function that builds another transport like one of a client's, as the SDK does.
 
     Args:
         build: Builds another client.
-        pattern: The place.
-        first: The transport that is there.
+        pattern: The transport's key in `transports_of`.
+        first: The existing transport.
     """
 
     def borrow() -> AnyTransport:
@@ -219,10 +219,10 @@ def borrower(
         if twin is not None:
             return twin
         client = build()
-        # `_mounts` compares its keys by their pattern, so the new client's are found by ours.
+        # `_mounts` compares its keys by their pattern, so our key finds the new client's mount.
         transport = client._transport if pattern is None else client._mounts[pattern]
         if isinstance(client, httpx.Client):
-            # A sync client does not close itself when it is collected, so the transport stays open.
+            # The garbage collector does not close a sync client, so the transport stays open.
             assert isinstance(transport, httpx.BaseTransport)
             return transport
         assert isinstance(transport, httpx.AsyncBaseTransport)

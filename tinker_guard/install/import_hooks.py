@@ -1,6 +1,6 @@
 """Calls back when a module has been imported, and finds modules without importing them.
 
-wrapt has such hooks too, but importing wrapt takes too long for a program that imports no SDK:
+wrapt has such hooks too, but its import takes too long for a program without an SDK:
 `tinker-guard run` loads this module, and little else, into every Python process.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# What an `import` statement calls for a module that another thread imports.
+# Called by an `import` statement for a module that another thread is importing.
 _lock_unlock_module: Callable[[str], None] | None = getattr(
     _frozen_importlib, "_lock_unlock_module", None
 )
@@ -31,20 +31,20 @@ _executing: set[str] = set()
 def on_import(module: str, callback: Callable[[], None]) -> None:
     """Call back when a module has been imported; at once if it has been already.
 
-    It is called again when the module is imported again. An exception of the callback comes out of
-    the `import` statement. If the import ends in another thread meanwhile, the callback may be
-    called once too often.
+    Each further import of the module calls back again. The `import` statement raises the
+    callback's exception. If the import ends in another thread meanwhile, the callback may be
+    called one extra time.
     """
     watch(module, callback)
-    # Looked at last, so that an import which another thread ends meanwhile is not missed.
+    # Checked last, so as not to miss an import that another thread ends meanwhile.
     if is_imported(module):
         callback()
 
 
 def watch(module: str, callback: Callable[[], None]) -> None:
-    """Call back whenever the module is imported from now on; waits for no lock.
+    """Call back whenever the module is imported from now on; does not wait for a lock.
 
-    An import that has begun already may be missed; `is_imported` waits for its end.
+    This may miss an import that has already begun; `is_imported` waits for its end.
     """
     _waiting.setdefault(module, []).append(callback)
     _insert_finder()
@@ -58,11 +58,11 @@ def is_watched(module: str, callback: Callable[[], None]) -> bool:
 def is_imported(module: str) -> bool:
     """Whether a module has been imported; waits for an import that another thread has begun.
 
-    The caller must hold no lock that code may need which runs during an import. Where waiting would
+    The caller must not hold a lock that code of an import may need. If waiting would
     be a deadlock of imports, this does not wait.
     """
     if _lock_unlock_module is not None:
-        # Taken before the look-up: a module that is being searched for is not in `sys.modules` yet.
+        # Before the look-up: during the search for a module, `sys.modules` lacks it.
         _lock_unlock_module(module)
     elif sys.modules.get(module) is not None:
         __import__(module)
@@ -85,13 +85,13 @@ def is_findable(module: str) -> bool:
     try:
         spec = getattr(sys.modules.get(top), "__spec__", None) or _find(top, None)
     except ImportError:
-        # A finder that refuses it, as tests have for what shall seem not to be installed.
+        # A finder that refuses the module, as in tests that simulate a missing package.
         return False
     if spec is None or not names:
         return spec is not None
     if spec.loader is not None and type(spec.loader).__name__ not in _LOADERS_OF_FILES:
         return True  # a frozen program, for instance: unknown, so assume that it is there
-    # Only importing its parents would show for certain what they hold, and that must not happen.
+    # Only an import of the parents would show their contents for certain; that is not allowed.
     *parents, name = names
     for place in spec.submodule_search_locations or ():
         if not os.path.isdir(place):
@@ -109,8 +109,8 @@ def _tell(module: str) -> None:
 
 def _find(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
-        # One of old may have no such method, as that of a vendored `six` before 1.16. An `import`
-        # statement passes it by too.
+        # An old finder may lack this method, such as that of a vendored `six` before 1.16. An
+        # `import` statement skips it too.
         find_spec = getattr(finder, "find_spec", None)
         if find_spec is not None and not isinstance(finder, _Finder):
             spec: ModuleSpec | None = find_spec(name, path, None)
@@ -170,6 +170,6 @@ def _insert_finder() -> None:
 
 def _remove_finder() -> None:
     if _FINDER in sys.meta_path:
-        # A new list: another thread that iterates over the old one would skip a finder, and not
-        # find the module that it imports.
+        # A new list: removing from the old one would make another thread's iteration skip a
+        # finder, and its import fail.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not _FINDER]

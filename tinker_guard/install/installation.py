@@ -1,10 +1,10 @@
-"""The one installation of a process: which SDKs are hooked, how that is changed, and undone.
+"""The one installation of a process: hooks into the SDKs, changes its settings, and removes it.
 
-There are two hooks in the SDK's async client class. The first is the constructor: it runs for every
-client that the internal client holder or a user builds. The second is the attribute `_client`, the
-`httpx.AsyncClient` that sends all requests of a client: clients that exist already are found there
-when they next send. The plain httpx clients of Fireworks' REST client class are all found in this
-second way, whether they existed before or not.
+There are two hooks in the SDK's async client class. The first is the constructor, which runs for
+every client that the internal client holder or a user builds. The second is the attribute
+`_client`, the `httpx.AsyncClient` that sends all requests of a client: it finds existing clients
+at their next request. The plain httpx clients of Fireworks' REST client class, old and new, are
+all found by the second kind of hook.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from tinker_guard.sync_transport import SyncGuardTransport
     from tinker_guard.transport import GuardTransport
 
-# What requests need is imported with the first client (`_guard_class`). That a dependency is
-# missing is told at installation all the same.
+# Modules for requests are imported with the first client (`_guard_class`). A missing dependency
+# is nevertheless reported at installation.
 for _dependency in ("opentelemetry", "tenacity"):
     if find_spec(_dependency) is None:
         raise ModuleNotFoundError(f"No module named {_dependency!r}", name=_dependency)
 
-# Protects `_installation` and all that belongs to it. While it is held, nothing is imported, no
-# import is waited for, and nothing but faults is logged: the end of an SDK's import takes this lock
+# Protects `_installation` and its state. A holder of this lock must not import a module, wait for
+# an import, or log anything but faults: the end of an SDK's import takes this lock
 # while it holds the locks of the modules that import the SDK. Reentrant, because a signal handler
 # may uninstall while this is held.
 _lock = threading.RLock()
@@ -74,7 +74,7 @@ def _renew_lock() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # The thread that held it does not exist in the child.
+    # The thread that held the lock does not exist in the child.
     os.register_at_fork(after_in_child=_renew_lock)
 
 
@@ -83,7 +83,7 @@ class AlreadyInstalledError(RuntimeError):
 
 
 class UnguardedError(RuntimeError):
-    """With `strict`: a client of an SDK cannot be guarded, so that it is not to be used."""
+    """With `strict`: a client of an SDK cannot be guarded, and must not be used."""
 
 
 class _Request(NamedTuple):
@@ -92,16 +92,16 @@ class _Request(NamedTuple):
     settings: GuardSettings
     control_plane: AnyControlPlane | None
     for_children: str | None
-    """What child processes get in the variable `child_env.SETTINGS`."""
+    """The value of the variable `child_env.SETTINGS` for child processes."""
     replace: bool
     is_automatic: bool
-    """Whether the program did not make the call itself; a call of its own overrides this one."""
+    """Whether the guard installed itself; a call by the program overrides this one."""
 
 
 class _Installation:
-    """What `install_guard()` put in place, and how to take it away.
+    """The hooks of `install_guard()`, and how to remove them.
 
-    Its methods are called with `_lock` held. The hooks that it puts into the SDK take that lock
+    Callers of its methods hold `_lock`. Its hooks in the SDK take that lock
     themselves.
     """
 
@@ -110,19 +110,19 @@ class _Installation:
         self.control_plane = request.control_plane
         self.is_automatic = request.is_automatic
         self.places: Counter[Place] = Counter()
-        """How many clients were guarded, by the place that they send to."""
+        """Number of guarded clients, by their destination."""
         self.rest_clients: Counter[str] = Counter()
-        """How many REST clients were guarded, by the name of their SDK."""
+        """Number of guarded REST clients, by the name of their SDK."""
         self._is_active = True
         self._hooked: set[type[Any]] = set()
         self._undo = ExitStack()
         self._undo.callback(repeat_after_tracebacks())
         self._overridden_since: list[str] = []
-        # The httpx clients that have been examined, whether they are guarded now or not.
+        # The httpx clients that have been examined, guarded or not.
         self._clients: WeakRegistry[AnyClient] = WeakRegistry()
         self._guards: WeakRegistry[GuardTransport | SyncGuardTransport] = WeakRegistry()
         # Ids of SDK clients whose constructor is running. The constructor may read `_client`, which
-        # is guarded afterwards, or never if the client was built for its transport alone.
+        # is guarded afterwards, or never if the client was built only for its transport.
         self._under_construction: set[int] = set()
 
     def hook_into(self, client_class: type[Any]) -> bool:
@@ -161,10 +161,10 @@ class _Installation:
         )
 
     def uninstall(self) -> list[str]:
-        """Leave the SDKs as they were; a guard that something else has wrapped does nothing.
+        """Restore the SDKs; a guard that another library has wrapped does nothing any more.
 
         Returns:
-            The names of client classes that something else has changed since.
+            The names of client classes that another library has changed since.
         """
         self._is_active = False
         self._undo.close()
@@ -181,11 +181,11 @@ class _Installation:
         return self._overridden_since
 
     def is_like(self, request: _Request) -> bool:
-        """Whether a request asks for what is installed already."""
+        """Whether a request has the installed settings and control plane."""
         return self.settings == request.settings and self.control_plane is request.control_plane
 
     def reconfigure(self, request: _Request) -> None:
-        """Change the settings; requests under way keep the old ones to their end."""
+        """Change the settings; requests in progress keep the old ones to their end."""
         self.settings, self.control_plane = request.settings, request.control_plane
         self.is_automatic = request.is_automatic
         for guard in self._guards:
@@ -208,14 +208,14 @@ class _Installation:
     def _guarded(self, init: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(init)
         def guarded_init(client: Any, *args: Any, **kwargs: Any) -> None:
-            # Under construction: built for its transport, by a constructor put on top of this one.
+            # Under construction: built for its transport, by a constructor that wraps this one.
             if not self._is_active or id(client) in self._under_construction:
                 init(client, *args, **kwargs)
                 return
             self._construct(init, client, args, kwargs)
 
-            # Not the client itself: that would be a cycle, and the SDK relies on a client that
-            # goes out of use being finalized at once.
+            # Not the client itself: that would be a reference cycle, and the SDK relies on the
+            # immediate finalization of unused clients.
             own_class = type(client)
 
             def build() -> httpx.AsyncClient:
@@ -233,8 +233,8 @@ class _Installation:
             return
         build = None
         try:
-            # Another package may have replaced the constructor since, and passed the hook by: its
-            # own one takes what the client was built with, such as a key that the SDK refuses.
+            # Another package may have replaced the constructor since, without the hook: only its
+            # constructor accepts the client's arguments, such as a key that the SDK refuses.
             for constructor in (client_class.__init__, init):
                 arguments = constructor_arguments(sdk_client, constructor)
                 if arguments is not None:
@@ -271,7 +271,7 @@ class _Installation:
         *,
         routes_only: bool = False,
     ) -> bool:
-        """Guard the httpx client in an attribute; False if that is done already."""
+        """Guard the httpx client in an attribute; False if it is guarded already."""
         client: Any = None
         try:
             client = vars(holder)[name]
@@ -286,8 +286,8 @@ class _Installation:
                 raise UnguardedError(
                     "tinker_guard cannot guard this client, and strict is set; the log says why."
                 ) from None
-            # Or each use of it would meet the fault again: it shall, if strict. What a program's
-            # test puts in the place of a client may be something that cannot be noted.
+            # Otherwise each use would meet the fault again, as intended with `strict`. A test's
+            # replacement of a client may not support weak references.
             with suppress(TypeError):
                 self._clients.add(client)
             return False
@@ -325,7 +325,7 @@ class _Installation:
                 )
                 self._guards.add(guard)
                 set_transport(client, pattern, guard)
-        # Last, because other threads send over a client in here without the lock.
+        # Last, because other threads send over a client in this registry without the lock.
         self._clients.add(client)
 
     def _build(
@@ -348,8 +348,8 @@ class _Installation:
 def _guard_class(client: AnyClient) -> type[GuardTransport | SyncGuardTransport]:
     """The transport that guards a client.
 
-    It is imported with the first client, and so is all that a warmup or a 404 needs: most of what
-    the guard consists of, and many a process that imports an SDK has no client.
+    The first client imports it, with all modules for a warmup and a 404. These are most of the
+    guard, and many processes import an SDK without building a client.
     """
     from tinker_guard.sync_transport import SyncGuardTransport
     from tinker_guard.transport import GuardTransport
@@ -364,9 +364,9 @@ def install_unattended(
 ) -> None:
     """Install the guard without a caller that could handle errors: they are logged instead.
 
-    A guard that the program itself has installed stays. Without settings, this takes those that a
-    parent process was given in code. With `strict`, an error is raised instead of logged: it comes
-    out of the SDK's `import` statement.
+    A guard that the program itself has installed stays. Without settings, this uses those that a
+    parent process passes on. With `strict`, the SDK's `import` statement raises the error
+    instead.
 
     Args:
         settings: As for `install_guard()`.
@@ -411,16 +411,16 @@ def install(
         control_plane: As for `install_guard()`.
         for_children: The settings of child processes, as JSON, if a parent process left them.
         replace: As for `install_guard()`.
-        is_automatic: Whether the program did not ask for it itself.
+        is_automatic: Whether the guard installs itself, without a call by the program.
         is_wanted: Whether the guard is still to be installed.
 
     Raises:
-        Exception: What `install_guard()` raises.
+        Exception: As `install_guard()`.
     """
     settings = given or GuardSettings()
     check_variables(settings)
     if not for_children:
-        # Child processes read the variables themselves, but may have to go without a key.
+        # Child processes read the variables themselves, but may lack a key.
         if given is not None:
             for_children = settings.dump_without_key()
         elif settings.control_plane_api_key is not None:
@@ -432,7 +432,7 @@ def install(
 
 
 def _change_installed(request: _Request) -> bool:
-    """Serve a request that needs no new installation; True if it was served.
+    """Apply a request to the existing installation; False if it needs a new one.
 
     Raises:
         AlreadyInstalledError: The guard is installed with other settings.
@@ -500,7 +500,7 @@ def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
     for sdk, _ in imported:
         _tell_hooked(sdk, request.settings)
     try:
-        # No callback comes for an import that began before it was watched.
+        # An import that began before the watch does not call back.
         for sdk in SDKS:
             if sdk.is_imported():
                 _hook_into(sdk)
@@ -524,7 +524,7 @@ def _start_export(settings: GuardSettings) -> None:
 
 
 def _hook_into_imported(sdk: Sdk) -> None:
-    """Hook into an SDK at the end of its import; an error comes out of the `import` statement."""
+    """Hook into an SDK at the end of its import; the `import` statement raises an error."""
     try:
         _hook_into(sdk)
     except Exception as error:
@@ -562,7 +562,7 @@ def _tell_hooked(sdk: Sdk, settings: GuardSettings) -> None:
         logging.INFO,
         "%s is guarded: its requests wait up to %g s for a new route, and up to %g s after a "
         "404 on one that worked.",
-        # Its version is read where the line is written.
+        # Reading the version takes time, so it is read only for a visible line.
         sdk,
         settings.warmup_timeout,
         settings.retry_timeout,
@@ -578,12 +578,12 @@ def _tell_hooked(sdk: Sdk, settings: GuardSettings) -> None:
 
 @faults.fail_open
 def _tell_unguarded_base_url(settings: GuardSettings) -> None:
-    """Say of `TINKER_BASE_URL`, where no pattern explains it, by which it would be guarded."""
+    """If no pattern matches `TINKER_BASE_URL`, log the pattern that would guard it."""
     base_url = os.environ.get("TINKER_BASE_URL")
     try:
         place = None if not base_url else Place.of(base_url, settings.routes)
     except (httpx.InvalidURL, ValueError):
-        # The SDK says so itself, and so does `tinker-guard doctor`.
+        # The SDK reports this itself, and so does `tinker-guard doctor`.
         return
     if place is not None and place.job is None:
         faults.log(logging.INFO, "TINKER_BASE_URL: %s.", place)
@@ -638,7 +638,7 @@ def describe() -> GuardStatus:
 
 
 def uninstall() -> None:
-    """Leave the SDKs as they were, whoever installed the guard."""
+    """Restore the SDKs, however the guard was installed."""
     with _lock:
         changed_since = _remove()
     _log_changed_since(changed_since)
@@ -654,7 +654,7 @@ def uninstall_unattended() -> None:
 
 
 def _remove() -> list[str]:
-    """Uninstall, with `_lock` held; returns the classes that something else has changed since."""
+    """Uninstall, with `_lock` held; returns the classes that another library has changed since."""
     global _installation
     forget_all()
     remove(os.environ)

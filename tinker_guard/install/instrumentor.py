@@ -18,7 +18,7 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Guards the SDKs as `install_guard()` does, once the program imports one.
 
     `opentelemetry-instrument python train.py` finds it by its entry point, in programs without an
-    SDK too; so it imports little, and what would be an error of `install_guard()` is logged.
+    SDK too. It therefore imports little, and logs the errors that `install_guard()` would raise.
     `instrument()` takes `settings` and `control_plane`.
     """
 

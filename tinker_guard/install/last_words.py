@@ -1,4 +1,4 @@
-"""Repeats, after the traceback of a program that died of a 404, the line that says why.
+"""Repeats the line on a 404 handed back after the traceback of a program that died of the 404.
 
 The guard logs that line when it hands the 404 back. Sixty lines of the SDK's traceback follow, so
 that the end of a log shows only "Trainer job not found or not running".
@@ -22,8 +22,8 @@ def repeat_after_tracebacks() -> Callable[[], None]:
     """After the traceback of a 404, write the last line that was logged on one handed back.
 
     Returns:
-        A function that undoes this. A hook that has been installed meanwhile stays, and
-        this one does nothing any more.
+        A function that undoes this. A hook that was installed on top stays; this one then does
+        nothing any more.
     """
     before = sys.excepthook
     is_active = True

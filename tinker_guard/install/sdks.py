@@ -1,4 +1,4 @@
-"""Which SDKs can be guarded, and where the guard hooks into them."""
+"""The SDKs that can be guarded, and their hook points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UnsupportedSdkError(RuntimeError):
 
 
 class Sdk(NamedTuple):
-    """Where the guard hooks into one SDK."""
+    """The hook point of one SDK."""
 
     distribution: str
     """Name of the installed distribution, for its version."""
@@ -60,7 +60,7 @@ class Sdk(NamedTuple):
         version = self.version
         if version in self.tested:
             return True
-        # Not for the newest release, which most programs have: it takes two milliseconds.
+        # Skipped for the newest release, which most programs have: comparing takes 2 ms.
         from packaging.version import InvalidVersion, Version
 
         oldest, newest = map(Version, self.tested)
@@ -77,7 +77,7 @@ class Sdk(NamedTuple):
         """Check that the client holder exists, without importing it.
 
         Raises:
-            UnsupportedSdkError: It does not.
+            UnsupportedSdkError: It does not exist.
         """
         if not is_findable(self.holder_module):
             raise self._unsupported(self.holder_module)
@@ -89,7 +89,7 @@ class Sdk(NamedTuple):
             UnsupportedSdkError: This version lacks them, or has them in another form.
         """
         self.check_holder()
-        # No waiting for a module that is being imported: this is called at the end of its import.
+        # Do not wait for the module's import: this is called at the end of it.
         holder = sys.modules.get(self.holder_module) or importlib.import_module(self.holder_module)
         client_class = getattr(holder, self.client_name, None)
         pool_class = getattr(holder, "ClientConnectionPool", None)
@@ -136,7 +136,7 @@ SDKS: Final = (
 
 
 class RestClients(NamedTuple):
-    """Where the guard hooks into the plain httpx clients that an SDK has beside its own class."""
+    """The hook points of the plain httpx clients that an SDK has beside its own class."""
 
     distribution: str
     """Name of the installed distribution, for its version."""
@@ -147,14 +147,14 @@ class RestClients(NamedTuple):
     builders: tuple[tuple[str, str], ...]
     """Attributes that hold a client, and the function that builds it from `verify`."""
     of_deployments: str
-    """Which requests of such an SDK the guard does not see without the setting `deployments`."""
+    """The requests of such an SDK that are not guarded with `deployments=False`."""
 
     def is_installed(self) -> bool:
         """Whether any release of the SDK is installed, with such clients or without."""
         return is_findable(self.module.partition(".")[0])
 
     def may_be_there(self) -> bool:
-        """Whether this release has such clients, as far as that shows without importing it."""
+        """Whether this release seems to have such clients; imports nothing."""
         if self.module in sys.modules:
             return self.find_class() is not None
         return is_findable(self.module)
@@ -190,10 +190,10 @@ REST_CLIENTS: Final = (
 
 
 def unguarded_requests(settings: GuardSettings | None) -> list[str]:
-    """Which requests of a program are never guarded.
+    """The requests of a program that are never guarded.
 
     Args:
-        settings: How the guard behaves; None if it is not installed.
+        settings: The guard's settings; None if it is not installed.
     """
     installed = [rest for rest in REST_CLIENTS if rest.is_installed()]
     guards_deployments = settings is None or settings.deployments

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Where clients send requests to: the part of their base URL that may be shown."""
+    """The destination of clients: the part of their base URL that may be shown."""
 
     origin: str
     """Scheme, host and port."""
@@ -26,18 +26,18 @@ class Place(NamedTuple):
     """The trainer route's name: account and job, such as `acc/job-1`, or its base URL; None off
     trainer routes."""
     pattern: str = ""
-    """The pattern for the setting `routes` that would guard it; empty on a trainer route."""
+    """The pattern for `routes` that would guard this place; empty on a trainer route."""
 
     @classmethod
     def of(cls, base_url: str, routes: Sequence[str] = ()) -> Place:
-        """The place that a base URL leads to.
+        """The place of a base URL.
 
         Args:
             base_url: The URL.
             routes: The setting of this name.
 
         Raises:
-            httpx.InvalidURL: This is no URL.
+            httpx.InvalidURL: The text is no URL.
         """
         url = httpx.URL(f"{base_url.rstrip('/')}/")
         route = patterns_of(tuple(routes)).route_of(url)
@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 
 class RestStatus(NamedTuple):
-    """What is guarded of the plain httpx clients that an SDK has beside its own."""
+    """Whether the plain httpx clients that an SDK has beside its own are guarded."""
 
     what: str
     """`guarded`, `guarded when imported`, `not guarded`, `none in this release`."""
@@ -78,17 +78,17 @@ class GuardStatus:
     """What is guarded in a process, and how."""
 
     settings: GuardSettings | None
-    """How the guard behaves; None if it is not installed."""
+    """The guard's settings; None if it is not installed."""
     sdks: dict[str, str]
     """By each SDK's name: `guarded`, `guarded when imported`, `not guarded`, `not installed`."""
     clients: dict[Place, int]
-    """How many clients have been guarded so far, by the place that they send to."""
+    """How many clients have been guarded so far, by their destination."""
     rest_clients: dict[str, RestStatus]
     """By the name of an installed SDK that has plain httpx clients beside its own."""
     unguarded: list[str]
-    """Which requests are not guarded."""
+    """The requests that are not guarded."""
     has_own_control_plane: bool
-    """Whether the program gave a control plane of its own."""
+    """Whether the program set a control plane of its own."""
 
     @property
     def is_installed(self) -> bool:

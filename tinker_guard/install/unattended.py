@@ -22,7 +22,7 @@ PACKAGES = ("tinker", "fireworks.training.sdk._core")
 HOLDERS = tuple(f"{package}.lib.internal_client_holder" for package in PACKAGES)
 """Their client holders."""
 REST_MODULES = ("fireworks.training.sdk._rest_client",)
-"""The modules of `tinker_guard.install.sdks.REST_CLIENTS`, which a program may import alone."""
+"""The modules of `tinker_guard.install.sdks.REST_CLIENTS`; a program may import only these."""
 
 
 def install_when_needed(
@@ -30,8 +30,8 @@ def install_when_needed(
 ) -> None:
     """Install the guard when an SDK is imported; at once if one has been already.
 
-    A program's own `install_guard()` takes precedence, whenever it comes, and `uninstall_guard()`
-    ends this too.
+    The program's own `install_guard()` takes precedence at any time, and `uninstall_guard()`
+    cancels this too.
 
     Args:
         settings: The settings; None reads those that a parent process passed on, else
@@ -51,9 +51,9 @@ def install_when_needed(
 
             if is_strict(os.environ) if settings is None else settings.strict:
                 raise
-            # A dependency is missing or too old, for instance. The import that led here goes on.
+            # A dependency is missing or too old, for instance. The SDK's import continues.
             problem = f"{type(error).__name__}: {error}"
-            # It is None in a process that was started without one, and may be a full disk.
+            # `sys.stderr` is None if the process was started without it, and may be a full disk.
             with suppress(Exception):
                 sys.stderr.write(f"tinker_guard: this process runs unguarded. {problem}\n")
 
@@ -61,8 +61,8 @@ def install_when_needed(
         return any(is_watched(module, install) for module in (*PACKAGES, *REST_MODULES))
 
     for holder in HOLDERS:
-        # The import may begin in one thread before another thread, which installs the guard, has
-        # watched the module. An import that is watched from its beginning calls every callback that
+        # One thread may begin the import before another thread, which installs the guard, watches
+        # the module. An import that is watched from its beginning calls every callback that
         # is registered at its end.
         watch(holder, lambda: None)
     for module in (*PACKAGES, *REST_MODULES):

@@ -1,4 +1,4 @@
-"""Spans of what the guard does: a request, a resend, a probe, a lookup, a warmup."""
+"""Spans of the guard's actions: a resend, a probe, a lookup, a warmup."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _tracer = _Tracer(None, trace.NoOpTracer())
 
 
 def tracer() -> trace.Tracer:
-    """The guard's tracer, from the provider that the program has now.
+    """The guard's tracer, from the program's current provider.
 
-    A tracer from before there was a provider stays a proxy, without the attributes that `begun`
-    needs.
+    A tracer that was created before the provider stays a proxy, without the attributes that
+    `begun` needs.
     """
     global _tracer
     provider = trace.get_tracer_provider()
@@ -75,12 +75,12 @@ def route_labels(route: Route) -> dict[str, AttributeValue]:
 def not_found_labels(
     headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool
 ) -> dict[str, AttributeValue]:
-    """The attributes that say who wrote a 404.
+    """The attributes that name the author of a 404.
 
     Args:
         headers: The 404's headers.
         body: Its body.
-        is_trainers: Whether the guard takes it for the trainer's own.
+        is_trainers: Whether it counts as the trainer's own.
     """
     if is_trainers:
         return {names.NOT_FOUND_SOURCE: Source.TRAINER.value}
@@ -91,7 +91,7 @@ def not_found_labels(
 
 
 def error_type_of(error: BaseException) -> str | None:
-    """An exception's name as the HTTP conventions want it; None for the caller's cancellation."""
+    """An exception's name by the HTTP conventions; None for the caller's cancellation."""
     if isinstance(error, asyncio.CancelledError):
         return None
     kind = type(error)
@@ -100,7 +100,7 @@ def error_type_of(error: BaseException) -> str | None:
 
 
 class Stopwatch:
-    """When something began, and how long ago, even if the system's clock is set meanwhile."""
+    """Start time and elapsed time, correct even if the system's clock is changed meanwhile."""
 
     __slots__ = ("_began_at", "began_ns")
 
@@ -111,7 +111,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Seconds since then."""
+        """Seconds since the start."""
         return time.perf_counter() - self._began_at
 
     @property
@@ -121,7 +121,7 @@ class Stopwatch:
 
 
 class Action:
-    """A span of something that the guard does; without a recorder, its methods do nothing."""
+    """A span of one action of the guard; without a recorder, its methods do nothing."""
 
     __slots__ = ("span",)
 
@@ -135,7 +135,7 @@ class Action:
             self.span.set_attributes(attributes)
 
     def answered(self, status_code: int) -> None:
-        """Note the status of the exchange below."""
+        """Record the status of the exchange below."""
         self.set({names.STATUS_CODE: status_code})
         if status_code >= 400:
             self.failed(str(status_code))
@@ -156,8 +156,8 @@ def action(
 
     Args:
         name: The span's name, of low cardinality.
-        attributes: Those known from the beginning, so that samplers see them.
-        is_wanted: Whether the settings want spans.
+        attributes: Those known at the start, so that samplers get them.
+        is_wanted: Whether the settings enable spans.
     """
     opened = _open(name, attributes) if is_wanted else None
     opened_action = Action(opened[0] if opened else None)

@@ -1,8 +1,8 @@
-"""Creates spans anew under ids that have been sent to a server already.
+"""Recreates spans with ids that have been sent to a server already.
 
-A span of OpenTelemetry cannot change its kind or its parent. The SDK's tracers, however, hold their
+A span of OpenTelemetry cannot change its kind or its parent. The SDK's tracers, however, have their
 id generator and their sampler in public attributes. A copy of a tracer, used for one span, returns
-an id and a decision that are known already.
+a given id and a given sampling decision.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=4)
 def can_begin_again(by: Any) -> bool:
-    """Whether a tracer is the SDK's, or has the same attributes."""
+    """Whether a tracer is the SDK's, or has the same public attributes."""
     return hasattr(by, "id_generator") and hasattr(by, "sampler")
 
 
 def tracer_beginning_again(begun: SpanContext, span_id: int | None = None) -> Tracer:
-    """A tracer for one span in the trace of a span that was started and then given up.
+    """A tracer for one span in the trace of a span that was started and then abandoned.
 
     Args:
-        begun: The context of the span that was given up.
-        span_id: The id of the span to make; None generates one.
+        begun: The context of the abandoned span.
+        span_id: The id of the new span; None generates one.
     """
     again: Any = copy.copy(tracer())
     again.id_generator = _KnownIds(again.id_generator, begun.trace_id, span_id)

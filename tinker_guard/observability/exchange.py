@@ -1,14 +1,14 @@
-"""Spans of what the guard does, and the one CLIENT span of each exchange over the network.
+"""Spans of the guard's actions, and the one CLIENT span of each exchange over the network.
 
 An *action* of the guard (a resend, a probe, a lookup, a warmup) is an INTERNAL span with the label.
 Below it, each *exchange* has exactly one CLIENT span. It is created by
 
 * the inner transport, if it traces by itself as pyqwest's does. It also sends its context to the
-  gateway, so the guard removes the context of others from the request's headers;
+  gateway, so the guard removes other contexts from the request's headers;
 * an instrumentation above the guard that has put the current span into the request's headers, as
   OpenTelemetry's httpx instrumentation of a single client does. Its span is the first exchange;
 * otherwise the guard. The first exchange's span is then the span of the whole request, unless
-  something has happened to the request: see `request`.
+  the request met a 404, a wait or an error: see `request`.
 
 During an exchange, other HTTP instrumentations are suppressed.
 """
@@ -49,7 +49,7 @@ _PROTOCOLS: Final = {b"HTTP/1.0": "1.0", b"HTTP/1.1": "1.1", b"HTTP/2": "2"}
 
 
 def exchange_attributes(operation: Operation, request: httpx.Request) -> dict[str, AttributeValue]:
-    """Attributes of every HTTP span and metric, by the conventions, known before sending."""
+    """Attributes of every HTTP span and metric that are known before sending."""
     url = request.url
     return {
         names.METHOD: operation.method,
@@ -61,20 +61,20 @@ def exchange_attributes(operation: Operation, request: httpx.Request) -> dict[st
 class Exchange:
     """One request over the network and its response: a context manager around the sending.
 
-    Inside the block, `request` is the one to send: the given one or, where a header has to differ,
-    a shallow copy. The caller's own request stays as it is.
+    Inside the block, `request` is the one to send: the given one or, if a header must differ,
+    a shallow copy. The caller's own request is never changed.
 
     Args:
         request: The request.
         operation: Its operation.
-        is_traced_below: Whether the inner transport makes the CLIENT span.
-        is_traced_above: Whether an instrumentation above the guard has made it.
-        is_wanted: Whether the guard observes it at all; if not, nothing is changed or noted.
-        has_span: Whether the guard makes the span now, if the guard has to make it.
-        resend: 0 for the first time that the request is sent.
-        request_attributes: More attributes of a CLIENT span that stands for the whole request:
+        is_traced_below: Whether the inner transport creates the CLIENT span.
+        is_traced_above: Whether an instrumentation above the guard has created it.
+        is_wanted: Whether the guard observes the exchange; if not, it changes and records nothing.
+        has_span: Whether the guard creates the span now, if it is the guard's to create.
+        resend: Number of the resend; 0 for the first attempt.
+        request_attributes: More attributes of a CLIENT span that is also the whole request's:
             it is left open, without the attributes in `result`. None if it is the exchange's only.
-        unsampled: The span that is current meanwhile if the guard makes none; None leaves the
+        unsampled: The current span during the exchange if the guard creates none; None leaves the
             current one.
     """
 
@@ -115,16 +115,16 @@ class Exchange:
         self._operation = operation
         self.is_traced_below: bool = is_traced_below
         self.is_mine: bool = not (is_traced_below or is_traced_above)
-        """Whether the guard makes the CLIENT span."""
+        """Whether the guard creates the CLIENT span."""
         self._is_wanted = is_wanted
         self._has_span = has_span
         self._resend = resend
         self._request_attributes = request_attributes
         self._unsampled = unsampled
         self.span: Span | None = None
-        """The CLIENT span that the guard has made."""
+        """The CLIENT span that the guard has created."""
         self.result: dict[str, AttributeValue] = {}
-        """Attributes that are known since the exchange ended."""
+        """Attributes that are known after the exchange."""
         self._token: Token[Context] | None = None
         self._ended_ns: int | None = None
 
@@ -177,10 +177,10 @@ class Exchange:
 
     @fail_open
     def record_late(self, late_tracer: Tracer | None = None) -> None:
-        """Make the CLIENT span of an exchange that is over and has none.
+        """Create the CLIENT span of a completed exchange without one.
 
         Args:
-            late_tracer: The tracer; None takes the guard's own.
+            late_tracer: The tracer; None uses the guard's own.
         """
         if self._ended_ns is not None:
             self._finish(self._start_span(late_tracer or tracer()))

@@ -1,7 +1,7 @@
-"""Log lines for people, all on the logger `tinker_guard`.
+"""Log lines, all on the logger `tinker_guard`.
 
-A line that is written while a trace is active carries its ids, named as OpenTelemetry's own logging
-instrumentation names them: `otelTraceID`, `otelSpanID`, `otelTraceSampled`.
+A line that is written during an active trace has its ids, under the names of OpenTelemetry's own
+logging instrumentation: `otelTraceID`, `otelSpanID`, `otelTraceSampled`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _REPEAT_AFTER: Final = 10.0
 """Seconds between two lines on the same wait, or the same verdict."""
 _SAME_RACE: Final = 60.0
-"""Seconds without a race after which the next one is logged as a new one."""
+"""Seconds without a race after which the next race is logged as a new one."""
 
 
 def _add_trace_ids(record: logging.LogRecord) -> bool:
-    """A filter that puts the ids of the active trace on each record, and drops none."""
+    """A filter that adds the ids of the active trace to each record, and drops none."""
     context = trace.get_current_span().get_span_context()
     record.otelTraceID = f"{context.trace_id:032x}" if context.is_valid else "0"
     record.otelSpanID = f"{context.span_id:016x}" if context.is_valid else "0"
@@ -47,7 +47,7 @@ class Wait(NamedTuple):
     seconds: float = 0.0
     """The whole budget."""
     setting: str = ""
-    """The variable that gives it more time."""
+    """The variable that raises the budget."""
 
     def within(self, setting: str, seconds: float) -> Wait:
         """The same, with a setting as its budget."""
@@ -55,10 +55,10 @@ class Wait(NamedTuple):
 
 
 class RouteLog:
-    """What has been logged about one route, so that not every request writes a line.
+    """The last log lines of one route, so that not every request writes a line.
 
-    A *race* lasts until no request has met one for `_SAME_RACE` seconds: where one of two replicas
-    stays stale, every other request meets it.
+    A *race* lasts until no request has met one for `_SAME_RACE` seconds: if one of two replicas
+    stays stale, every other request meets the race.
     """
 
     __slots__ = (
@@ -75,21 +75,21 @@ class RouteLog:
 
     def __init__(self) -> None:
         self.is_open: bool = False
-        """Whether the last line says that a request waits."""
+        """Whether the last line reports a waiting request."""
         self.since: float | None = None
-        """When the present wait began; None if nothing waits."""
+        """When the current wait began; None if no request waits."""
         self.met_at: float = float("-inf")
-        """When a wait was noted last."""
+        """When a wait was recorded last."""
         self.said_at: float = float("-inf")
         """When a line was written last."""
         self.last_said: str = ""
         """The last answer of the control plane."""
         self.more: int = 0
-        """How many requests have recovered since the last line without a line of their own."""
+        """Number of requests that have recovered since the last line, without their own line."""
         self.judgement: Judgement | None = None
         """The last verdict that was logged with a 404 handed back."""
         self.judgement_at: float = 0.0
-        """When that was."""
+        """When that verdict was logged."""
         self.conflict_at: float = float("-inf")
         """When a resend that ended in a conflict was logged last."""
 
@@ -104,7 +104,7 @@ def log_waiting(state: RouteState, wait: Wait, why: str, *, left: float, is_race
         state: The route.
         wait: The wait.
         why: The reason.
-        left: Seconds that are left of the budget.
+        left: Seconds left of the budget.
         is_race: Whether the reason is known to be a race.
     """
     log, now = state.log, runtime.clock()()
@@ -141,7 +141,7 @@ def log_waiting(state: RouteState, wait: Wait, why: str, *, left: float, is_race
 def say_why(
     answer: JobAnswer | None, race: Judgement | None, *, has_control_plane: bool = True
 ) -> str:
-    """Say why a request waits after a 404, its own or one of its probes.
+    """The reason why a request waits after a 404, its own or one of its probes.
 
     Args:
         answer: The last answer of the control plane.
@@ -162,7 +162,7 @@ def say_why(
 
 @fail_open
 def log_race_over(state: RouteState, resends: int) -> None:
-    """Log that a request was answered: once per race, and later ones as a count.
+    """Log the first answered request after a race; count the later ones.
 
     Args:
         state: The route.
@@ -193,7 +193,7 @@ def log_race_over(state: RouteState, resends: int) -> None:
 
 @fail_open
 def log_conflict(state: RouteState, wait: Wait) -> None:
-    """Log that a resend was answered 409; for `_REPEAT_AFTER` seconds, others at DEBUG only.
+    """Log a resend that was answered 409; for `_REPEAT_AFTER` seconds, others only at DEBUG.
 
     Args:
         state: The route.
@@ -229,7 +229,7 @@ def log_warm(state: RouteState, seconds: float, probes: int) -> None:
 
 
 last_handed_back: list[str] = []
-"""The last warning on a 404 that was handed back, for the end of a traceback."""
+"""The last warning about a 404 that was handed back, for the end of a traceback."""
 
 
 @fail_open
@@ -242,10 +242,10 @@ def log_handed_back(
     *,
     is_replayable: bool = True,
 ) -> None:
-    """Log why a 404 is handed back, after how long, and what to do about it.
+    """Log a 404 that is handed back: the verdict, the time, and the remedy.
 
-    Requests that fail together log it once: for `_REPEAT_AFTER` seconds, the same verdict on the
-    same route is repeated at the DEBUG level only.
+    Requests that fail together write one line: for `_REPEAT_AFTER` seconds, the same verdict on the
+    same route is repeated only at the DEBUG level.
     """
     log, now = state.log, runtime.clock()()
     if judgement is TRAINER_ANSWERED:
@@ -259,8 +259,8 @@ def log_handed_back(
         judgement, answer, wait, is_replayable=is_replayable, has_probe=state.route.has_probe
     )
     if state.route.deployment is not None:
-        # The texts, and those of the control plane's errors, are of jobs, which are in base URLs.
-        # The space keeps the hosts in them as they are.
+        # The texts, and those of the control plane's errors, mention a job and the base URL.
+        # The leading space protects host names.
         explanation = explanation.replace(" in base_url", "").replace(" job", " deployment")
     line = (
         f"404 for {state.route.subject} handed back after {seconds:.2f} s "
@@ -295,7 +295,7 @@ def _explanation(
             is_starting = answer is not None and answer.phase is JobPhase.STARTING
             advice = f" It is on its way: a longer {wait.setting} waits longer."
             said = f"the control plane says that it is {answer.state if answer else 'stopped'}."
-            # Without a probe, it is not waited for.
+            # Without a probe, the request does not wait for the route.
             return said + advice if is_starting and has_probe else said
         case Reason.JOB_MISSING:
             return (

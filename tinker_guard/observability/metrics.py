@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Counter, Histogram
     from opentelemetry.util.types import AttributeValue
 
-# The buckets that the HTTP conventions advise.
+# The buckets recommended by the HTTP conventions.
 _EXCHANGE_BOUNDS: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 )
@@ -27,7 +27,7 @@ _WAIT_BOUNDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30
 
 
 class Metric(NamedTuple):
-    """What is known about one metric."""
+    """The declaration of one metric."""
 
     name: str
     unit: str
@@ -118,7 +118,7 @@ def _histogram(name: str) -> Histogram:
             name, metric.unit, metric.meaning, explicit_bucket_boundaries_advisory=metric.bounds
         )
     except TypeError:
-        # The API before 1.30 takes no advice.
+        # The API before 1.30 lacks the parameter for bucket bounds.
         return meter.create_histogram(name, metric.unit, metric.meaning)
 
 
@@ -131,13 +131,13 @@ def _counter(name: str) -> Counter:
 
 @fail_open
 def measure(name: str, seconds: float, attributes: Mapping[str, AttributeValue]) -> None:
-    """Record how long something took."""
+    """Record a duration."""
     if enabled().metrics and not is_suppressed():
         _histogram(name).record(seconds, attributes)
 
 
 @fail_open
 def count(name: str, attributes: Mapping[str, AttributeValue]) -> None:
-    """Count something that happened."""
+    """Increment a counter."""
     if enabled().metrics and not is_suppressed():
         _counter(name).add(1, attributes)

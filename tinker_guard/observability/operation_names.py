@@ -1,4 +1,4 @@
-"""Low-cardinality names of the SDK's operations, and which of them are only background."""
+"""Low-cardinality names of the SDK's operations, and the set of background operations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tinker_guard.policy.route import Route
 
 # Matches `forward_backward` and `v1`. A word with other characters is an id, and so is a word after
-# the name of a collection in the SDK's paths.
+# the name of a collection (such as `sessions`) in the SDK's paths.
 _PATH_WORD: Final = re.compile(r"[a-z_]*|v\d")
 _COLLECTIONS: Final = frozenset({"checkpoints", "samplers", "sessions", "training_runs"})
 
@@ -43,7 +43,7 @@ _OPERATIONS: Final = frozenset(
 _BACKGROUND: Final = frozenset(
     {"retrieve_future", "retrieve_futures", "session_heartbeat", "telemetry"}
 )
-"""Polls, heartbeats and the SDK's own telemetry: most requests of a run, but no work."""
+"""Polls, heartbeats and the SDK's own telemetry: most of a run's requests, but no work."""
 
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
@@ -54,16 +54,16 @@ class Operation(NamedTuple):
     """The operation of one request."""
 
     method: str
-    """The HTTP method; `_OTHER` for one that no standard knows."""
+    """The HTTP method; `_OTHER` for a non-standard one."""
     span_name: str
-    """Such as `POST /api/v1/forward_backward`. Of other paths than those below `/api/v1/` of a
-    trainer route the method alone, as the HTTP conventions ask for where no template is known."""
+    """Such as `POST /api/v1/forward_backward`. For paths outside `/api/v1/` of a trainer route only
+    the method, as the HTTP conventions require for paths without a template."""
     label: str | None
     """Such as `forward_backward`; None off trainer routes."""
     path: str
-    """What may be recorded of the path: below `/api/v1/` of a trainer route, all but the query.
-    Elsewhere it is the template of an operation that the SDK is known to have, else nothing: a
-    server exists whose API key stands in its paths."""
+    """The part of the path that may be recorded: below `/api/v1/` of a trainer route, all but the
+    query. Elsewhere the template of a known operation of the SDK, or nothing: some servers have the
+    API key in the path."""
     is_background: bool
 
 
@@ -73,9 +73,9 @@ def operation_of(method: str, raw_path: bytes, route: Route | None) -> Operation
     Args:
         method: The request's method.
         raw_path: Its path and query.
-        route: The trainer route that it lies on, or None.
+        route: The trainer route of the request, or None.
     """
-    # Without the query: in a signed URL it differs each time, and would fill the cache.
+    # Without the query: signed URLs all have different ones, which would fill the cache.
     path = raw_path.partition(b"?")[0]
     if route is None:
         return _operation(method, path, None, "")
@@ -91,7 +91,7 @@ def _operation(method: str, raw_path: bytes, base: str | None, recorded_base: st
     below = path if base is None else path[len(base) :]
     template = _template(below[1:])
     if base is None or not (below.startswith(_PREFIX) or template in {"", *_OPERATIONS}):
-        # A route by configuration may be all of a server, with such a key in paths below it.
+        # A configured route may be a whole server, with such a key in the paths below it.
         _, prefix, tail = below.rpartition(_PREFIX)
         template = _template(tail)
         recorded = prefix + template if prefix and template in _OPERATIONS else ""
@@ -101,7 +101,7 @@ def _operation(method: str, raw_path: bytes, base: str | None, recorded_base: st
 
 
 def _template(path: str) -> str:
-    """A path below a base URL, without the ids in it."""
+    """A path below a base URL, with its ids replaced."""
     words: list[str] = []
     for word in path.split("/"):
         is_id = words[-1:] and words[-1] in _COLLECTIONS and word != "search"

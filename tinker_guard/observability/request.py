@@ -62,14 +62,14 @@ def observe_request(
 class ObservedRequest:
     """The spans of one guarded request, if it has any, and its metrics.
 
-    A request to which nothing happens has one span: the CLIENT span of its exchange if the guard
-    makes that, else an INTERNAL span. When something happens (`promote`), the request gets an
-    INTERNAL span, with the exchange and all that follows below it. A CLIENT span that was started
-    for both is then given up, and both are created anew from the recorded times; the exchange keeps
-    the id that was sent to the gateway.
+    A clean request has one span: the CLIENT span of its exchange if the guard creates that one,
+    else an INTERNAL span. At the first event (`promote`: a 404, a wait or an error), the request
+    gets an INTERNAL span, with the exchange and all further actions below it. A CLIENT span that
+    was started for both is then abandoned, and both are recreated from the recorded times; the
+    exchange keeps the id that was sent to the gateway.
 
     A request that the settings exclude is *quiet* at first: below the guard, the current trace is
-    not sampled. Its spans, too, are created when something happens.
+    not sampled. Its spans, too, are created at the first event.
     """
 
     __slots__ = (
@@ -170,11 +170,11 @@ class ObservedRequest:
         return response
 
     def waited(self, seconds: float) -> None:
-        """Note a wait for the route's warmup."""
+        """Record a wait for the route's warmup."""
         self._warmup_wait = seconds
 
     def judged(self, judgement: Judgement) -> None:
-        """Note the verdict on a 404."""
+        """Record the verdict on a 404."""
         metrics.count(metrics.VERDICTS, self._labels | labels(judgement))
         if judgement.is_race:
             self.raced(judgement)
@@ -182,30 +182,30 @@ class ObservedRequest:
             self._tell_caller(judgement)
 
     def raced(self, judgement: Judgement) -> None:
-        """Note a race, of the request itself or, before it was sent, of its route."""
+        """Record a race of the request itself or, before it was sent, of its route."""
         self._race_met = self._race_met or self._first_404_at is not None
         self._tell_caller(judgement)
 
     def met_race_at_gate(self) -> None:
-        """Note that the request has waited for a race from its arrival on."""
+        """Record that the request has waited in a race since its arrival."""
         self._race_met, self._first_404_at = True, 0.0
 
     @fail_open
     def set(self, name: str, value: AttributeValue) -> None:
-        """Put an attribute on the span."""
+        """Set an attribute of the span."""
         if self._span is not None:
             self._span.set_attribute(name, value)
 
     @fail_open
     def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
-        """Note who wrote a 404; see `RequestReport.met_404`."""
+        """Record the author of a 404; see `RequestReport.met_404`."""
         if self._span is not None and self._span.is_recording():
-            # Put on the span in the end: what an earlier 404 says cannot be taken back from it.
+            # Set at the end, because attributes of an earlier 404 cannot be removed from a span.
             self._not_found = not_found_labels(headers, body, is_trainers=is_trainers)
 
     @fail_open
     def promote(self) -> None:
-        """Start the INTERNAL span of a request to which something happens, if it has none yet."""
+        """Start the INTERNAL span of the request at its first event, if it has none yet."""
         if not self._has_spans or self._span is not None:
             return
         first = self._first
@@ -264,7 +264,7 @@ class ObservedRequest:
                 metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
 
     def _begin(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> Exchange:
-        """Begin the first exchange, with the span that the request has until something happens."""
+        """Begin the first exchange, with the request's span until its first event."""
         is_below = emits_client_span(transport)
         request_attributes = None
         if self._has_spans and self._span is None:
@@ -295,7 +295,7 @@ class ObservedRequest:
 
     @property
     def _request_attributes(self) -> dict[str, AttributeValue]:
-        """Attributes of a request's span known from the start, beside `exchange_attributes`."""
+        """Attributes of a request's span known at the start, beside `exchange_attributes`."""
         attributes: dict[str, AttributeValue] = {}
         if self._operation.method == "_OTHER":
             attributes[names.METHOD_ORIGINAL] = self._request.method
@@ -318,7 +318,7 @@ class ObservedRequest:
     def _begin_again(self, first: Exchange, given_up: Span) -> None:
         """Replace the one span of the request and its first exchange by two."""
         if not given_up.is_recording():
-            # The sampler has dropped it, and with it the spans below.
+            # The sampler has dropped the span, and the spans below.
             self._span = given_up
             self._token = context.attach(trace.set_span_in_context(given_up))
             return
@@ -381,7 +381,7 @@ def _follows_parent(provider: Any) -> bool:
 
 
 def job_labels(state: RouteState | None, settings: GuardSettings) -> dict[str, AttributeValue]:
-    """The attributes that name a route on a metric, if the settings want metrics by job."""
+    """The attributes that name a route on a metric, if `metrics_by_job` is set."""
     if state is None or not settings.metrics_by_job:
         return {}
     return {**route_labels(state.route)}

@@ -1,7 +1,7 @@
 """Runs at the start of every Python process that has this directory in its PYTHONPATH.
 
-`tinker_guard.install.child_env` puts it there. This file must not fail in any process: one may
-belong to another environment, without tinker_guard or with an old Python. Hence no annotations.
+`tinker_guard.install.child_env` puts the directory there. This file must not fail in any process,
+even in another environment without tinker_guard or with an old Python. Hence no annotations.
 """
 
 import os
@@ -38,15 +38,15 @@ def _is_strict():
 def _say(problem):
     from contextlib import suppress
 
-    # It is None in a process that was started without one, and may be a full disk. What is raised
-    # in here would keep such a process from starting.
+    # `sys.stderr` is None if the process was started without it, and may be a full disk. An
+    # exception in here would keep the process from starting.
     with suppress(Exception):
         sys.stderr.write(problem + "\n")
         sys.stderr.flush()
 
 
 class _Refuse:
-    """Makes the import of an SDK fail, because it would not be guarded."""
+    """Makes the import of an unguarded SDK fail."""
 
     def __init__(self, problem):
         self._problem = problem
@@ -57,7 +57,7 @@ class _Refuse:
 
 
 def _run_the_next():
-    # Python imports one sitecustomize only: without this, ours would hide the user's own.
+    # Python imports only one sitecustomize: without this, ours would hide the user's own.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != here]
     ours = sys.modules.pop(__name__, None)
