@@ -8,7 +8,7 @@ from typing import Final
 from tinker_guard.cli.streams import OutputError, check_streams, end_output
 
 INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C, as a shell has it."""
+"""Exit code after Ctrl-C, as in a shell."""
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
         try:
             code = _execute(sys.argv[1:])
         finally:
-            # Not at the end of Python, where nothing can be said of a fault any more.
+            # Here, because a fault at the end of Python can no longer be reported.
             sys.stdout.flush()
     except KeyboardInterrupt:
         # Ctrl-C, perhaps while a command is still being imported.
@@ -30,7 +30,7 @@ def main() -> None:
 
 def _execute(arguments: list[str]) -> int:
     if arguments[:1] == ["run"]:
-        # It becomes another program, and imports next to nothing before that.
+        # It is replaced by another program, and imports next to nothing before.
         from tinker_guard.cli.run import run
 
         return run(arguments[1:])

@@ -1,7 +1,7 @@
 """The commands and their options.
 
 argparse rather than typer: importing typer takes two tenths of a second, and a bare install must
-show `--help` at once. A command imports what it needs when it is executed.
+show `--help` at once. Each command imports its modules when it is executed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STORIES: Final = {
     "deleted": "the job is deleted in the third step",
     "control-plane-down": "the route is forgotten for 1 s, the control plane is down",
 }
-"""What happens in the demo, by the name of the fault."""
+"""The demo's description of each fault, by its name."""
 
 _SUMMARY: Final = "Sees training runs through the routing races of an API gateway."
 _URL: Final = "the trainer's base URL, as given to the SDK"
@@ -56,7 +56,7 @@ COMMANDS: Final = {
     "gateway": _Command("demo.commands:gateway", "demo", _DEMO),
     "completion": _Command("completion:completion", "cli", ("shtab",)),
 }
-"""All commands but `run`, which becomes another program."""
+"""All commands but `run`, which is replaced by another program."""
 NAMES: Final = ("run", *COMMANDS)
 
 
@@ -70,7 +70,7 @@ def execute(arguments: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        SystemExit: Wrong usage, or help was asked for.
+        SystemExit: Wrong usage, or a request for help.
     """
     parser = build_parser()
     if not arguments:
@@ -81,11 +81,11 @@ def execute(arguments: Sequence[str]) -> int:
         parser.error(f"there is no command {first!r}; did you mean {near[0]}?")
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
-        # argparse by itself shows the usage of `tinker-guard`, which has none of these options.
+        # argparse by default shows the usage of `tinker-guard`, without the command's options.
         of_command = parser if parsed.command == "run" else parsed.parser
         of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
     if parsed.command == "run":
-        # Options before `run` have been refused already.
+        # The parser has already refused options before `run`.
         from tinker_guard.cli.run import run
 
         return run(parsed.arguments)
@@ -120,7 +120,7 @@ def build_parser(*, is_brief: bool = False) -> argparse.ArgumentParser:
     """The parser of all commands.
 
     Args:
-        is_brief: Whether a command is described by its summary alone, as shells show it.
+        is_brief: Whether commands have only their summaries, for the completions of shells.
     """
     parser = argparse.ArgumentParser("tinker-guard", description=_SUMMARY)
     parser.add_argument("--version", action="version", version=f"tinker-guard {__version__}")
@@ -305,7 +305,7 @@ def _port(text: str) -> int:
 
 
 def _file_to_write(text: str) -> Path:
-    # Checked first: the work that gives the content takes long.
+    # Checked first, because producing the content takes long.
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(

@@ -1,6 +1,6 @@
-"""`tinker-guard run`: starts a program with the guard in it, without a change to the program.
+"""`tinker-guard run`: starts an unchanged program with the guard.
 
-It needs no extra and imports next to nothing, so that a program loads only what it uses.
+It needs no extra and imports next to nothing, so that a program loads only its own modules.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _NOT_FOUND = 127
 
 
 def run(arguments: list[str]) -> int:
-    """Become a command, with the guard in its environment.
+    """Replace this process by a command, with the guard in its environment.
 
     Args:
         arguments: The words after `tinker-guard run`.
 
     Returns:
-        The exit code, if the command could not be started; on Windows, always.
+        The exit code if the command could not be started; on Windows, always the exit code.
     """
     if arguments[:1] in (["--help"], ["-h"]):
         sys.stdout.write(USAGE)
@@ -77,7 +77,7 @@ def _become(command: list[str]) -> int:
     sys.stderr.flush()
     if os.name != "nt":
         for name in ("SIGPIPE", "SIGXFSZ"):
-            # Python ignores these signals, and the new program would inherit that.
+            # Python ignores these signals, and the new program would inherit this.
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
         os.execvp(command[0], command)  # noqa: S606 - the user's own command, without a shell

@@ -1,4 +1,4 @@
-"""The standard streams of a command: what they do if they are closed, or cannot be written."""
+"""The standard streams of a command: their behaviour if they are closed or cannot be written."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NOT_WRITTEN: Final = 74
 class OutputError(Exception):
     """Standard output could not be written.
 
-    No OSError: argparse passes over one, and a command takes it for a fault of what it does.
+    Not an OSError: argparse ignores one, and a command would report it as a fault of its own work.
     """
 
 
 class _Closed(io.RawIOBase):
-    """In the place of a stream that was closed before the program began, which Python has as None.
+    """Replaces a stream that was closed before the program began; in Python, it is None.
 
-    No null device: output would be lost, and the exit code would say that it was written.
+    Not a null device: output would be lost, with the exit code of a success.
     """
 
     def readable(self) -> bool:
@@ -57,7 +57,7 @@ class _Output(io.TextIOWrapper):
 
 
 class _Messages(io.TextIOWrapper):
-    """Standard error. What it cannot take is lost: there is no other place to say that."""
+    """Standard error. Text that cannot be written is dropped: there is no other stream for it."""
 
     def write(self, text: str) -> int:
         try:
@@ -71,9 +71,9 @@ class _Messages(io.TextIOWrapper):
 
 
 def check_streams() -> None:
-    """Have a fault of standard output raise `OutputError`, and one of standard error nothing.
+    """Make faults of standard output raise `OutputError`, and ignore those of standard error.
 
-    A standard input that is closed raises `OSError` when it is read, as one with a fault does.
+    Reading a closed standard input raises `OSError`, as reading a faulty one does.
     """
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(_Closed()))
@@ -98,7 +98,7 @@ def _again(stream: TextIO | None, kind: type[io.TextIOWrapper]) -> TextIO:
 
 
 def end_output(error: OutputError) -> int:
-    """Say that the output could not be written, but nothing if its reader went away.
+    """Report that the output could not be written; a closed pipe is not reported.
 
     Returns:
         The exit code.
@@ -106,7 +106,7 @@ def end_output(error: OutputError) -> int:
     cause = error.args[0]
     if not isinstance(cause, BrokenPipeError):
         sys.stderr.write(f"tinker-guard: cannot write the output: {cause.strerror}\n")
-    # Python writes at its end what the stream still holds, and would complain once more.
+    # At its end Python flushes the stream, and would report the fault again.
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NOT_WRITTEN

@@ -23,11 +23,11 @@ _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": 
 
 
 class Terminal:
-    """A stream for text; if it is no terminal, lines are plain, and `PLAIN_WIDTH` wide."""
+    """A stream for text; without a terminal, lines are plain, and `PLAIN_WIDTH` wide."""
 
     def __init__(self, stream: TextIO) -> None:
         if isinstance(stream, io.TextIOWrapper):
-            # A stream whose encoding lacks a character gets a `?` instead of a traceback.
+            # A `?` for a character that the stream's encoding lacks, instead of a traceback.
             stream.reconfigure(errors="replace")
         self._stream = stream
         self.is_interactive: bool = stream.isatty()
@@ -49,7 +49,7 @@ class Terminal:
     def print_wrapped(self, begin: str, text: str, indent: int) -> None:
         """Print text after a prefix, and indent its further lines.
 
-        Words are not broken: people copy URLs, and lines may be piped on.
+        Words are not broken, so that URLs can be copied and lines can be piped.
         """
         width = max(self.width - indent, _NARROWEST)
         lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
@@ -63,11 +63,11 @@ _EVERY: Final = 0.1
 class Spinner:
     """A line that shows progress on a terminal; on another stream, nothing.
 
-    A context manager around work that takes long. Lines that are printed meanwhile go through
-    `print`, or are printed in a block of `paused`.
+    A context manager around long work. Print lines meanwhile with
+    `print`, or in a block of `paused`.
 
     Args:
-        text: Returns the words of the line, given the seconds that have passed.
+        text: Returns the text of the line, given the elapsed seconds.
         is_wanted: Whether to show it, if there is a terminal.
     """
 

@@ -63,7 +63,7 @@ def wait(arguments: argparse.Namespace) -> int:
 
 
 def _refuse(error: ValueError) -> int:
-    """Print what is wrong and what would be right, which the messages of both kinds say."""
+    """Print the error's message, which names the fault and its remedy."""
     say(f"tinker-guard wait: {error}")
     return USAGE_ERROR
 

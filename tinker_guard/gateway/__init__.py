@@ -1,4 +1,4 @@
-"""A local gateway, control plane and trainer to try things on. Needs the extra `demo`."""
+"""A local gateway, control plane and trainer for tests. Needs the extra `demo`."""
 
 from .faults import FAULTS, SAMPLING_FAULTS, Fault, JobStop, LostReply, Race
 from .in_process import InProcessGateway

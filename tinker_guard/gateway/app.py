@@ -17,7 +17,7 @@ __all__ = ["App"]
 
 
 class App:
-    """Puts calls to a world as they come over HTTP.
+    """Passes HTTP requests to a world.
 
     Args:
         looped: The world.
@@ -32,14 +32,14 @@ class App:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
-        """Serve one request; there is nothing to do at a server's start and end."""
+        """Serve one request; ignore the server's start and end."""
         if scope["type"] != "http":
             return
         headers: dict[str, str] = {}
         for name, value in (
             (n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]
         ):
-            # HTTP/2 may bring one cookie a line.
+            # HTTP/2 may send each cookie in a header of its own.
             headers[name] = f"{headers[name]}; {value}" if name in headers else value
         body, is_more = b"", True
         while is_more:
@@ -50,7 +50,7 @@ class App:
             is_more = message.get("more_body", False)
         call = Call(scope["method"], scope["path"], headers, body, tuple(scope["client"]))
         reply = await self.looped.answer(call)
-        # A server closes the connection where a body that was promised does not come.
+        # A server closes the connection if the announced body is missing.
         length = len(reply.content) if reply.status else 64
         await send(
             {

@@ -34,7 +34,7 @@ class Example:
     weights: Floats
 
     def __post_init__(self) -> None:
-        """Refuse sequences whose parts do not belong together."""
+        """Refuse sequences whose parts do not match."""
         if self.inputs.ndim != 1 or not (
             self.inputs.shape == self.targets.shape == self.weights.shape
         ):
@@ -93,7 +93,7 @@ class SampledSequence:
 class SampleResult:
     """The sequences that were drawn, and the log-probability of each token of the prompt.
 
-    The latter is NaN for the first token, and None where it was not asked for.
+    The latter is NaN for the first token, and None if it was not requested.
     """
 
     sequences: list[SampledSequence]
@@ -154,12 +154,12 @@ class Bigram:
         self.gradient = np.zeros_like(self.gradient)
 
     def sample(self, prompt: Ints, params: SamplingParams, *seed: int) -> SampledSequence:
-        """Draw one sequence that goes on from a prompt.
+        """Draw one sequence that continues a prompt.
 
         Args:
-            prompt: At least one token; this model looks at the last one only.
+            prompt: At least one token; this model uses only the last one.
             params: How to draw.
-            seed: Numbers from 0 that the draw depends on, and on nothing else.
+            seed: Numbers from 0, the only source of randomness.
         """
         chance = np.random.default_rng(seed)
         token = int(prompt[-1]) % VOCABULARY
@@ -190,7 +190,7 @@ def _log_softmax(logits: Floats) -> Floats:
 
 
 def _probabilities(logprobs: Floats, params: SamplingParams) -> Floats:
-    """What a token is drawn with: tempered, then cut down to the likeliest tokens."""
+    """The distribution of the next token: tempered, then reduced to the likeliest tokens."""
     probabilities: Floats = np.zeros(len(logprobs))
     order = np.argsort(-logprobs, kind="stable")
     if params.temperature == 0:

@@ -16,7 +16,7 @@ PATHS: Final = {
     "/hot_load/v1/models/hot_load": "hot_load",
     "/inference/v1/completions": "completions",
 }
-"""The operations of deployments, by their paths: no deployment stands in them."""
+"""The operations of deployments, by their paths, which name no deployment."""
 
 
 def named_by(call: Call) -> str:
@@ -31,7 +31,7 @@ class Deployment:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
-        """The snapshots that were loaded, in their order."""
+        """The loaded snapshots, in order."""
 
     def answer(self, call: Call, _: float) -> Steps:
         """Answer one request."""

@@ -1,6 +1,6 @@
-"""Faults as data: what the local gateway does wrong, and when.
+"""Faults of the local gateway as data.
 
-A fault says what happens; it holds no state. The gateway counts, keeps the time and acts. Times
+A fault is a description without state. The gateway counts, measures the time and acts. Times
 are seconds after the gateway's first request of any kind, and "the n-th request" counts every
 arrival of an operation at the gateway, from 1, resent requests included.
 
@@ -50,8 +50,8 @@ class Race:
     Attributes:
         operation: The operation whose arrival starts the race.
         occurrence: Which arrival of it, counted from 1.
-        seconds: How long the route is lost, for every operation. 0 means that the one exchange
-            is answered 404 and nothing else is.
+        seconds: How long the route is lost, for every operation. 0 means that only this one
+            exchange is answered 404.
         replicas: Indices of the replicas that lose the route; None means all.
     """
 
@@ -81,7 +81,7 @@ class JobStop:
     Attributes:
         operation: The operation whose arrival stops the job.
         occurrence: Which arrival of it, counted from 1.
-        state: What the control plane reports from then on; None means that it knows no such job.
+        state: What the control plane reports from then on; None means that there is no such job.
     """
 
     operation: str
@@ -91,36 +91,36 @@ class JobStop:
 
 @dataclass(frozen=True, config=_STRICT)
 class Fault:
-    """Everything that is wrong with one gateway. The defaults describe a healthy one.
+    """All faults of one gateway. The defaults describe a healthy one.
 
     Attributes:
         name: Short name.
         description: One line for people.
         replicas: Number of gateway replicas.
-        assignment: How a replica is picked where none is pinned: in turn, or by seeded chance.
+        assignment: How an unpinned request gets its replica: in turn, or at random with a seed.
         affinity: What pins a replica: the connection; a cookie, which an answer sets unless the
-            request brought one; or nothing, so that a replica is picked for each request.
+            request has one; or nothing, so that each request gets a new replica.
         seed: Seed of the `random` assignment.
-        route_known_after: Per replica, the seconds after the first request at which it learns the
-            route; None means never. Replicas beyond the end of the tuple know it from the start.
+        route_known_after: Per replica, the seconds after the first request at which it gets the
+            route; None means never. Replicas beyond the end of the tuple have it from the start.
         races: Times at which replicas lose the route again.
         lost_replies: Replies that become a 404 after the work is done.
-        body: What the gateway's 404 looks like: its JSON, Go's plain text, a proxy's HTML page,
+        body: The form of the gateway's 404: its JSON, Go's plain text, a proxy's HTML page,
             or nothing.
         job_states: Timeline of the control plane's state: from these seconds on, this state.
             None means no such job. Before the first entry the job is running. While the state is
             a stopped one or None, no replica routes the job.
-        stop: Stops the job at a chosen request rather than at a time; it wins over `job_states`.
-        control_plane: How the control plane answers: as it should, 500, late, 401, connection
+        stop: Stops the job at a chosen request rather than at a time; overrides `job_states`.
+        control_plane: How the control plane answers: correctly, 500, late, 401, connection
             dropped, redirected to a login page, no JSON, or JSON without a state.
         control_plane_delay: Seconds before a `slow` control plane answers.
-        trainer_lacks: Operations this trainer is too old to know; it answers its own 404.
-        transport: Inner HTTP transport that `client/config` tells the SDK to use.
+        trainer_lacks: Operations that this old trainer lacks; it answers its own 404.
+        transport: Inner HTTP transport that `client/config` sets for the SDK.
         protobuf: Whether `client/config` asks the SDK for protobuf request bodies. tinker 0.22 to
-            0.24 listen to it; older ones send JSON, newer ones protobuf, whatever it says.
+            0.24 obey; older releases always send JSON, newer ones always protobuf.
         compress: Whether `client/config` asks the SDK for zstd request bodies.
         session_poller: Whether `client/config` asks the SDK for one poll, `retrieve_futures`, for
-            all samples of a sampling session. tinker listens to it from 0.28 on; older ones poll
+            all samples of a sampling session. tinker obeys from 0.28 on; older releases poll
             for each sample, with `retrieve_future`.
     """
 
@@ -145,7 +145,7 @@ class Fault:
     session_poller: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse times that would silently do nothing."""
+        """Refuse times without an effect."""
         if len(self.route_known_after) > self.replicas:
             raise ValueError("there are more times in route_known_after than replicas")
 
@@ -250,4 +250,4 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
 """The named faults, read-only."""
 
 SAMPLING_FAULTS = frozenset(fault.name for fault in _SAMPLING)
-"""The named faults that only a loop which samples can meet."""
+"""The named faults of sampling; a loop that does not sample cannot meet them."""

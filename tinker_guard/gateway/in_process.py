@@ -1,4 +1,4 @@
-"""Lets an event loop drive a world, and serves it below httpx, without a socket."""
+"""Drives a world on an event loop, and serves it below httpx, without a socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LoopedWorld:
 
     Args:
         world: The world.
-        clock: What its times are taken from; by default the event loop's clock.
+        clock: The source of its times; by default the event loop's clock.
     """
 
     def __init__(self, world: World, clock: Callable[[], float] | None = None) -> None:
@@ -33,7 +33,7 @@ class LoopedWorld:
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def answer(self, call: Call) -> Reply:
-        """Answer a call; a bug of the world's is a 500, and stands in `trainer.unexpected`."""
+        """Answer a call; a bug of the world's is a 500, recorded in `trainer.unexpected`."""
         try:
             return await self._answer(call)
         except Exception as error:
@@ -43,7 +43,7 @@ class LoopedWorld:
             self.look_again()
 
     def close(self) -> None:
-        """Let go of everything that waits. Must be called on the event loop."""
+        """End all waits. Must be called on the event loop."""
         self.world.close()
         self.look_again()
 
@@ -64,7 +64,7 @@ class LoopedWorld:
         return asyncio.get_running_loop().time() if self._clock is None else self._clock()
 
     async def _wait(self, seconds: float) -> bool:
-        """Wait until another call was answered; whether the time was over before."""
+        """Wait until another call was answered; True if the time was over first."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)
         try:
@@ -77,7 +77,7 @@ class LoopedWorld:
         return False
 
     def look_again(self) -> None:
-        """Let all that waits look whether it still has to. Must be called on the event loop."""
+        """Wake all waits to check their condition again. Must be called on the event loop."""
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
@@ -105,14 +105,14 @@ class InProcessGateway:
         return f"{self.origin}/training/v1/rlorTrainerJobs/{self.world.account}/{self.world.job}"
 
     def new_transport(self) -> InProcessTransport:
-        """Connect once more."""
+        """Open another connection."""
         return InProcessTransport(self, next(self._numbers))
 
 
 class InProcessTransport(httpx.AsyncHTTPTransport):
     """One connection to an in-process gateway.
 
-    It is one of httpx's own, as far as others can see: it follows no redirect.
+    It counts as one of httpx's own transports: it follows no redirect.
     """
 
     def __init__(self, gateway: InProcessGateway, number: int) -> None:
@@ -131,7 +131,7 @@ class InProcessTransport(httpx.AsyncHTTPTransport):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Forget the connection."""
+        """Close the connection."""
         self._gateway.world.connections.pop(self._number, None)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LocalGateway"]
 
 START_TIMEOUT = 10.0
-"""Seconds that the server's thread gets to start serving; it takes a few milliseconds."""
+"""Time-out in seconds for the start of the server's thread, which takes a few milliseconds."""
 
 
 class LocalGateway:
@@ -33,14 +33,14 @@ class LocalGateway:
     Use it as a context manager, or call `start` and `stop`. Each object serves once.
 
     Args:
-        fault: What goes wrong. Default nothing.
+        fault: The faults. Default none.
         host: Address to serve on. Default the loopback address.
         port: Port to serve on; 0, the default, takes a free one.
         account: Account in the route. Default `demo`.
         job: Job in the route. Default `job-1`.
         hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
         sample_seconds: How long samples take. Default 0.05 s.
-        clock: What the fault's times are measured with; by default the monotonic clock. Tests
+        clock: The clock of the fault's times; by default the monotonic clock. Tests
             pass their own to move time without waiting.
     """
 
@@ -87,8 +87,8 @@ class LocalGateway:
         # client's delayed ACK, 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._port = listener.getsockname()[1]
-        # No logging set-up of uvicorn's own, which would change the caller's; and a keep-alive
-        # longer than any test, so that it is the client who ends a sticky connection.
+        # Without uvicorn's logging set-up, which would change the caller's; and with a keep-alive
+        # longer than any test, so that only the client ends a sticky connection.
         config = uvicorn.Config(
             self.app,
             http="h11",
@@ -139,22 +139,22 @@ class LocalGateway:
 
     @property
     def applied(self) -> list[Applied]:
-        """What the trainer has done, in order."""
+        """The work that the trainer has applied, in order."""
         return list(self.world.trainer.applied)
 
     @property
     def sampled(self) -> list[Sampled]:
-        """What was sampled, in order."""
+        """The drawn samples, in order."""
         return list(self.world.trainer.sampled)
 
     @property
     def questions(self) -> int:
-        """How many questions the control plane was asked."""
+        """Number of questions to the control plane."""
         return self.world.questions
 
     @property
     def requests(self) -> list[Exchange]:
-        """Every finished exchange, in the order in which the requests came."""
+        """Every finished exchange, in the order of arrival."""
         return self.world.exchanges
 
     @property
@@ -168,7 +168,7 @@ class _Listener(Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that says when it serves and can be stopped from another thread."""
+    """A uvicorn server that signals its start and can be stopped from another thread."""
 
     def __init__(
         self, config: uvicorn.Config, listener: socket.socket, *, on_stop: Callable[[], None]
@@ -191,21 +191,21 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._stop_requested.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does, then tell the waiting thread."""
+        """Start as uvicorn does, then signal the waiting thread."""
         await super().startup(sockets=sockets)
         self._loop = asyncio.get_running_loop()
         self._stop_requested = asyncio.Event()
         self.is_serving.set()
 
     async def main_loop(self) -> None:
-        """Wait to be stopped, without uvicorn's tenth of a second between looks."""
+        """Wait for `stop`, without uvicorn's polling interval of a tenth of a second."""
         assert self._stop_requested is not None
         await self.on_tick(0)
         await self._stop_requested.wait()
         self._on_stop()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop as uvicorn does; also close what is still in use after its patience."""
+        """Stop as uvicorn does; also close connections that are in use after its time-out."""
         await stop_accepting(self._listener)
         await super().shutdown(sockets=sockets)
         for connection in list(self.server_state.connections):
@@ -215,10 +215,10 @@ class _Server(uvicorn.Server):
 
 
 async def stop_accepting(listener: _Listener) -> None:
-    """Accept no further connection, and see those to their protocol that were accepted before.
+    """Accept no further connection, and finish the set-up of accepted ones.
 
-    asyncio leaves a connection open if its server is closed between its accepting and the making of
-    its transport, which `Server._attach` refuses then. To be called before the server is closed.
+    asyncio leaks a connection if its server is closed after the accept and before the creation of
+    the transport, because `Server._attach` then refuses it. Call this before closing the server.
     """
     asyncio.get_running_loop().remove_reader(listener.fileno())
     for _ in range(_TURNS_OF_AN_ACCEPT):
@@ -226,4 +226,4 @@ async def stop_accepting(listener: _Listener) -> None:
 
 
 _TURNS_OF_AN_ACCEPT: Final = 3
-"""Turns of asyncio's event loop from the accepting of a connection to `connection_made`."""
+"""Iterations of asyncio's event loop from the accept of a connection to `connection_made`."""

@@ -18,7 +18,7 @@ def train_five_steps(service_client: Any, types: Any = None) -> list[float]:
     """Train five steps and return the loss per token of each step.
 
     Args:
-        service_client: A `tinker.ServiceClient`, or one of an SDK that looks the same.
+        service_client: A `tinker.ServiceClient`, or that of a compatible SDK.
         types: That SDK's module `types`. Default `tinker.types`.
     """
     if types is None:
@@ -48,7 +48,7 @@ def train_five_steps(service_client: Any, types: Any = None) -> list[float]:
 
     losses = []
     for _ in range(STEPS):
-        # Both are sent before either is waited for, so that the trainer is never idle.
+        # Send both before waiting for either, so that the trainer is never idle.
         forward_backward = training_client.forward_backward(data, "cross_entropy")
         optim_step = training_client.optim_step(types.AdamParams(learning_rate=0.1))
         losses.append(forward_backward.result().metrics["loss:sum"] / tokens_in_all)

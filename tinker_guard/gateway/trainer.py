@@ -31,10 +31,10 @@ T = TypeVar("T")
 
 
 class Sequence(Generic[T]):
-    """Takes pieces of work in any order, and gives them back in the order of their numbers.
+    """Takes pieces of work in any order, and returns them in the order of their numbers.
 
     Args:
-        numbers: The numbers that there will be, in order.
+        numbers: The expected numbers, in order.
     """
 
     def __init__(self, numbers: Iterable[int]) -> None:
@@ -43,7 +43,7 @@ class Sequence(Generic[T]):
         self._waiting: dict[int | None, T] = {}
 
     def take(self, number: int, work: T) -> Iterator[tuple[int, T]]:
-        """Take a piece of work; what is to be done now, with its numbers."""
+        """Take a piece of work; yields the work that can be done now, with its numbers."""
         self._waiting[number] = work
         while self._next is not None and self._next in self._waiting:
             yield self._next, self._waiting.pop(self._next)
@@ -52,7 +52,7 @@ class Sequence(Generic[T]):
 
 @dataclass(frozen=True)
 class Applied:
-    """One piece of work that the trainer has done, in the order of doing it."""
+    """One piece of work that the trainer has applied."""
 
     seq_id: int
     operation: str
@@ -60,7 +60,7 @@ class Applied:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one request for samples drew: the tokens of each sequence."""
+    """The samples of one request: the tokens of each sequence."""
 
     sampling_session_id: str
     seq_id: int
@@ -69,16 +69,16 @@ class Sampled:
 
 @dataclass
 class _Future:
-    """The answer to a piece of work, and what marks a resend of the request that asked for it."""
+    """The answer to a piece of work, and the data that identify a resend of its request."""
 
     request_id: str
     operation: str
     body_sha256: str
     promise: dict[str, Any]
-    """What the request was answered with, and a resend of it is."""
+    """The answer to the request and to each resend of it."""
     result: Result | None = None
     due_at: float = 0.0
-    """When the result may be known."""
+    """When the result may be returned."""
 
     def is_done(self, at: float) -> bool:
         return self.result is not None and self.due_at <= at
@@ -90,19 +90,19 @@ class _Model:
     base_model: str
     rank: int
     bigram: Bigram
-    # The SDK counts every request of one training client in one sequence, starting at 1; place 0
-    # belongs to what created the model (create_model, or a load_weights without one).
+    # The SDK numbers all requests of one training client from 1; number 0 is the request
+    # that created the model (create_model, or a load_weights without one).
     futures: dict[int, _Future]
     sequence: Sequence[tuple[str, Work]] = field(default_factory=lambda: Sequence(count(1)))
 
 
 SEQ_IDS_PER_CLONE = 1_000_000_000
-"""An unpickled client of a sampling session counts its requests from its number times this."""
+"""An unpickled client of a sampling session numbers its requests from its own number times this."""
 
 
 @dataclass
 class _Sampler:
-    """A sampling session: weights that stay as they are, and the requests to sample from them."""
+    """A sampling session: fixed weights, and the requests to sample from them."""
 
     sampler_id: str
     base_model: str
@@ -110,12 +110,12 @@ class _Sampler:
     bigram: Bigram
     futures: dict[int, _Future] = field(default_factory=dict)
     clones: defaultdict[int, list[_Future]] = field(default_factory=lambda: defaultdict(list))
-    """The samples of each client of the session, in the order of being due."""
+    """The samples of each client of the session, in the order of their due times."""
     joined: dict[str, int] = field(default_factory=dict)
 
 
 class _RejectedError(Exception):
-    """The request gets an error; `expected` if a correct client can run into it."""
+    """The request gets an error; `expected` if a correct client can cause it."""
 
     def __init__(self, status: int, detail: str, *, expected: bool = False) -> None:
         super().__init__(detail)
@@ -128,13 +128,13 @@ class Trainer:
     """The trainer behind all replicas of a gateway.
 
     Args:
-        lacks: Operations that this trainer is too old to know. Default none.
-        use_pyqwest: What `client/config` says about the SDK's inner transport. Default true.
+        lacks: Operations that this old trainer lacks. Default none.
+        use_pyqwest: Whether `client/config` selects pyqwest as inner transport. Default true.
         protobuf: Whether `client/config` asks for protobuf bodies. Default true.
         compress: Whether `client/config` asks for zstd bodies. Default false.
-        hold_seconds: How long a poll for unfinished work is held open before it is answered
-            "try again". The SDK polls again at once, so this is what keeps it from spinning.
-            Default 2 s.
+        hold_seconds: How long a poll for unfinished work is held open before the answer
+            "try again". The SDK polls again at once, so without this it would poll in a busy
+            loop. Default 2 s.
         session_poller: Whether `client/config` asks for one poll for all samples of a sampling
             session. Default true.
         sample_seconds: How long samples take. Default 0.05 s.
@@ -162,7 +162,7 @@ class Trainer:
         self._session_poller = session_poller
         self._sample_seconds = sample_seconds
         self.is_closing = False
-        """Whether polls are answered at once, so that nothing keeps a server from stopping."""
+        """Whether polls are answered at once, so that a server can stop without delay."""
         self._now = 0.0
         self._request_numbers = count(1)
         self._session_numbers = count(1)
@@ -198,7 +198,7 @@ class Trainer:
         }
 
     def answer(self, call: Call, at: float) -> Steps:
-        """Answer one request that came at a time; errors look like FastAPI's."""
+        """Answer one request that arrived at a time; errors have FastAPI's form."""
         self._now = at
         try:
             return (yield from self._answer(call))
@@ -267,7 +267,7 @@ class Trainer:
         return self._new_model(call, bigram.copy(optimizer=optimizer), base_model, rank)
 
     def _new_model(self, call: Call, bigram: Bigram, base_model: str, rank: int) -> Reply:
-        # The SDK works out the same id for itself when it creates a model from a checkpoint.
+        # The SDK computes the same id itself when it creates a model from a checkpoint.
         model_id = f"{call.fields['session_id']}:train:{int(call.fields['model_seq_id'])}"
         if model_id in self._models:
             return self._repeat(call, self._models[model_id].futures[0])
@@ -296,7 +296,7 @@ class Trainer:
         return Reply.json(future.promise)
 
     def _in_sequence(self, call: Call) -> Reply:
-        """Take in one piece of work, then do all work whose turn has come."""
+        """Add one piece of work, then do all work whose turn has come."""
         model = self._model(call)
         seq_id = call.fields["seq_id"]
         if not isinstance(seq_id, int) or seq_id < 1:
@@ -364,7 +364,7 @@ class Trainer:
             bigram, base_model, _ = self._checkpoints[path]
         else:
             raise _RejectedError(404, "Checkpoint not found", expected=True)
-        # Not in place of one that is there: a resent request must not forget its samples.
+        # Keep an existing one: a resent request must not lose its samples.
         self._samplers.setdefault(sampler_id, _Sampler(sampler_id, base_model, path, bigram))
         return Reply.json({"type": "create_sampling_session", "sampling_session_id": sampler_id})
 
@@ -385,7 +385,7 @@ class Trainer:
         )
 
     def _sample(self, call: Call) -> Reply:
-        """Draw samples at once, and let them be known when they are due."""
+        """Draw samples at once, and return them when they are due."""
         request = call.fields
         sampler = self._sampler(request["sampling_session_id"])
         seq_id = request["seq_id"]
@@ -394,7 +394,7 @@ class Trainer:
         if seq_id in sampler.futures:
             return self._repeat(call, sampler.futures[seq_id])
         future = sampler.futures[seq_id] = self._new_future(call)
-        # The SDK asserts one for each sequence.
+        # The SDK requires one for each sequence.
         future.promise["sample_sequence_ids"] = [
             f"{future.request_id}:{index}" for index in range(request["num_samples"])
         ]
@@ -421,7 +421,7 @@ class Trainer:
         return Reply.json(result_json(future.result))
 
     def _retrieve_futures(self, call: Call) -> Steps:
-        """Say which samples have finished since the cursor that the client has seen."""
+        """Return the samples that have finished since the client's cursor."""
         request = call.fields
         target = request["target"]
         sampler = self._sampler(target["sampling_session_id"])
@@ -441,7 +441,7 @@ class Trainer:
         return Reply.json({"completions": completions, "cursor": len(finished)})
 
     def _hold(self, wanted: Callable[[], list[_Future]]) -> Generator[float, float, float]:
-        """Wait until one of these is done, but not for too long; the time that it then is."""
+        """Wait until one of these is done, with a time-out; returns the time after the wait."""
         at = self._now
         until = at + self._hold_seconds
         while not (self.is_closing or at >= until or any(one.is_done(at) for one in wanted())):
@@ -469,9 +469,9 @@ class Trainer:
         return future
 
     def _repeat(self, call: Call, future: _Future) -> Reply:
-        """Answer a resent request with its first future, and refuse anything that is no resend.
+        """Answer a resent request with its first future, and refuse any other request.
 
-        The idempotency key plays no part: the SDK's own retry after a 5xx sends the same bytes
+        The idempotency key is ignored: the SDK's own retry after a 5xx sends the same bytes
         under a new key.
         """
         if (call.operation, call.body_sha256) != (future.operation, future.body_sha256):
@@ -480,7 +480,7 @@ class Trainer:
 
 
 def _result_of(work: Work) -> Result:
-    """Do a piece of work; what it cannot do is the user's error."""
+    """Do a piece of work; an unsupported one is the user's error."""
     try:
         return work()
     except (KeyError, TypeError, ValueError) as error:
@@ -489,7 +489,7 @@ def _result_of(work: Work) -> Result:
 
 def _draw(bigram: Bigram, request: dict[str, Any]) -> SampleResult:
     prompt, params = prompt_of(request), sampling_params_of(request)
-    # Without a seed it is the request's place that decides, so that a run can be repeated.
+    # Without a given seed, the request's number is the seed, so that a run can be repeated.
     seed = request["sampling_params"].get("seed")
     seed = request["seq_id"] if seed is None else seed % 2**64
     sequences = [bigram.sample(prompt, params, seed, n) for n in range(request["num_samples"])]

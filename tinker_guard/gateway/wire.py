@@ -1,7 +1,7 @@
 """The SDK's bodies: JSON or protobuf in, JSON or protobuf out.
 
-Protobuf needs the SDK's own message classes. They are imported when the first such body comes, so
-that the gateway itself does without the SDK.
+Protobuf needs the SDK's own message classes. They are imported with the first such body, so
+that the gateway itself does not need the SDK.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ PROTOBUF = "application/x-protobuf"
 
 
 Steps: TypeAlias = "Generator[float, float, Reply]"
-"""How a call is answered: yields until when to wait, is sent the time that it then is, and returns
-the reply. It must be gone on with at that time, or sooner when another call has been answered."""
+"""The steps of an answer: a generator that yields the time to wait for, receives the current time,
+and returns the reply. Resume it at that time, or sooner when another call has been answered."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Call:
         path: Path of the URL, without the query.
         headers: Request headers; names are in lower case.
         body: The body as it came, possibly compressed.
-        connection: What tells its connection from others.
+        connection: Identifies its connection.
     """
 
     method: str
@@ -156,7 +156,8 @@ def prompt_of(request: Mapping[str, Any]) -> Ints:
     """Read the prompt of an asample.
 
     Raises:
-        ValueError: It is empty or no text, or more was asked for than samples and prompt logprobs.
+        ValueError: It is empty or no text, or the request is for more than samples and prompt
+            logprobs.
     """
     for name in _NOT_SAMPLED:
         if request.get(name):
@@ -177,10 +178,10 @@ _NOT_SAMPLED = (
 
 
 def sampling_params_of(request: Mapping[str, Any]) -> SamplingParams:
-    """Read how an asample is to be drawn.
+    """Read the sampling parameters of an asample.
 
     Raises:
-        ValueError: It stops at strings, which takes a tokenizer.
+        ValueError: It has stop strings, which need a tokenizer.
     """
     given = {name: value for name, value in request["sampling_params"].items() if value is not None}
     stop = given.pop("stop", ())
@@ -266,7 +267,7 @@ def _sample_protobuf(result: SampleResult) -> Any:
 
 
 def _messages() -> Any:
-    """The message classes of the SDK that is installed; on the wire both SDKs' are the same."""
+    """The message classes of the installed SDK; both SDKs have the same wire format."""
     try:
         return importlib.import_module("tinker.proto.tinker_public_pb2")
     except ModuleNotFoundError:
@@ -299,7 +300,7 @@ def _forward_backward_fields(body: bytes) -> dict[str, Any]:
     return {
         "model_id": message.model_id,
         "seq_id": message.seq_id,
-        # tinker before 0.22.3 has an operation of its own for it, and no such field.
+        # tinker before 0.22.3 has a separate operation for it, and no such field.
         "forward_only": getattr(message, "forward_only", False),
         "forward_backward_input": {"loss_fn": message.loss_fn, "data": data},
     }

@@ -1,7 +1,7 @@
 """The world behind a route, without I/O: calls and times in, replies out.
 
 Replicas that may lack the route, the control plane beside them, and the trainer behind them.
-`in_process` lets an event loop drive it, below httpx or below a server.
+`in_process` drives it on an event loop, below httpx or below a server.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Exchange:
         body_sha256: Digest of the request's body as sent.
         body_size: Its length in bytes.
         at: Arrival, in seconds after the world's first call.
-        answered_by: Who answered; a deployment too is a trainer.
+        answered_by: The author of the answer; a deployment counts as a trainer.
     """
 
     method: str
@@ -102,7 +102,7 @@ class Exchange:
 
 @dataclass
 class _Connection:
-    """A TCP connection, and the replica that its last request for the trainer went to."""
+    """A TCP connection, and the replica of its last request to the trainer."""
 
     number: int
     replica: int | None = None
@@ -121,15 +121,15 @@ class _Outage:
 class World:
     """Gateway replicas and a control plane in front of one trainer, and of one deployment.
 
-    The trainer is Fireworks' serverless one too, under a path that names no job.
+    The trainer is also Fireworks' serverless one, under a path without a job.
 
     Args:
-        fault: What goes wrong. Default nothing.
+        fault: The faults. Default none.
         account: Account of the one job. Default `demo`.
-        job: Name of the one job; None takes every job for this one. Default `job-1`.
-        deployment: Name of the one deployment. Default `dep-1`. It is in the state of the job,
-            READY if that runs, and is lost with its route.
-        api_key: Key that the control plane asks for. The trainer route takes any.
+        job: Name of the one job; None treats every job as this one. Default `job-1`.
+        deployment: Name of the one deployment. Default `dep-1`. It has the state of the job,
+            READY if the job runs, and is lost with the job's route.
+        api_key: Key that the control plane requires. The trainer route accepts any.
         hold_seconds: How long the trainer holds a poll for unfinished work open. Default 2 s.
         sample_seconds: How long samples take. Default 0.05 s.
         keeps_log: Whether exchanges are kept. Default true.
@@ -148,12 +148,12 @@ class World:
     serving: Deployment = field(init=False, default_factory=Deployment)
     connections: dict[Hashable, _Connection] = field(init=False, default_factory=dict)
     arrivals: Counter[str] = field(init=False, default_factory=Counter)
-    """How often each operation came."""
+    """Number of arrivals of each operation."""
     questions: int = field(init=False, default=0)
-    """How often the control plane was asked."""
+    """Number of questions to the control plane."""
 
     def __post_init__(self) -> None:
-        """Start with nothing counted."""
+        """Initialize trainer, deployment and counters."""
         self.trainer = Trainer(
             lacks=self.fault.trainer_lacks,
             use_pyqwest=self.fault.transport == "pyqwest",
@@ -175,18 +175,18 @@ class World:
 
     @property
     def exchanges(self) -> list[Exchange]:
-        """Every finished exchange, in the order in which the calls came."""
-        # A copy in one step, because a server's thread may add to it meanwhile.
+        """Every finished exchange, in the order of arrival."""
+        # An atomic copy, because a server's thread may add to the list meanwhile.
         return [exchange for _, exchange in sorted(self._log.copy().items())]
 
     def close(self) -> None:
-        """Let nothing be waited for from now on."""
+        """End all waits, from now on."""
         self.is_closing = self.trainer.is_closing = True
 
     def lose_route(
         self, at: float, seconds: float, replicas: tuple[int, ...] | None = None
     ) -> _Outage:
-        """Let replicas lose the route from a time on.
+        """Make replicas lose the route from a time on.
 
         Args:
             at: The time, as in `answer`; not before that of the latest call.
@@ -194,12 +194,12 @@ class World:
             replicas: Which of them. Default all.
         """
         outage = _Outage(replicas, at + seconds)
-        # What is over is over, however long the world lasts.
+        # Drop outages that have ended.
         self._outages = [one for one in self._outages if one.until > at] + [outage]
         return outage
 
     def answer(self, call: Call, at: float) -> Steps:
-        """Answer a call that came at this time, in seconds since whenever."""
+        """Answer a call that arrived at this time, in seconds since any fixed moment."""
         if self._began_at is None:
             self._began_at = at
         number = next(self._exchange_numbers)
@@ -252,7 +252,7 @@ class World:
         at: float,
         answer: Callable[[Call, float], Steps] | None,
     ) -> Generator[float, float, tuple[int, Author, Reply]]:
-        """What a replica answers; None knows of nobody behind it."""
+        """The answer of a replica; without `answer`, it has no server to route to."""
         connection = self._connection(call)
         pinned = self._pinned_replica(call, connection)
         replica = connection.replica = self._next_replica() if pinned is None else pinned
@@ -273,7 +273,7 @@ class World:
         return replica, answered_by, reply
 
     def _is_routed(self, arrival: tuple[str, int], replica: int, at: float) -> bool:
-        """Let this arrival set off what it sets off, then look the route up."""
+        """Apply the faults that this arrival triggers, then look the route up."""
         stop = self.fault.stop
         if stop is not None and (stop.operation, stop.occurrence) == arrival:
             self._is_stopped = True
@@ -282,7 +282,7 @@ class World:
             for race in self.fault.races
             if (race.operation, race.occurrence) == arrival
         ]
-        # One that takes no time is met by the one call that started it.
+        # A race of 0 s is met only by the call that started it.
         if any(outage.hits(replica) for outage in started) or any(
             at < outage.until and outage.hits(replica) for outage in self._outages
         ):

@@ -70,7 +70,7 @@ def demo(arguments: argparse.Namespace) -> int:
         say(f"tinker-guard: could not write {arguments.svg}: {error.strerror}")
         return 1
     if is_stuck:
-        # The SDK's threads are still running, and would keep the interpreter from ending.
+        # The SDK's threads still run, and would keep the interpreter from ending.
         sys.stdout.flush()
         os._exit(1)
     return 0 if is_right else 1
@@ -233,7 +233,7 @@ def read_fault(path: Path) -> Fault:
     """Read a user's own fault from a file.
 
     Raises:
-        RefusedError: The file holds no fault; the message names the fields that are wrong.
+        RefusedError: The file contains no valid fault; the message names the invalid fields.
     """
     hint = "`tinker-guard gateway --schema` shows what it may hold."
     try:

@@ -1,4 +1,4 @@
-"""Decides whether a guarded run ended as it should, without I/O; words for applied seq_ids."""
+"""Decides whether a guarded run ended correctly, without I/O; text for applied seq_ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tinker_guard.gateway import Fault
 
 QUICK: Final = 5.0
-"""Seconds in which a run must end when waiting cannot help; two steps take far less than one
+"""Time limit in seconds for a run in which waiting cannot help; two steps take far less than one
 second."""
 
 
@@ -28,12 +28,12 @@ class End(Enum):
 
 def expected_end(fault: Fault) -> End:
     """How a guarded run should end with this fault."""
-    # Where no control plane answers, a probe that reaches the trainer ends a race.
+    # If no control plane answers, a probe that reaches the trainer ends a race.
     return End.FINISHED if fault.stop is None else End.NOT_FOUND
 
 
 def problems(fault: Fault, healthy: Run, guarded: Run) -> list[str]:
-    """Say what is wrong with a guarded run; returns nothing if it ended as it should.
+    """The faults of a guarded run; an empty list if it ended correctly.
 
     Args:
         fault: The fault that it met.
@@ -94,7 +94,7 @@ def _is_once_each(applied: Sequence[int]) -> bool:
 
 
 def say_applied(applied: Sequence[int]) -> str:
-    """Say which seq_ids were applied, such as `1-10 once each` or `1-10, but 3 twice`."""
+    """The applied seq_ids in words, such as `1-10 once each` or `1-10, but 3 twice`."""
     if not applied:
         return "none"
     spans: list[list[int]] = []

@@ -32,16 +32,16 @@ class Run:
     """The result of one run.
 
     Args:
-        losses: The loss of each step; None unless all of them were finished.
+        losses: The loss of each step; None unless all steps finished.
         error_type: Name of the exception that ended the run, or None.
         error: Its text.
-        seconds: From the client's construction to the last result or the error.
-        is_stuck: Whether the run was still under way when its time was over.
+        seconds: Time from the client's construction to the last result or the error.
+        is_stuck: Whether the run had not ended at its time-out.
         applied: The seq_ids that the trainer applied, in its order.
         unexpected: Requests that the trainer did not understand.
-        questions: How often the control plane was asked.
-        resends: How often the guard resent a request.
-        verdicts: How many requests met which verdict of the guard, warmups included.
+        questions: Number of questions to the control plane.
+        resends: Number of resends by the guard.
+        verdicts: Number of requests by verdict of the guard, warmups included.
     """
 
     losses: tuple[float, ...] | None = None
@@ -83,7 +83,7 @@ class _Training:
             self.error = error
         self.seconds = time.monotonic() - started_at
         if client is not None:
-            # Closing sends requests too, which the fault may hit; the run is over at that point.
+            # Closing sends requests too, and may meet the fault; the run has ended by then.
             with suppress(Exception):
                 status = "errored" if self.error is not None else "success"
                 client.close(status).result(timeout=_CLOSE_TIMEOUT)
@@ -102,15 +102,15 @@ def carry_out(
     Args:
         fault: What is wrong with the gateway.
         is_guarded: Whether the guard is installed meanwhile.
-        on_tick: Called about ten times a second while the run is under way.
+        on_tick: Called about ten times a second during the run.
         timeout: Seconds after which the run is abandoned.
 
     Raises:
-        InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
+        InvalidSettingsError: A `TINKER_GUARD_*` variable has an invalid value.
     """
     if is_guarded:
-        # The environment may tune the guard. It may not switch off the guard or its spans, nor send
-        # the demo's lookups to a real control plane.
+        # The environment may change settings of the guard. It must not disable the guard or its
+        # spans, nor send the demo's lookups to a real control plane.
         install_guard(
             GuardSettings(
                 enabled=True,

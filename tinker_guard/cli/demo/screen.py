@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _PLAIN_WIDTH: Final = 100
 _SVG_WIDTH: Final = 110
 _REPEAT_AFTER: Final = 5.0
-"""Seconds after which a line that repeats an earlier one is printed again."""
+"""Seconds after which a repeated line is printed again."""
 _ERROR_LENGTH: Final = 120
 
 _guard_logger: Final = logging.getLogger("tinker_guard")
@@ -44,7 +44,7 @@ _guard_logger: Final = logging.getLogger("tinker_guard")
 def new_console() -> Console:
     """The console for the output; without a terminal, its lines are plain."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A stream whose encoding lacks a character gets a `?` instead of a traceback.
+        # A `?` for a character that the stream's encoding lacks, instead of a traceback.
         sys.stdout.reconfigure(errors="replace")
     is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if is_sized else _PLAIN_WIDTH)
@@ -57,9 +57,9 @@ def quiet_other_loggers() -> None:
 
 
 class Watch(logging.Handler):
-    """Shows one run while it is under way: the guard's log lines, and a status line.
+    """Shows one run in progress: the guard's log lines, and a status line.
 
-    A context manager around the run. Lines are printed as they come. A line that differs from an
+    A context manager around the run. Lines are printed at once. A line that differs from an
     earlier one only in its numbers is counted, and printed again after a while, so that output
     without a status line shows progress too.
     """
@@ -137,7 +137,7 @@ def say_end(run: Run, *, is_right: bool | None = None) -> Text:
 
     Args:
         run: The run.
-        is_right: Whether it ended as it should; None if that was not judged.
+        is_right: Whether it ended correctly; None if not judged.
     """
     if run.is_stuck:
         return Text(f"stuck: still waiting after {run.seconds:.0f} s", style="bold red")
@@ -160,7 +160,7 @@ def table_of(runs: Sequence[tuple[str, Run]], *, last_is_right: bool) -> Table:
 
     Args:
         runs: Each with its name: the one without a fault first, the guarded one last.
-        last_is_right: Whether the last one ended as it should.
+        last_is_right: Whether the last one ended correctly.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("", style="dim", no_wrap=True)
@@ -219,7 +219,7 @@ def tree_of(root: Node) -> Tree:
 def _grow(tree: Tree, node: Node) -> None:
     children = node.children
     hidden = children[_SHOWN_FIRST:-_SHOWN_LAST]
-    # A line that says "1 more" would save no space.
+    # The line "1 more" would save no space.
     if len(hidden) < 2:
         hidden = []
     for child in children:
@@ -273,8 +273,7 @@ def _label(node: Node) -> Text:
     if (status := attributes.get("http.response.status_code")) is not None:
         parts.append((str(status), "green" if status < 400 else "red"))
     parts.append((_duration(node.seconds), "cyan"))
-    # The gaps have no style of their own: text in a picture that begins with a space is drawn
-    # without it by some programs.
+    # The gaps have no style of their own: some programs drop a leading space of a text in an SVG.
     return Text("  ").join(Text(text, style) for text, style in parts if text)
 
 
@@ -283,7 +282,7 @@ def _duration(seconds: float) -> str:
 
 
 def save_svg(path: Path, title: str, *parts: RenderableType) -> None:
-    """Write the output as a picture that loads nothing from elsewhere.
+    """Write the output as a self-contained SVG.
 
     Raises:
         OSError: The file cannot be written.
@@ -299,7 +298,7 @@ def save_svg(path: Path, title: str, *parts: RenderableType) -> None:
     for part in parts:
         console.print(part)
     svg = console.export_svg(title=title, unique_id="tinker-guard")
-    # Rich's picture loads a font from a content network; the machine's own font is enough.
+    # Rich's SVG loads a font from a CDN; the machine's own font is enough.
     svg = re.sub(r"@font-face\s*\{[^}]*\}\s*|<!--.*?-->\s*", "", svg)
     svg = svg.replace("Fira Code, monospace", _FONTS).replace(
         "font-family: arial", "font-family: sans-serif"

@@ -24,7 +24,7 @@ def serve(fault: Fault, host: str, port: int, say: Callable[[str], None]) -> Non
         say: Called with each line.
 
     Raises:
-        OSError: The port is taken, or the address is none of this machine's.
+        OSError: The port is taken, or the address does not belong to this machine.
     """
     # Set here because a shell's background job starts with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,8 +46,8 @@ def serve(fault: Fault, host: str, port: int, say: Callable[[str], None]) -> Non
 
 
 def _say_new(gateway: LocalGateway, seen: set[int], say: Callable[[str], None]) -> None:
-    # A request that is answered late takes its place before others that were printed already, so
-    # a count of them would not do. The gateway keeps them all, so their ids stay theirs.
+    # A late answer is inserted before exchanges that were printed already, so a count is not
+    # enough. The gateway keeps all exchanges, so their ids stay unique.
     for exchange in gateway.requests:
         if id(exchange) not in seen:
             seen.add(id(exchange))
@@ -56,7 +56,7 @@ def _say_new(gateway: LocalGateway, seen: set[int], say: Callable[[str], None]) 
 
 
 def line_of(exchange: Exchange) -> str | None:
-    """The line for one exchange; None if it is not worth one."""
+    """The line for one exchange; None for an unimportant one."""
     when = f"{exchange.at:8.2f} s  "
     if exchange.answered_by == "control_plane":
         answer = exchange.status or "dropped"

@@ -34,7 +34,7 @@ class MissingExporterError(Exception):
 
 
 class _RunLabels(SpanProcessor):
-    """Puts the name of the current run on every span that starts."""
+    """Adds the name of the current run to every span that starts."""
 
     def __init__(self) -> None:
         self.run = ""
@@ -44,11 +44,11 @@ class _RunLabels(SpanProcessor):
 
 
 class Recorder:
-    """Records the spans of this process, each labelled with the run that it belongs to."""
+    """Records the spans of this process, each labelled with its run."""
 
     def __init__(self) -> None:
         provider = trace.get_tracer_provider()
-        # A process has one provider, and something else may have set it already.
+        # A process has one provider, which may be set already.
         if not isinstance(provider, TracerProvider):
             resource = Resource.create(
                 {"service.name": "tinker-guard-demo", "service.version": __version__}
@@ -136,7 +136,7 @@ _TELLING: Final = {"recovered": 2, "exhausted": 1, "unverified": 1, "not_found":
 
 
 def most_telling(roots: Sequence[Node]) -> Node | None:
-    """The request that shows best what the guard did; None if the guard did nothing.
+    """The request with the most actions of the guard to show; None without any.
 
     A recovered one comes first, then one whose 404 was handed back, then one that waited for
     the warmup; among equals, the one under which the control plane was asked.
@@ -150,7 +150,7 @@ def most_telling(roots: Sequence[Node]) -> Node | None:
 
 
 def with_guards_numbers(run: Run, roots: Sequence[Node]) -> Run:
-    """A run with what its spans tell of the guard: resends and verdicts."""
+    """A run with the guard's numbers from its spans: resends and verdicts."""
     verdicts: Counter[str] = Counter()
     for root in roots:
         verdict = root.attributes.get("tinker_guard.verdict")
@@ -210,7 +210,7 @@ def send(spans: Sequence[ReadableSpan], exporter: SpanExporter) -> bool:
         except Exception:
             results.append(SpanExportResult.FAILURE)
 
-    # Older exporters retry for a minute, whatever their timeout says.
+    # Older exporters retry for a minute, regardless of their time-out.
     thread = threading.Thread(target=export, name="tinker-guard-otlp", daemon=True)
     thread.start()
     thread.join(2 * _EXPORT_TIMEOUT)

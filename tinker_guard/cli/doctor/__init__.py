@@ -1,7 +1,7 @@
-"""The checks behind `tinker-guard doctor`: what a guarded run would meet on this machine.
+"""The checks of `tinker-guard doctor` for a guarded run on this machine.
 
-Each check returns findings; a check that fails returns a finding that says so. No finding holds a
-secret: it says of a key whether it is set, it shows scheme, host, port, account and job of a URL,
+Each check returns findings; a failed check returns a finding about the failure. No finding has a
+secret: it shows whether a key is set; scheme, host, port, account and job of a URL;
 and only the type of an exception that is not the guard's own.
 """
 
@@ -50,7 +50,7 @@ __all__ = ["Finding", "Section", "Status", "examine"]
 
 
 def examine(url: str | None = None) -> Iterator[Finding]:
-    """Run all checks, and yield each finding as it comes.
+    """Run all checks, and yield each finding at once.
 
     Installs the guard into this process for a moment, and uninstalls it. Makes one lookup and sends
     one probe to the trainer's route. Takes a second or two; up to half a minute if no server

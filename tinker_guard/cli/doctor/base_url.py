@@ -28,7 +28,7 @@ _ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._~-]+")
 
 
 def find_route(url: str | None, settings: GuardSettings) -> RouteState | None:
-    """The trainer route that a base URL lies on, in a table of its own."""
+    """The trainer route of a base URL, in a separate route table."""
     parsed = None if url is None else parse(url)
     if parsed is None:
         return None
@@ -37,11 +37,11 @@ def find_route(url: str | None, settings: GuardSettings) -> RouteState | None:
 
 
 def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding]:
-    """Say what a base URL is, and what is wrong with one that is nearly right.
+    """Classify a base URL, and report the mistake in one that is nearly right.
 
     Args:
         url: The URL, as given to the SDK; None if there is none.
-        settings: How the guard behaves.
+        settings: The guard's settings.
     """
     say = partial(Finding, Section.GATEWAY, "base URL")
     if url is None:
@@ -94,11 +94,11 @@ def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding
 
 
 def say_in_words(route: RouteState | None, settings: GuardSettings) -> Finding:
-    """Say what the guard will do for a base URL.
+    """Report what the guard will do for a base URL.
 
     Args:
-        route: The trainer route that it lies on, if it lies on one.
-        settings: How the guard behaves.
+        route: Its trainer route, if there is one.
+        settings: The guard's settings.
     """
     say = partial(Finding, Section.GATEWAY, "what it does")
     if not settings.enabled:
@@ -194,7 +194,7 @@ def parse(url: str) -> httpx.URL | None:
 
 
 def parse_any(url: str) -> httpx.URL | None:
-    """Parse a URL of any scheme; None if it has no host, or a port that cannot be."""
+    """Parse a URL of any scheme; None if it has no host, or an invalid port."""
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """What a finding means for a run."""
+    """The effect of a finding on a run."""
 
     OK = "ok"
     WARNING = "warning"
@@ -19,7 +19,7 @@ class Status(StrEnum):
 
 
 class Section(StrEnum):
-    """What a finding is about."""
+    """The subject of a finding."""
 
     GUARD = "Guard"
     SDKS = "SDKs"
@@ -33,12 +33,12 @@ class Finding:
 
     section: Section
     what: str
-    """What was checked, in a word or two."""
+    """The subject of the check, in a word or two."""
     status: Status
     detail: str
-    """What was found."""
+    """The result."""
     to_do: str = ""
-    """What to do about it; empty if nothing has to be done."""
+    """The remedy; empty if none is needed."""
 
 
 def listed(names: list[str]) -> str:

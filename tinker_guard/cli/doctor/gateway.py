@@ -34,11 +34,11 @@ def _headers(key: Key | None) -> dict[str, str]:
 def key_for_control_plane(
     settings: GuardSettings, key: Key | None, place: str, origin: str
 ) -> str | None:
-    """Which variable the key for the control plane came from; None if none is sent.
+    """The variable of the key for the control plane; None if no key is sent.
 
     Args:
-        settings: How the guard behaves.
-        key: The key that requests carry.
+        settings: The guard's settings.
+        key: The key of requests.
         place: The URL of the control plane.
         origin: The route's origin.
     """
@@ -49,12 +49,12 @@ def key_for_control_plane(
 
 
 def not_asked(what: str) -> Finding:
-    """What is said of a place that no route leads to."""
+    """The finding for a place without a route."""
     return Finding(Section.GATEWAY, what, Status.SKIPPED, "not asked: there is no trainer route")
 
 
 def no_control_plane() -> Finding:
-    """What is said of a route that no control plane is known for."""
+    """The finding for a route without a control plane."""
     return Finding(
         Section.GATEWAY,
         "control plane",
@@ -76,14 +76,14 @@ def say_answer(
     key_variable: str | None,
     obstacle: Obstacle | None = None,
 ) -> Finding:
-    """Say what the control plane's answer means.
+    """Explain the control plane's answer.
 
     Args:
         answer: The answer.
         seconds: How long it took.
-        place: Where it was asked, as it may be shown.
-        key_variable: The variable that the key sent came from; None if none was sent.
-        obstacle: Why the place cannot be reached, where that is known.
+        place: The URL of the control plane, as it may be shown.
+        key_variable: The variable of the key that was sent; None if none was sent.
+        obstacle: Why the place cannot be reached, if known.
     """
     say = partial(Finding, Section.GATEWAY, "control plane")
     asked = f"{place}, {duration(seconds)}, "
@@ -143,7 +143,7 @@ def _say_refused(what: str, status_code: int, key_variable: str | None) -> Findi
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one probe of a trainer's route met."""
+    """The result of one probe of a trainer's route."""
 
     status_code: int = 0
     media_type: str = ""
@@ -193,13 +193,13 @@ def say_reply(
     key_variable: str | None,
     obstacle: Obstacle | None = None,
 ) -> Finding:
-    """Say what the answer to a probe of the trainer's route means.
+    """Explain the answer to a probe of the trainer's route.
 
     Args:
         reply: The answer.
-        answer: What the control plane said; None if it was not asked.
-        key_variable: The variable that the key sent came from; None if none was sent.
-        obstacle: Why the gateway cannot be reached, where that is known.
+        answer: The control plane's answer; None if it was not asked.
+        key_variable: The variable of the key that was sent; None if none was sent.
+        obstacle: Why the gateway cannot be reached, if known.
     """
     say = partial(Finding, Section.GATEWAY, "trainer route")
     took = duration(reply.seconds)

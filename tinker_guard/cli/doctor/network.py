@@ -1,4 +1,4 @@
-"""Checks of the network: proxies, and why a connection cannot be made."""
+"""Checks of the network: proxies, and the reasons of failed connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_proxy(url: str | None) -> Iterator[Finding]:
-    """Say which proxies the environment names, and whether the base URL is behind one."""
+    """Report the proxies of the environment, and whether the base URL is behind one."""
     say = partial(Finding, Section.GATEWAY, "proxy")
     proxies = {
         scheme: value
@@ -61,7 +61,7 @@ def check_proxy(url: str | None) -> Iterator[Finding]:
 
 
 def proxy_for(url: httpx.URL) -> httpx.URL | None:
-    """The proxy that the environment names for a URL; None if it is reached directly."""
+    """The proxy of the environment for a URL; None for a direct connection."""
     proxies = urllib.request.getproxies()
     value = proxies.get(url.scheme) or proxies.get("all")
     if value is None or urllib.request.proxy_bypass(_host_and_port(url)):
@@ -80,7 +80,7 @@ def _place_of(proxy: str) -> str:
 
 
 class Obstacle(NamedTuple):
-    """Why a host cannot be reached, and what to do about it."""
+    """The reason why a host cannot be reached, and the remedy."""
 
     reason: str
     to_do: str
@@ -90,7 +90,7 @@ _CONNECT_TIMEOUT: Final = 3.0
 
 
 def find_obstacle(url: httpx.URL) -> Obstacle | None:
-    """The reason why no connection to a URL's host can be made; None if one can.
+    """The reason why a connection to a URL's host fails; None if it succeeds.
 
     Args:
         url: The URL. Behind a proxy, the connection to the proxy is tried instead.

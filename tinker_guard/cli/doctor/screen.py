@@ -31,7 +31,7 @@ _TO_DO_AT: Final = _STATUS_WIDTH + 7
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    """Check what a guarded run would meet here: settings, SDKs, gateway and spans."""
+    """Check settings, SDKs, gateway and spans for a guarded run."""
     # Log lines of the SDKs and the guard would appear between the findings.
     silence = logging.NullHandler()
     logging.getLogger().addHandler(silence)
@@ -44,7 +44,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def show(findings: Iterable[Finding], terminal: Terminal) -> list[Finding]:
-    """Print findings as they come, then how many need attention; returns them."""
+    """Print each finding at once, then the number that need attention; returns the findings."""
     seen: list[Finding] = []
     with Spinner(lambda _: "looking around") as spinner:
         for finding in findings:

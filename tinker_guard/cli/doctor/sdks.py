@@ -1,4 +1,4 @@
-"""Checks of the SDKs: which are installed, whether they can be guarded, and which key they find."""
+"""Checks of the SDKs: installed releases, whether they can be guarded, and their API key."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ KEY_VARIABLES: Final[Mapping[str, str]] = {
     "fireworks-ai": "FIREWORKS_API_KEY",
 }
 _FOR_A_LOOK: Final = {"enabled": True, "export": None, "child_processes": False}
-"""Settings of a guard that is installed for a check: it exports nothing, and leaves child
-processes alone."""
+"""Settings of a guard that is installed for a check: no export, and no guard in child
+processes."""
 _STAND_IN_KEY: Final = "tml-doctor"
 """A key for clients that are built but send nothing."""
 
 
 class Key(NamedTuple):
-    """An API key, and the variable that it was found in."""
+    """An API key, and its variable."""
 
     variable: str
     value: SecretStr
 
 
 def find_key() -> Key | None:
-    """The key that the first installed SDK would take from the environment, if it can be sent."""
+    """The key that the first installed SDK would read from the environment, if it can be sent."""
     found = [
         (not sdk.is_installed(), Key(variable, SecretStr(os.environ[variable])))
         for sdk in SDKS
@@ -58,7 +58,7 @@ def find_key() -> Key | None:
 
 
 def check_any_sdk() -> Iterator[Finding]:
-    """Say what to install if there is no SDK to guard."""
+    """Report what to install if there is no SDK to guard."""
     if not any(_is_importable(sdk) for sdk in SDKS):
         yield Finding(
             Section.SDKS,
@@ -78,7 +78,7 @@ def _is_importable(sdk: Sdk) -> bool:
     except ModuleNotFoundError:
         return False
     except Exception:
-        # The line of that SDK says what is wrong.
+        # The finding of that SDK reports the fault.
         return True
     return True
 
@@ -88,7 +88,7 @@ def check_sdk(sdk: Sdk, settings: GuardSettings) -> Iterator[Finding]:
 
     Args:
         sdk: The SDK.
-        settings: The settings; the guard is installed even if they switch it off.
+        settings: The settings; the guard is installed even if they disable it.
     """
     say = partial(Finding, Section.SDKS, sdk.distribution)
     if not sdk.is_installed():
@@ -161,7 +161,7 @@ def check_rest_clients(rest: RestClients, settings: GuardSettings) -> Iterator[F
 
 
 def check_unguarded(settings: GuardSettings) -> Iterator[Finding]:
-    """Say which requests are never guarded."""
+    """Report the requests that are never guarded."""
     detail = f"not guarded: {'; '.join(unguarded_requests(settings))}"
     yield Finding(Section.SDKS, "other requests", Status.SKIPPED, detail)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_versions() -> Iterator[Finding]:
-    """Say which versions of the guard, httpx and Python these are."""
+    """Report the versions of the guard, httpx and Python."""
     yield Finding(
         Section.GUARD,
         "versions",
@@ -35,9 +35,9 @@ def check_versions() -> Iterator[Finding]:
 
 
 def read_settings() -> tuple[GuardSettings, dict[str, str]]:
-    """The settings from the environment, and what is wrong with each variable that cannot work.
+    """The settings from the environment, and the fault of each invalid variable.
 
-    A setting that cannot work has its default instead.
+    An invalid setting has its default instead.
     """
     try:
         return GuardSettings(), {}

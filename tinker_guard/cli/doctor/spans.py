@@ -1,4 +1,4 @@
-"""Checks of spans: whether they are recorded, and where the `OTEL_*` variables send them."""
+"""Checks of spans: whether they are recorded, and their destination by the `OTEL_*` variables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ALSO_OTLP: Final = frozenset({"otlp", *_OTLP_PLUGINS.values()})
 
 
 def check_recording() -> Iterator[Finding]:
-    """Say whether this process records spans."""
+    """Report whether this process records spans."""
     say = partial(Finding, Section.SPANS, "OpenTelemetry")
     try:
         release = f"SDK {version('opentelemetry-sdk')}"
@@ -53,7 +53,7 @@ def check_recording() -> Iterator[Finding]:
 
 
 def check_exporter(settings: GuardSettings) -> Iterator[Finding]:
-    """Say where spans are sent, and whether a server listens there.
+    """Report the destination of spans, and whether a server listens there.
 
     Args:
         settings: The setting `export` is read; without it, the `OTEL_*` variables count.
@@ -70,7 +70,7 @@ def check_exporter(settings: GuardSettings) -> Iterator[Finding]:
     if names == ["none"]:
         yield say(Status.WARNING, "none, by OTEL_TRACES_EXPORTER", "Unset it to have spans sent.")
     elif not all(name in plugins or name in _ALSO_OTLP for name in names):
-        # The value is not shown: it may have been meant for another variable.
+        # The value is not shown: it may be a secret for another variable.
         yield say(
             Status.WARNING,
             "OTEL_TRACES_EXPORTER names one that is not installed",
@@ -101,7 +101,7 @@ def _look_at_otlp(names: list[str], plugins: Collection[str]) -> Finding:
             "To send spans, run: pip install 'tinker-guard[otlp]'",
         )
     named = [protocol for protocol, plugin in _OTLP_PLUGINS.items() if plugin in names]
-    # OpenTelemetry takes `otlp` alone for gRPC.
+    # For OpenTelemetry, plain `otlp` means gRPC.
     default_protocol = _GRPC if "otlp" in names else installed[-1]
     protocol = (*named, _otlp_variable("PROTOCOL") or default_protocol)[0]
     if protocol not in installed:
@@ -111,7 +111,7 @@ def _look_at_otlp(names: list[str], plugins: Collection[str]) -> Finding:
             f"Set OTEL_EXPORTER_OTLP_PROTOCOL={installed[-1]}",
         )
     default = f"http://localhost:{_OTLP_PORTS[protocol]}"
-    # gRPC endpoints may come without a scheme.
+    # gRPC endpoints may lack a scheme.
     endpoint = configured or default
     url = parse(endpoint if "://" in endpoint else f"http://{endpoint}")
     if url is None:
