@@ -1,4 +1,4 @@
-"""`tinker-guard report`: what the guard did, out of exported spans.
+"""`tinker-guard report`: sums up the guard's actions from exported spans.
 
-Knows the names of spans and attributes, and nothing of the guard that writes them.
+Depends on the names of spans and attributes, and not on the guard itself.
 """

@@ -35,7 +35,7 @@ _PLAIN_WIDTH: Final = 120
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Sum up exported spans: races met, time lost and saved, genuine 404s; gives the exit code."""
+    """Sum up exported spans: races, time lost and saved, genuine 404s; returns the exit code."""
     files: list[Path] = arguments.files
     for path in files:
         if str(path) != "-" and not path.is_file():
@@ -66,7 +66,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal or a pipe that lacks a character gets a `?`, not a traceback.
+        # A `?` for a character that the stream's encoding lacks, instead of a traceback.
         sys.stdout.reconfigure(errors="replace")
     is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(highlight=False, width=None if is_sized else _PLAIN_WIDTH)

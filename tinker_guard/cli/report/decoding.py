@@ -1,8 +1,8 @@
-"""From one line of JSON to records.
+"""Decodes one line of JSON into records.
 
-Lines are decoded into types that name the few fields which are wanted, so that nothing is built for
-all the others. A line that does not fit these types is read a second time, span by span, so that
-one broken span costs no other.
+Lines are decoded into types with only the needed fields, so that no objects are built for
+the others. A line that does not fit these types is read a second time, span by span, so that
+one broken span does not affect the others.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Counts(Protocol):
-    """Where it is noted how much was read."""
+    """Counters of the data that was read."""
 
     guard_spans: int
     other_spans: int
@@ -117,10 +117,10 @@ class _Line(
     logs: Raw | UnsetType = UNSET
     profiles: Raw | UnsetType = UNSET
     context: Raw | UnsetType = UNSET
-    """What tells a span of the SDK."""
+    """The fields that identify a span of the SDK."""
 
 
-# OTLP writes integers as strings, and some exporters do not.
+# OTLP writes integers as strings; some exporters write numbers.
 _line: Final = msgspec.json.Decoder(_Line, strict=False)
 _otlp_span: Final = msgspec.json.Decoder(_OtlpSpan, strict=False)
 _otlp_attributes: Final = msgspec.json.Decoder(list[_Pair] | None, strict=False)
@@ -137,7 +137,7 @@ _UNREADABLE: Final = (
 
 
 def is_document(line: bytes) -> bool:
-    """Whether a line by itself holds spans, or another signal of OpenTelemetry."""
+    """Whether a single line holds spans, or another signal of OpenTelemetry."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -151,12 +151,12 @@ _KNOWN_KEYS: Final = frozenset((*_OTHER_SIGNALS, "resourceSpans", _SDK_KEY))
 
 
 def decode_line(line: bytes, place: str, counts: Counts) -> list[Record]:
-    """Read one line; what it holds is added to `counts`.
+    """Read one line, and add to `counts`.
 
     Args:
         line: The line.
-        place: What a broken part of it is named by.
-        counts: Filled in.
+        place: Its name in reports of broken parts.
+        counts: Updated.
     """
     records: list[Record] = []
     try:
@@ -192,7 +192,7 @@ def decode_line(line: bytes, place: str, counts: Counts) -> list[Record]:
 
 
 def _decode_carefully(line: bytes, place: str, counts: Counts) -> list[Record]:
-    """Read a line of which a part, or all, is not as it should be."""
+    """Read a line that is malformed in part or as a whole."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -261,8 +261,8 @@ _processes: Final[dict[bytes, Process]] = {}
 
 
 def process_of(resource: Raw | bytes) -> Process:
-    """The process that a resource of OTLP, or of the SDK, tells of."""
-    # Batches of one process all begin with the same bytes.
+    """The process of a resource of OTLP, or of the SDK."""
+    # All batches of one process begin with the same bytes.
     found = _processes.get(key := bytes(resource))
     if found is None:
         found = _decode_process(key)
@@ -278,7 +278,7 @@ def process_of_value(resource: Any) -> Process:
     try:
         return process_of(msgspec.json.encode(resource or {}))
     except _UNREADABLE:
-        # A lone surrogate, for instance, which no encoder takes.
+        # A lone surrogate, for instance, which cannot be encoded.
         return UNKNOWN_PROCESS
 
 
@@ -320,7 +320,7 @@ _WANTED: Final = frozenset(
 )
 _WARMUP_NAME: Final = "tinker_guard.warmup"
 _OWN: Final = b"tinker_guard."
-"""What the attributes of every span of the guard hold, but for the exchanges below it."""
+"""Part of the attributes of every span of the guard, except for exchanges."""
 _PROBE_RESULTS: Final = ("reached", "not_found", "failed")
 
 
@@ -333,7 +333,7 @@ def _value_of(value: _Value | None) -> str | int | float | None:
 
 
 class _Facts(msgspec.Struct, gc=False):
-    """What the attributes of a span say; all but the outcome of a request may be missing."""
+    """The facts in the attributes of a span; all but the outcome of a request may be missing."""
 
     kind: type[Record]
     account: str | None
@@ -343,10 +343,10 @@ class _Facts(msgspec.Struct, gc=False):
     error: str | None
     outcome: str = ""
     count: int = 0
-    """Of a request's resends, or of the resend that it is."""
+    """Number of a request's resends, or number of the resend itself."""
     gate_wait: int | None = None
     result: str = ""
-    """Of a probe or a resend."""
+    """Result of a probe or a resend."""
 
 
 def _of_otlp(span: _OtlpSpan, process: Process) -> Record | None:
@@ -382,12 +382,12 @@ def _of_sdk(span: _SdkSpan) -> Record | None:
 
 
 def _cached(facts_of: _lru_cache_wrapper[_Facts | None], attributes: bytes) -> _Facts | None:
-    # What is kept must stay small, whatever is in the file.
+    # The cache must stay small for any file.
     is_short = len(attributes) <= _LONGEST_KEPT
     return facts_of(attributes) if is_short else facts_of.__wrapped__(attributes)
 
 
-# Requests to which nothing happens have the same attributes over and over.
+# Clean requests have the same attributes again and again.
 @lru_cache(maxsize=256)
 def _otlp_facts(attributes: bytes) -> _Facts | None:
     return _facts_of(
@@ -405,11 +405,11 @@ def _sdk_facts(attributes: bytes) -> _Facts | None:
 
 
 def _facts_of(attributes: Mapping[str, Any]) -> _Facts | None:
-    """What attributes say; None if they are not of a span of the guard's.
+    """The facts in attributes; None if they do not belong to a span of the guard.
 
     Raises:
-        ValueError: What should be a number is none.
-        TypeError: What should be text is none.
+        ValueError: A value that must be a number is none.
+        TypeError: A value that must be text is none.
     """
     get = attributes.get
     outcome = get(_OUTCOME)
@@ -423,15 +423,15 @@ def _facts_of(attributes: Mapping[str, Any]) -> _Facts | None:
     elif _PROBE_RESULT in attributes:
         kind = Probe
     elif _JOB in attributes or _ROUTE in attributes:
-        # Questions go by other names where the control plane is not asked over HTTP.
+        # Questions have other names if the control plane is not asked over HTTP.
         kind = Question
     if kind is None:
-        # Any span may carry further labels, those of a demo or of a newer guard.
+        # Any span may have further labels, of the demo or of a newer guard.
         return None
     error, route = get(_ERROR_TYPE), _text(get(_ROUTE))
     facts = _Facts(
         kind,
-        # A trainer that account and job do not name goes by its base URL.
+        # A trainer without account and job is named by its base URL.
         _text(get(_ACCOUNT)) if route is None else None,
         _text(get(_JOB)) if route is None else route,
         get(_VERDICT),
@@ -469,23 +469,23 @@ def _record_of(
     end: int,
     process: Process,
 ) -> Record | None:
-    """The record that a span stands for; None if it is not one of the guard's.
+    """The record of a span; None if it is not one of the guard's.
 
     Raises:
-        ValueError: An id or a time is none.
+        ValueError: An id or a time is invalid.
     """
     if facts is None:
         return None
     if not 0 < start < _LATEST or not 0 < end < _LATEST:
         raise ValueError("no time")
-    # Clocks that are set back must not give negative durations.
+    # No negative durations, even if the clock was set back.
     end = max(start, end)
     account, job, kind = facts.account, facts.job, facts.kind
     if kind is Request:
         verdict, wait = facts.verdict, facts.gate_wait
         return Request(
             int(span_id, 16),
-            # Shown only where a race was met.
+            # Shown only for a request that met a race.
             "" if verdict is None else clean(trace_id),
             clean(name),
             account,
@@ -501,9 +501,9 @@ def _record_of(
             process,
         )
     parent_id = int(parent, 16) if parent else None
-    # One that was cancelled has no number of probes.
+    # A cancelled warmup has no number of probes.
     if kind is Warmup or name == _WARMUP_NAME:
-        # One that a race held up has its label too, but ended well.
+        # A warmup that waited in a race has the label of the race too, but was not refused.
         is_refused = facts.verdict is not None and (
             facts.verdict != "routing_race" or facts.error is not None
         )

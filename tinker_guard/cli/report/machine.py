@@ -1,4 +1,4 @@
-"""The report for machines."""
+"""The report as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tinker_guard.cli.report.timeline import Timeline
 
 VERSION: Final = 1
-"""Goes up when a field changes its meaning or goes away, not when one is added."""
+"""Increased when a field is changed or removed, not when one is added."""
 
 
 def as_document(report: Report, notes: Notes) -> dict[str, Any]:

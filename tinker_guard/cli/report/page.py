@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs nothing from elsewhere, and runs no script.
+"""The report as one self-contained HTML page without scripts.
 
-What spans say is not trusted: all text goes through `html.escape`, and the page's own policy
-forbids scripts and requests should something slip through.
+The content of spans is not trusted: all text is escaped with `html.escape`, and as a second
+defence the page's own policy forbids scripts and requests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tinker_guard.cli.report.timeline import Bar, Timeline
 
 _TIMELINES: Final = 30
-"""How many jobs are drawn, those with most to tell."""
+"""How many jobs are drawn, the most eventful first."""
 _ROWS: Final = 200
 """How many jobs the table shows."""
 
@@ -51,7 +51,7 @@ _LANES: Final = {
     "unverified": "404 unverified",
     "error": "errors",
 }
-"""What a lane of a timeline shows, in the order in which they are drawn."""
+"""The lanes of a timeline, in the order of drawing."""
 
 
 def page_of(report: Report, notes: Notes) -> str:
@@ -205,7 +205,7 @@ def _runs(runs: Sequence[Run]) -> str:
 
 _RACE_WIDTH: Final = 1000
 _NARROWEST: Final = 6
-"""So that a mark of a moment is seen."""
+"""The least width of a mark, so that a short one is visible."""
 
 
 def _race(recovery: Recovery) -> str:
@@ -241,7 +241,7 @@ def _race_lane(name: str, marks: Sequence[Mark], length: int) -> str:
             f'<rect class="{mark.kind}" x="{x:.1f}" y="3" width="{width:.1f}" height="14">'
             f"<title>{escape(title)}</title></rect>"
         )
-    # The marks of the request itself are its parts.
+    # The marks of the request itself are its phases.
     count = "" if name == REQUEST else f" <b>{len(marks):,}</b>"
     label = f"{name} over time: " + ", ".join(
         f"{duration(mark.start)} {mark.meaning}" for mark in marks[:_SAID]
@@ -254,7 +254,7 @@ def _race_lane(name: str, marks: Sequence[Mark], length: int) -> str:
 
 
 _SAID: Final = 30
-"""How many marks of a lane are said in words."""
+"""How many marks of a lane are described in words."""
 
 
 # -- timelines -----------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _timeline(timeline: Timeline, of: str) -> str:
     if not bars:
         return "<p>Nothing.</p>"
     start, end = timeline.bounds
-    # A few moments are drawn as moments, not as wide as the page.
+    # A few short bars are drawn narrow, not stretched over the page.
     length = max((end - start) // timeline.width, _FEWEST_BARS)
     end = start + length * timeline.width
     placed = [((at - start) // timeline.width, at, bar) for at, bar in bars]
@@ -295,7 +295,7 @@ def _lane(kind: str, placed: Sequence[tuple[int, int, Bar]], length: int, of: st
         count = bar.counts[kind]
         if not count:
             continue
-        # A lone mark must be seen beside many, hence the root and the quarter to begin with.
+        # A single event must be visible beside many, hence the root and the minimum of a quarter.
         height = round(_HEIGHT * (0.25 + 0.75 * (count / most) ** 0.5), 1)
         shape = f'x="{x}" y="{_HEIGHT - height:g}" width="1" height="{height:g}"'
         if kind == "requests":
@@ -311,7 +311,7 @@ def _lane(kind: str, placed: Sequence[tuple[int, int, Bar]], length: int, of: st
 
 
 def _as_table(placed: Sequence[tuple[int, int, Bar]], kinds: Sequence[str], of: str) -> str:
-    """The same as text, without the bars in which all went well."""
+    """The same as text, without the uneventful bars."""
     shown = [kind for kind in kinds if kind != "requests"]
     rows = [
         (moment(at), *(f"{bar.counts[kind]:,}" for kind in kinds))
@@ -331,7 +331,7 @@ def _table(
     *,
     texts: Collection[int] = (0,),
 ) -> str:
-    """A table; columns are numbers but for those in `texts`."""
+    """A table; columns are numbers, except for those in `texts`."""
 
     def cell(at: int, text: str) -> str:
         if at == 0:
@@ -345,7 +345,7 @@ def _table(
     lines = "".join(
         f"<tr>{''.join(cell(at, text) for at, text in enumerate(row))}</tr>\n" for row in rows
     )
-    # In a box of its own, so that a wide table scrolls and the page does not.
+    # In a separate box, so that a wide table scrolls and the page does not.
     return (
         f'<div class="wide" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
@@ -354,7 +354,7 @@ def _table(
 
 _NUMBER: Final = ' class="number"'
 
-# The colours are Okabe and Ito's, which people see apart however they see colours.
+# The colours are Okabe and Ito's, which are distinguishable with any colour vision.
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59626d; --paper: #ffffff;
   --card: #f3f5f7; --line: #d5dae0; --requests: #aab4bf; --warmups: #0072b2; --recovered: #009e73;

@@ -1,4 +1,4 @@
-"""One race over time: what happened to a request, and what the guard did meanwhile."""
+"""One race over time: the phases of a request, and the guard's actions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Mark(NamedTuple):
-    """Something on a lane. Times are nanoseconds since the request's start."""
+    """An event on a lane. Times are nanoseconds since the request's start."""
 
     start: int
     end: int
@@ -28,7 +28,7 @@ KINDS: Final = {
     "failed": ("!", "failed"),
     "asked": ("?", "asked"),
 }
-"""What a mark means: its character, and in words."""
+"""The kinds of marks: character, and meaning in words."""
 
 REQUEST: Final = "request"
 """The lane of the request itself."""
@@ -36,7 +36,7 @@ _LANES: Final = {"gate": "gate", "probe": "probes", "question": "questions", "re
 
 
 def lanes_of(recovery: Recovery) -> dict[str, list[Mark]]:
-    """What is drawn, by the names of the lanes; those without anything are left out."""
+    """The marks by the names of the lanes, without empty lanes."""
     request = recovery.request
     length = request.end - request.start
     answered_at = length
@@ -80,11 +80,11 @@ def said(recovery: Recovery) -> str:
 
 
 _NAMES: Final = 11
-"""Columns of a terminal that the names of lanes take."""
+"""Columns of a terminal for the names of lanes."""
 
 
 def as_text(recovery: Recovery, columns: int) -> list[str]:
-    """The picture in lines of characters, none of them longer than `columns`."""
+    """The picture in lines of at most `columns` characters."""
     lanes = lanes_of(recovery)
     length = max(1, recovery.request.end - recovery.request.start)
     width = max(20, columns - _NAMES)

@@ -1,8 +1,8 @@
 """Files of exported spans, read one span at a time into typed records.
 
-Reads the OpenTelemetry protocol's JSON, a document on each line or one over many lines, and what
-the Python SDK's `ReadableSpan.to_json` writes; either may be compressed with gzip. What cannot be
-read is counted and named by its place, never by its content, which may hold secrets.
+Reads the OpenTelemetry protocol's JSON, a document on each line or one over many lines, and the
+output of the Python SDK's `ReadableSpan.to_json`; both may be compressed with gzip. Unreadable
+parts are counted and named by their place, never by their content, which may hold secrets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Broken(NamedTuple):
-    """Something that could not be read."""
+    """An unreadable part."""
 
     file: str
     place: str
@@ -48,15 +48,15 @@ _NAMED_AT_MOST: Final = 5
 
 @dataclass(slots=True)
 class Notes:
-    """What was met while reading, beside the records."""
+    """Observations while reading, besides the records."""
 
     files: list[str] = field(default_factory=list)
-    """Their names, without folders."""
+    """The names of the files, without folders."""
     bytes_read: int = 0
-    """As stored, so before decompression."""
+    """Bytes as stored, before decompression."""
     guard_spans: int = 0
     other_spans: int = 0
-    """Spans that say nothing of a 404 or a wait: exchanges, probes, other libraries'."""
+    """Spans without information on a 404 or a wait: exchanges, probes, other libraries' spans."""
     other_signals: int = 0
     """Lines of metrics or logs."""
     broken: int = 0
@@ -65,7 +65,7 @@ class Notes:
     """The first few of them."""
 
     def add_broken(self, place: str, reason: str) -> None:
-        """Count something that could not be read, in the file that was begun last."""
+        """Count an unreadable part, in the file that was begun last."""
         self.broken += 1
         if len(self.first_broken) < _NAMED_AT_MOST:
             self.first_broken.append(Broken(self.files[-1], place, reason))
@@ -74,15 +74,15 @@ class Notes:
 def read(
     paths: Iterable[Path], notes: Notes, on_bytes: Callable[[int], None] = lambda _: None
 ) -> Iterator[Record]:
-    """Read files one after another, in memory that does not grow with them.
+    """Read files one after another, in bounded memory.
 
     Args:
         paths: The files; `-` is the standard input.
-        notes: Filled in on the way.
-        on_bytes: Called with the number of bytes of each chunk that is read, as stored.
+        notes: Updated while reading.
+        on_bytes: Called with the number of bytes of each chunk, as stored.
 
     Yields:
-        The guard's own spans, in the order in which they stand in the files.
+        The guard's own spans, in the order of the files.
     """
 
     def count(size: int) -> None:
@@ -133,7 +133,7 @@ def _opened(name: str, on_bytes: Callable[[int], None]) -> Iterator[io.BufferedI
 
 
 def _read_stream(stream: io.BufferedIOBase, notes: Notes) -> Iterator[Record]:
-    """Find out whether each line is a document, then read on in that way."""
+    """Detect whether each line is a document, then read the rest accordingly."""
     numbered = enumerate(_lines(stream), start=1)
     held: list[tuple[int, bytes]] = []
     head = b""
@@ -153,7 +153,7 @@ def _read_stream(stream: io.BufferedIOBase, notes: Notes) -> Iterator[Record]:
 
 
 def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
-    """Lines, one by one; of one that is too long, its beginning, longer than allowed."""
+    """Lines, one by one; of a too long line only its beginning, still longer than allowed."""
     while line := stream.readline(LONGEST_LINE + 1):
         yield line
         while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
@@ -170,7 +170,7 @@ def _read_line(number: int, line: bytes, notes: Notes) -> list[Record]:
 
 
 class _Joined:
-    """What has been read of a stream already, followed by the rest of it."""
+    """The part of a stream that has been read already, followed by the rest."""
 
     def __init__(self, head: bytes, rest: io.BufferedIOBase) -> None:
         self._head = head
@@ -184,7 +184,7 @@ class _Joined:
 
 
 def _read_documents(stream: _Joined, notes: Notes, head: bytes) -> Iterator[Record]:
-    """Read what goes over many lines: one document of OTLP, or spans of the SDK."""
+    """Read documents over many lines: one of OTLP, or spans of the SDK."""
     is_otlp = b'"resourceSpans"' in head
     item = "item" if head.lstrip().startswith(b"[") else ""
     number = 0
@@ -206,7 +206,7 @@ def _read_documents(stream: _Joined, notes: Notes, head: bytes) -> Iterator[Reco
 
 
 def _otlp_spans(stream: _Joined, item: str) -> Iterator[tuple[Any, Process]]:
-    """The spans of a document, each with the process that its resource tells of."""
+    """The spans of a document, each with the process of its resource."""
     resources = f"{item}.resourceSpans.item".lstrip(".")
     wanted = (f"{resources}.resource", f"{resources}.scopeSpans.item.spans.item")
     process = UNKNOWN_PROCESS

@@ -1,4 +1,4 @@
-"""What is kept of a span: one small record for each kind of span that the guard writes."""
+"""Records of spans: a small one for each kind of span that the guard writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTCOMES: Final = (
     "error",
     "cancelled",
 )
-"""How a guarded request can have ended."""
+"""The possible outcomes of a guarded request."""
 REASONS: Final = (
     "job_running",
     "trainer_reached",
@@ -27,15 +27,15 @@ REASONS: Final = (
     "control_plane_timeout",
     "no_control_plane",
 )
-"""Why a verdict can have been reached."""
+"""The possible reasons of a verdict."""
 OTHER: Final = "other"
-"""What an outcome or a reason that this version does not know is counted as."""
+"""The name under which unknown outcomes and reasons are counted."""
 
 _LONGEST_TEXT: Final = 160
 
 
 def clean(text: str) -> str:
-    """Make text of unknown origin fit to be shown: of bounded length, nothing that acts."""
+    """Make untrusted text safe to show: of bounded length, without control characters."""
     return _printable(text[:_LONGEST_TEXT])
 
 
@@ -47,7 +47,7 @@ def _printable(text: str) -> str:
 
 
 class Process(NamedTuple):
-    """The process that exported a span, as its resource tells; each field may be missing."""
+    """The process that exported a span, from its resource; each field may be missing."""
 
     instance: str | None = None
     """`service.instance.id`."""
@@ -58,7 +58,7 @@ class Process(NamedTuple):
 
     @property
     def is_known(self) -> bool:
-        """Whether two processes can be told apart by it."""
+        """Whether it distinguishes two processes."""
         return self.instance is not None or self.pid is not None
 
     def __str__(self) -> str:
@@ -66,14 +66,14 @@ class Process(NamedTuple):
             return f"{self.pid} on {self.host}" if self.host else self.pid
         if self.instance is None:
             return "-"
-        # The first characters of a UUID tell enough.
+        # The first characters of a UUID are enough.
         return self.instance[:8] if len(self.instance) == _UUID_LENGTH else self.instance
 
 
 _UUID_LENGTH: Final = 36
 UNKNOWN_PROCESS: Final = Process()
 FURTHER_PROCESSES: Final = Process("(further)")
-"""What stands for those that are too many to be told apart."""
+"""Stands for all processes beyond the limit."""
 
 
 class Request(msgspec.Struct, gc=False):
@@ -83,7 +83,7 @@ class Request(msgspec.Struct, gc=False):
     trace_id: str
     name: str
     account: str | None
-    """None on no trainer route."""
+    """None off trainer routes."""
     job: str | None
     start: int
     end: int
@@ -92,11 +92,11 @@ class Request(msgspec.Struct, gc=False):
     is_race: bool
     """Whether the verdict on its last 404, or on those of its route's warmup, was a race."""
     reason: str | None
-    """Why that verdict was reached; None if it met no 404."""
+    """The reason of that verdict; None if it met no 404."""
     gate_wait: int | None = None
-    """How long it waited for its route's warmup; None if it did not, or the span does not say."""
+    """How long it waited for its route's warmup; None if it did not, or if the span lacks this."""
     error: str | None = None
-    """The class of the exception, or the status code, that it ended with."""
+    """The class of the final exception, or the final status code."""
     process: Process = UNKNOWN_PROCESS
 
 
@@ -119,7 +119,7 @@ class Question(msgspec.Struct, gc=False):
     account: str | None
     job: str | None
     reason: str | None
-    """Why the verdict that its answer gave was reached; None if there was no answer."""
+    """The reason of the verdict from its answer; None if there was no answer."""
     start: int
     end: int
 

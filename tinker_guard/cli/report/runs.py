@@ -1,4 +1,4 @@
-"""Runs, told apart by the process that exported their spans, and how each ended."""
+"""Runs, by the process that exported their spans, and how each ended."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from tinker_guard.cli.report.records import Process, Request
 
 SAME_RACE: Final = 1 * SECOND
-"""Requests that meet a race within this time of each other meet the same one."""
+"""Requests that meet a race within this time of each other meet the same race."""
 NEW_RUN_AFTER: Final = 600 * SECOND
-"""Where spans name no process, a job without a request for so long was not in use."""
+"""If spans name no process, a pause of this length in a job's requests separates two runs."""
 
 
 class JobName(NamedTuple):
-    """What jobs are told apart by."""
+    """The identity of a job."""
 
     account: str | None
     job: str | None
-    """The base URL of a trainer that account and job do not name."""
+    """The base URL of a trainer without account and job."""
 
     def __str__(self) -> str:
         if self == FURTHER_JOBS:
@@ -43,36 +43,36 @@ END_WORDS: Final = {
     "finished": "finished",
     "unknown": "no end seen",
 }
-"""How a run can have ended, for people to read."""
+"""The ends of a run, in words."""
 
 _FATAL: Final = {"not_found": "true_404", "exhausted": "race", "unverified": "unverified"}
 
 
 class End(NamedTuple):
-    """How a run ended, as far as its spans tell."""
+    """How a run ended, by its spans."""
 
     kind: str
     """A key of `END_WORDS`."""
     last: Request | None
-    """The request that tells so; None if the run has none that is work."""
+    """The request that shows the end; None if the run has no request with work."""
     is_alone: bool
-    """Whether the file holds no request of the run that simply went well. With `trace=eventful`
-    none is exported, and so none that came later."""
+    """Whether the file holds no clean request of the run. With `trace=eventful`, clean requests
+    are not exported, so later ones are unknown."""
 
 
 @lru_cache(maxsize=1024)
 def _is_work(name: str) -> bool:
-    """Whether a request, by the name of its span, shows that the program goes on.
+    """Whether a request, by the name of its span, shows that the program continues.
 
-    Signs of life, telemetry and the end of a session are sent by the SDK after the program's last
-    step as well.
+    The SDK sends heartbeats, telemetry and the end of a session also after the program's last
+    step.
     """
     return name.rpartition("/")[2] not in ("session_heartbeat", "telemetry", "finish")
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """What one process did with one job."""
+    """The requests of one process to one job."""
 
     process: Process
     job: JobName
@@ -87,7 +87,7 @@ class Run:
     waited: Intervals = field(default_factory=Intervals)
     """When requests waited for a race, at the gate or after a 404."""
     survived: Intervals = field(default_factory=Intervals)
-    """When requests waited for a race that they came through."""
+    """When requests waited for a race, and recovered."""
     died: Intervals = field(default_factory=Intervals)
     """When requests waited for a race, and gave up."""
     _clean: int = 0
@@ -97,7 +97,7 @@ class Run:
     _last_close: Request | None = None
 
     def add(self, request: Request) -> None:
-        """Add a request; its times are known already."""
+        """Add a request whose times are known."""
         self.requests += 1
         outcome = request.outcome
         if outcome == "ok":
@@ -114,7 +114,7 @@ class Run:
             self._last_close = _later(self._last_close, request)
 
     def merge(self, other: Run) -> None:
-        """Take in another one, which turned out to be the same."""
+        """Merge another run that turned out to be the same."""
         self.start, self.end = min(self.start, other.start), max(self.end, other.end)
         for name in ("requests", "races_met", "races_recovered", "false_404s", "_clean"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def ended(self) -> End:
-        """How it ended: by the last of its requests, and by what came after that."""
+        """How it ended, by its last request with work and the requests after it."""
         if self.process != FURTHER_PROCESSES:
             fatal, close = self._last_fatal, self._last_close
             if fatal is not None and fatal.end >= self._last_work_start:
@@ -147,7 +147,7 @@ class Run:
 
 
 def _later(one: Request | None, other: Request) -> Request:
-    """The one that ended later."""
+    """The request that ended later."""
     if one is None or other.end > one.end:
         return other
     if other.end < one.end:
@@ -156,7 +156,7 @@ def _later(one: Request | None, other: Request) -> Request:
 
 
 class Room:
-    """How many more runs may be told apart."""
+    """The number of further runs that may be distinguished."""
 
     def __init__(self, runs: int) -> None:
         self._left = runs
@@ -170,7 +170,7 @@ class Room:
 class RunsOfJob:
     """The runs of one job.
 
-    There is one for each process or, where spans name none, for each stretch of time without a long
+    There is one for each process or, if spans name none, for each interval without a long
     pause.
     """
 
@@ -184,11 +184,11 @@ class RunsOfJob:
         return len(self._by_process) + len(self._nameless)
 
     def all(self) -> list[Run]:
-        """They, as they began."""
+        """All runs, by their beginning."""
         return sorted((*self._by_process.values(), *self._nameless), key=lambda run: run.start)
 
     def at(self, process: Process, start: int, end: int) -> Run:
-        """The run to which something belongs that a process did from start to end."""
+        """The run of a process's activity from start to end."""
         if process.is_known:
             run = self._by_process.get(process) or self._new_run(process, start, end)
         else:

@@ -1,4 +1,4 @@
-"""The report at a terminal."""
+"""The report on a terminal."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _head(report: Report, notes: Notes) -> Text:
 
 
 def sentence_of(report: Report) -> str:
-    """What happened, in a sentence for somebody who reads no further."""
+    """A summary in one sentence."""
     sums = report.all_jobs
     ends = Counter(run.ended.kind for run in report.runs)
     others = [
@@ -106,14 +106,14 @@ def sentence_of(report: Report) -> str:
 
 
 def jobs_said(report: Report) -> str:
-    """How many jobs there are, or which, if there is one."""
+    """The number of jobs, or the name of a single one."""
     if len(report.jobs) == 1:
         return f"job {report.jobs[0].name}"
     return plural(sum(job.name.job is not None for job in report.jobs), "job")
 
 
 def figures_of(sums: Sums) -> list[tuple[str, str, str]]:
-    """The figures that count, each with its name and a remark."""
+    """The main figures, each with its name and a remark."""
     outcomes = sums.outcomes
     whole = (
         f"; {sums.counted_whole:,} counted whole, the resend is not in the file"
@@ -191,7 +191,7 @@ def ending(run: Run) -> str:
 
 
 def evidence_of(run: Run) -> str:
-    """What of its spans tells how a run ended."""
+    """The spans that show how a run ended, in words."""
     kind, last, is_alone = run.ended
     if run.process == FURTHER_PROCESSES:
         return "these are too many to be told apart"
@@ -313,7 +313,7 @@ _JOB_COLUMNS_SHOWN: Final = (
     "time saved",
     "genuine not-found",
 )
-"""As many as a terminal has room for."""
+"""The rows that fit on a terminal."""
 
 
 def _jobs(jobs: Sequence[Job]) -> Table:
@@ -341,7 +341,7 @@ def recovery_cells(recovery: Recovery) -> tuple[str, ...]:
 
 
 def _slowest(recoveries: Sequence[Recovery]) -> Table:
-    # Without the trace, which a terminal has no room for.
+    # Without the trace id, which does not fit on a terminal.
     table = _table(*RECOVERY_COLUMNS[:-1], texts=2)
     for recovery in recoveries:
         table.add_row(*map(Text, recovery_cells(recovery)[:-1]))
@@ -349,7 +349,7 @@ def _slowest(recoveries: Sequence[Recovery]) -> Table:
 
 
 def broken_lines(notes: Notes) -> list[str]:
-    """What could not be read: the first few by place, the rest summed up."""
+    """The unreadable parts: the first few by place, the rest as a number."""
     lines = [f"{place} of {file}: {reason}" for file, place, reason in notes.first_broken]
     more = notes.broken - len(lines)
     return [*lines, f"and {more:,} more"] if more else lines

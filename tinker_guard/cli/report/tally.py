@@ -1,9 +1,9 @@
-"""What a stream of spans adds up to, in bounded memory and whatever their order.
+"""Sums up a stream of spans, in bounded memory and in any order.
 
-Almost every fact stands on a span itself. Two do not: when a request's answered resend began, and
-whether a warmup had to ask the control plane. Those are joined by the parent's id among the
-`MAX_FAMILIES` parents met last; a request whose resend is not found there, or not in the file,
-counts with its whole duration, and how many do is told.
+Almost every fact is on a span itself. Two are not: the start of a request's answered resend, and
+whether a warmup had to ask the control plane. These are joined by the parent's id among the
+last `MAX_FAMILIES` parents. A request whose resend is not found there, or not in the file,
+counts with its whole duration; the report shows the number of such requests.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from tinker_guard.cli.report.records import Record
 
 MAX_FAMILIES: Final = 50_000
-"""How many parents are remembered while their children may still come."""
+"""How many parents are kept while their children may still arrive."""
 MAX_EVENTS: Final = 50_000
-"""How many of their children are."""
+"""How many of their children are kept."""
 MAX_EVENTS_EACH: Final = 200
-"""How many of one parent's are."""
+"""How many children of one parent are kept."""
 MAX_JOBS: Final = 1_000
-"""How many jobs are told apart; what belongs to further ones is added up under one name."""
+"""How many jobs are distinguished; further ones are summed up under one name."""
 MAX_RUNS: Final = 1_000
-"""How many runs are told apart, likewise."""
+"""How many runs are distinguished, likewise."""
 SLOWEST: Final = 10
 """How many of the slowest recoveries are kept."""
 
@@ -57,7 +57,7 @@ DEFINITIONS: Final = {
     "its last request. Else no end was seen: it runs, or was killed, or its last spans are not in "
     "the file.",
 }
-"""What the less obvious figures mean, for people to read."""
+"""Explanations of the less obvious figures."""
 
 
 # -- sums ----------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ class Sums:
     """Figures of one job, or of all. Times are nanoseconds."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """Requests by how they ended."""
+    """Requests by outcome."""
     resends: int = 0
     races_met: int = 0
     races_recovered: int = 0
@@ -81,7 +81,7 @@ class Sums:
     """Runs that met a race."""
     false_404s: int = 0
     waited: int = 0
-    """The time that each run spent waiting for races, by the clock."""
+    """The wall-clock time that each run spent waiting for races."""
     runs_saved: int = 0
     """Runs with a crash avoided."""
     crashes_avoided: int = 0
@@ -91,14 +91,14 @@ class Sums:
     warmups_refused: int = 0
     warmup_wait: int = 0
     warmup_wait_after_404: int = 0
-    """Of it, what was spent in warmups that met 404s."""
+    """The part of it in warmups that met 404s."""
     warmup_slowest: int = 0
     not_found: Counter[str] = field(default_factory=Counter)
-    """Genuine ones, by reason."""
+    """Genuine 404s, by reason."""
     unverified: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Unverified 404s, by reason."""
     questions: Counter[str] = field(default_factory=Counter)
-    """By the reason that the answer gave, or `no_answer`."""
+    """Questions, by the reason from the answer, or `no_answer`."""
 
     @property
     def requests(self) -> int:
@@ -106,7 +106,7 @@ class Sums:
         return self.outcomes.total()
 
     def add(self, other: Sums) -> None:
-        """Add another one's figures."""
+        """Add the figures of another one."""
         for name in self.__slots__:
             if name == "warmup_slowest":
                 self.warmup_slowest = max(self.warmup_slowest, other.warmup_slowest)
@@ -123,10 +123,10 @@ class Job:
         self.timeline: Timeline = Timeline()
         self.runs: RunsOfJob = RunsOfJob(name, room)
         self.lost: Intervals = Intervals()
-        """When requests waited for a race, whatever came of it."""
+        """When requests waited for a race, with any outcome."""
 
     def conclude(self) -> list[Run]:
-        """Work out what is known only when everything has been seen; gives the runs."""
+        """Compute the figures that need all spans; returns the runs."""
         sums = self.sums
         sums.lost_by_the_clock = self.lost.length
         # Off trainer routes there is no trainer, and so no run.
@@ -144,39 +144,39 @@ class Job:
 
 
 class Event(NamedTuple):
-    """Something that the guard did for a request; sorts by when."""
+    """An action of the guard for a request; sorts by time."""
 
     start: int
     end: int
     kind: str
     """`gate`, `probe`, `question` or `resend`."""
     result: str
-    """Of a gate `opened` or `refused`; of a probe `reached`, `not_found` or `failed`; of a question
-    the verdict's reason; of a resend the status code or the exception. Empty if it is not known."""
+    """Gate: `opened` or `refused`; probe: `reached`, `not_found` or `failed`; question: the
+    verdict's reason; resend: the status code or the exception. Empty if unknown."""
 
 
 class Recovery(NamedTuple):
     """One request that met a race and got its answer."""
 
     lost: int
-    """What was lost to the race, the wait at the gate included if the race was met there."""
+    """The time lost to the race, the wait at the gate included if the race was met there."""
     request: Request
     is_whole: bool
-    """Whether its whole duration counts, because the resend that was answered was not found."""
+    """Whether its whole duration counts, because the answered resend was not found."""
     events: tuple[Event, ...]
-    """What the guard did meanwhile, in order; of the slowest, for others of its race too."""
+    """The guard's actions, in order; for the slowest, also those for other requests of its race."""
 
 
 @dataclass(slots=True)
 class Report:
-    """What there is to tell."""
+    """The results."""
 
     all_jobs: Sums
     timeline: Timeline
     jobs: list[Job]
-    """Those with most to tell first."""
+    """The jobs, the most eventful first."""
     runs: list[Run]
-    """As they began."""
+    """The runs, by their beginning."""
     slowest: list[Recovery]
 
 
@@ -185,7 +185,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Family:
-    """A span that others are joined to by its id, and what is known of them."""
+    """A parent span, and the facts from its children."""
 
     request: Request | None = None
     warmup: Warmup | None = None
@@ -194,12 +194,12 @@ class _Family:
     waited: int = 0
     """How long the warmup below it took."""
     has_asked: bool = False
-    """Whether a question stands below it."""
+    """Whether there is a question below it."""
     events: list[Event] = field(default_factory=list)
 
 
 class Tally:
-    """Adds up records as they come."""
+    """Adds up records one by one."""
 
     def __init__(self, max_families: int = MAX_FAMILIES) -> None:
         self._jobs: dict[tuple[str | None, str | None], Job] = {}
@@ -209,11 +209,11 @@ class Tally:
         self._events = 0
         self._slowest: list[Recovery] = []
         self._slowest_leaders: list[Recovery] = []
-        """Those of requests that probed or asked; the others of a race wait for what they find."""
+        """The recoveries of requests that probed or asked; the other requests of a race wait."""
 
     @property
     def families(self) -> int:
-        """How many parents wait for children that may still come."""
+        """How many parents wait for children that may still arrive."""
         return len(self._families)
 
     def add(self, record: Record) -> None:
@@ -241,7 +241,7 @@ class Tally:
 
     def report(self) -> Report:
         """Conclude. Nothing can be added afterwards."""
-        # Warmups first: what was done for them belongs to the request above them.
+        # Warmups first: their actions belong to the request above them.
         for family in self._families.values():
             if family.warmup is not None:
                 self._settle_warmup(family.warmup, family)
@@ -297,7 +297,7 @@ class Tally:
             sums.races_recovered += outcome == "recovered"
             run.races_met += 1
             run.races_recovered += outcome == "recovered"
-            # One before each resend, and one that is handed back; or the warmup met it instead.
+            # One 404 before each resend, and one that is handed back; or the warmup met it.
             run.false_404s += max(1, request.resends + (outcome == "exhausted"))
             self._family(request.span_id).request = request
 
@@ -318,7 +318,7 @@ class Tally:
             family.waited += seconds
 
     def _note(self, parent_id: int | None, event: Event) -> _Family | None:
-        """Join something to its parent, if it has one."""
+        """Join an event to its parent, if it has one."""
         if parent_id is None:
             return None
         family = self._family(parent_id)
@@ -339,7 +339,7 @@ class Tally:
         return self._families.setdefault(span_id, _Family())
 
     def _settle_oldest(self) -> None:
-        """Count what needed the children, now that no more are waited for."""
+        """Count the oldest family, and stop waiting for its children."""
         family = self._families.popitem(last=False)[1]
         if family.warmup is not None:
             self._settle_warmup(family.warmup, family)
@@ -353,7 +353,7 @@ class Tally:
             room = MAX_EVENTS_EACH - len(above.events)
             above.events += family.events[:room]
             self._events += len(family.events[:room])
-        # A refused one may have got its answer from another's question.
+        # A refused warmup may have used the answer to another request's question.
         if not (family.has_asked or warmup.is_refused):
             return
         job = self._job(warmup.account, warmup.job)
@@ -369,7 +369,7 @@ class Tally:
         run = job.runs.at(request.process, request.start, request.end)
         at_gate = request.gate_wait or family.waited
         if not request.resends and request.outcome == "recovered":
-            # The race was met at the gate: its time is the warmup's, which is counted.
+            # The race was met at the gate: its time is the warmup's, which is counted already.
             run.waited.add(request.start, request.start + at_gate)
             self._keep_slowest(Recovery(at_gate, request, False, tuple(sorted(family.events))))
             return
@@ -399,7 +399,7 @@ class Tally:
             del kept[:-SLOWEST]
 
     def _with_leaders(self, recovery: Recovery) -> Recovery:
-        """Add what other requests of the same run probed and asked meanwhile."""
+        """Add the probes and questions of other requests of the same run."""
         request = recovery.request
         shared = [
             event
@@ -414,7 +414,7 @@ class Tally:
 
 
 _SHARED: Final = ("probe", "question")
-"""What one request of a race does for all of them."""
+"""The actions of one request of a race for all of them."""
 _REQUEST: Final = ("requests",)
 _WARMUP: Final = ("warmups",)
 

@@ -1,4 +1,4 @@
-"""Counts and stretches of time, in bounded memory and whatever the order in which they come."""
+"""Counts over time and intervals, in bounded memory and for any order of input."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SECOND: Final = 1_000_000_000
-"""Times are whole nanoseconds, so that sums do not depend on the order of what is added."""
+"""Times are whole nanoseconds, so that sums do not depend on the order of addition."""
 
 MAX_BARS: Final = 160
 """How many bars a timeline has at the most."""
 MAX_INTERVALS: Final = 300
-"""How many separate stretches of time are told apart; the nearest are joined beyond that."""
+"""How many separate intervals are kept; beyond that, the nearest are joined."""
 
 # Each divides the next, so that bars can be joined.
 WIDTHS: Final = tuple(
@@ -35,41 +35,41 @@ BAR_KINDS: Final = (
     "error",
     "warmups",
 )
-"""What is counted in each bar of a timeline."""
+"""The counters of each bar of a timeline."""
 
 
 class Bar:
-    """What began within one stretch of time."""
+    """The number of events that began within one interval."""
 
     __slots__ = ("counts", "first")
 
     def __init__(self, first: int) -> None:
         self.counts: dict[str, int] = dict.fromkeys(BAR_KINDS, 0)
         self.first: int = first
-        """When the first request or warmup in it began."""
+        """When its first request or warmup began."""
 
     def add(self, other: Bar) -> None:
-        """Take in what another one holds."""
+        """Add the counts of another bar."""
         for kind, count in other.counts.items():
             self.counts[kind] += count
         self.first = min(self.first, other.first)
 
 
 class Timeline:
-    """Counts over time, in bars that grow wider as the time to be shown grows longer.
+    """Counts over time, in bars whose width grows with the total time.
 
-    Bars begin at multiples of their width, so that it does not matter what is added first.
+    Bars begin at multiples of their width, so the order of addition does not matter.
     """
 
     def __init__(self) -> None:
         self._widths = iter(WIDTHS)
         self.width: int = next(self._widths)
-        """Nanoseconds that one bar stands for."""
+        """The width of one bar, in nanoseconds."""
         self._bars: dict[int, Bar] = {}
         self._low = self._high = 0
 
     def add(self, kinds: Iterable[str], start: int) -> None:
-        """Count something that began at this time."""
+        """Count an event that began at this time."""
         bar = self._bars.get(start // self.width)
         if bar is None:
             bar = self._new_bar(start)
@@ -80,7 +80,7 @@ class Timeline:
             counts[kind] += 1
 
     def merge(self, other: Timeline) -> None:
-        """Add all that another timeline, whose bars are no wider than this one's will be, holds."""
+        """Add another timeline, whose bars must not be wider than this one's will be."""
         for bar in other._bars.values():
             mine = self._bars.get(bar.first // self.width) or self._new_bar(bar.first)
             mine.add(bar)
@@ -104,34 +104,34 @@ class Timeline:
 
     @property
     def bars(self) -> list[tuple[int, Bar]]:
-        """The bars that are not empty, each with the time at which it begins, in their order."""
+        """The non-empty bars, each with its start time, in order."""
         return [(index * self.width, bar) for index, bar in sorted(self._bars.items())]
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """When the first bar begins and the last one ends; zeros if there is none."""
+        """The start of the first bar and the end of the last one; zeros if there is none."""
         if not self._bars:
             return 0, 0
         return min(self._bars) * self.width, (max(self._bars) + 1) * self.width
 
 
 class Interval(NamedTuple):
-    """A stretch of time."""
+    """An interval of time."""
 
     start: int
     end: int
 
 
 class Intervals:
-    """Stretches of time, those that touch or overlap joined."""
+    """Intervals of time; adjacent and overlapping ones are joined."""
 
     def __init__(self) -> None:
         self._kept: list[Interval] = []
 
     def add(self, start: int, end: int) -> None:
-        """Add one."""
+        """Add an interval."""
         kept = self._kept
-        # Those kept do not overlap, so their ends are sorted as well.
+        # The intervals do not overlap, so their ends are sorted as well.
         low = bisect_left(kept, start, key=lambda interval: interval.end)
         high = bisect_right(kept, end, key=lambda interval: interval.start)
         if low < high:
@@ -142,7 +142,7 @@ class Intervals:
             kept[nearest : nearest + 2] = [Interval(kept[nearest].start, kept[nearest + 1].end)]
 
     def merge(self, other: Intervals) -> None:
-        """Add all of another one's."""
+        """Add all intervals of another one."""
         for start, end in other._kept:
             self.add(start, end)
 
@@ -152,7 +152,7 @@ class Intervals:
         return sum(end - start for start, end in self._kept)
 
     def joined(self, gap: int) -> list[Interval]:
-        """They, with those joined that are no further apart than `gap`."""
+        """The intervals; those no further apart than `gap` are joined."""
         found: list[Interval] = []
         for interval in self._kept:
             if found and interval.start - found[-1].end <= gap:
@@ -162,6 +162,6 @@ class Intervals:
         return found
 
     def touches(self, other: Interval) -> bool:
-        """Whether one of them has a moment in common with another one."""
+        """Whether one of them overlaps another interval."""
         at = bisect_left(self._kept, other.start, key=lambda interval: interval.end)
         return at < len(self._kept) and self._kept[at].start <= other.end

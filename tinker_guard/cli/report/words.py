@@ -29,7 +29,7 @@ def duration(nanoseconds: int) -> str:
 
 
 def rough(nanoseconds: int) -> str:
-    """A duration as it is said in a sentence: whole seconds from ten on."""
+    """A duration for a sentence: whole seconds from ten on."""
     seconds = nanoseconds / SECOND
     return f"{seconds:.0f} s" if 9.995 <= seconds < 59.5 else duration(nanoseconds)
 
@@ -42,7 +42,7 @@ _UNITS: Final = (
 
 
 def bar_width(nanoseconds: int) -> str:
-    """How long a bar of a timeline is, in one unit."""
+    """The width of a timeline's bar, in one unit."""
     seconds = nanoseconds / SECOND
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
