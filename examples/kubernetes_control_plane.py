@@ -2,9 +2,9 @@
 
     install_guard(control_plane=KubernetesControlPlane("training"))
 
-For a program in the cluster, whose trainers are Jobs with the name that stands in their URL
-(Kubernetes 1.24 or later). Its service account needs `get` on `jobs` of the group `batch`. See
-what it finds:
+For a program in the cluster whose trainers are Jobs, with the Job's name in the trainer's URL
+(Kubernetes 1.24 or later). Its service account needs `get` on `jobs` of the group `batch`. To
+print a Job's state:
 
     python examples/kubernetes_control_plane.py NAMESPACE JOB
 """
@@ -33,17 +33,17 @@ ENDED = {
     "FailureTarget": "JOB_STATE_FAILED",
     "Suspended": "JOB_STATE_PAUSED",
 }
-"""Conditions of a Job whose pods are gone or going, and what the guard calls that."""
+"""Conditions of a Job whose pods are gone or terminating, and the guard's states for them."""
 
 
 @dataclass(frozen=True)
 class KubernetesControlPlane:
-    """Knows the state of trainers that run as Kubernetes Jobs.
+    """Looks up the state of trainers that run as Kubernetes Jobs.
 
     Args:
-        namespace: Where the Jobs are.
-        api: The API server. Default where every pod finds it.
-        service_account: Directory with `token` and `ca.crt`. Default where every pod has it.
+        namespace: The namespace of the Jobs.
+        api: The API server. By default the one that every pod has.
+        service_account: Directory with `token` and `ca.crt`. By default that of every pod.
     """
 
     namespace: str
@@ -53,17 +53,17 @@ class KubernetesControlPlane:
     async def job_state(
         self, account: str, job: str, *, origin: str, credentials: Mapping[str, str]
     ) -> str | None:
-        """Say what state a Job is in, or None if there is no such Job.
+        """Return the state of a Job, or None if there is no such Job.
 
-        The guard asks once for all requests that want to know, and keeps the answer for
+        The guard asks once for all waiting requests, and reuses the answer RUNNING for
         `verdict_ttl`. `credentials` belong to the gateway and are not sent.
 
         Raises:
-            Exception: Anything else than an answer; the guard then calls the 404 unverified and
-                hands it back. It logs the message of a `ControlPlaneError`, of others the name.
+            Exception: No usable answer. The guard asks again and probes within the budget. It logs
+                the message of a `ControlPlaneError`, and only the type of other exceptions.
         """
         async with self._client() as client:
-            # What the guard takes for a job's name has no character that a path must escape.
+            # A job's name from the guard has no character that a path must escape.
             response = await client.get(f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{job}")
         if response.status_code in (401, 403):
             raise ControlPlaneError(
@@ -77,7 +77,7 @@ class KubernetesControlPlane:
         return state_of(response.json())
 
     def _client(self) -> httpx.AsyncClient:
-        # Both files are read for each question, because they change while the program runs.
+        # Both files are read for each lookup, because they change while the program runs.
         token = (self.service_account / "token").read_text().strip()
         return httpx.AsyncClient(
             base_url=self.api,
@@ -89,10 +89,10 @@ class KubernetesControlPlane:
 
 
 def state_of(job: Mapping[str, Any]) -> str:
-    """Translate a Job into a state that the guard knows.
+    """Translate a Job into a state of the guard.
 
-    `status.active` counts pods that have not started, too. Only a ready one makes a 404 a race;
-    before, a new run waits for it, and a run under way gets its 404.
+    `status.active` also counts pods that have not started. A 404 is a race only if a pod is ready.
+    Before that, a new run waits, and a run in progress gets its 404.
     """
     if "deletionTimestamp" in job["metadata"]:
         return "JOB_STATE_DELETING"
@@ -104,7 +104,7 @@ def state_of(job: Mapping[str, Any]) -> str:
 
 
 def _is_about(job: str, not_found: httpx.Response) -> bool:
-    """Whether Kubernetes itself says that there is no such Job: a wrong URL is a 404 too."""
+    """Whether Kubernetes itself reports that the Job is missing: a wrong URL is a 404 too."""
     try:
         status = not_found.json()
         return bool(status["reason"] == "NotFound" and status["details"]["name"] == job)

@@ -1,14 +1,14 @@
-"""A `requests` session behind the guard, for programs that call a trainer with it.
+"""A guarded `requests` session, for programs that call a trainer with requests.
 
     session = requests.Session()
     session.mount("https://", GuardedAdapter())
 
-Requests that are on no trainer route, and answers other than 404, pass through. The guard sends
-over adapters of requests itself, with the session's own `verify`, `cert`, `proxies` and `timeout`;
-only the question to the control plane goes as the environment says (`HTTPS_PROXY`,
-`SSL_CERT_FILE`). Do not have the session retry a 404 by itself: each retry would wait again.
+Requests on no trainer route, and answers other than 404, pass through. The guard sends
+over adapters of requests itself, with the session's own `verify`, `cert`, `proxies` and `timeout`.
+Only control-plane lookups use the proxy and certificates of the environment (`HTTPS_PROXY`,
+`SSL_CERT_FILE`). Do not let the session retry a 404 by itself: each retry would wait again.
 
-See it work:
+To try it:
 
     TINKER_API_KEY=... python examples/requests_adapter.py \
         https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 
 class GuardedAdapter(HTTPAdapter):
-    """Sees the requests of a session through routing races.
+    """Protects the requests of a session against routing races.
 
     Args:
-        settings: How to behave; None reads `TINKER_GUARD_*` and the defaults.
-        control_plane: Whom to ask whether a job runs, instead of Fireworks' control plane.
-        **for_adapter: What `HTTPAdapter` takes, `pool_maxsize` for instance.
+        settings: The guard's settings; None reads `TINKER_GUARD_*` and the defaults.
+        control_plane: A control plane to use instead of Fireworks'.
+        **for_adapter: Arguments of `HTTPAdapter`, `pool_maxsize` for instance.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class GuardedAdapter(HTTPAdapter):
         """Send a request of the session.
 
         Raises:
-            requests.RequestException: As `HTTPAdapter` raises it.
+            requests.RequestException: As from `HTTPAdapter`.
         """
-        del stream  # the session reads the body by itself, unless it is to be streamed
-        # A body that can be read once is none that the guard may send again.
+        del stream  # the session itself reads the body, unless the caller streams it
+        # The guard must not resend a body that can be read only once.
         body = request.body
         content = body if body is None or isinstance(body, str | bytes) else iter(())
         sent = httpx.Request(
@@ -99,7 +99,7 @@ class GuardedAdapter(HTTPAdapter):
             status=answer.status_code,
             reason=answer.reason_phrase if found is None else found.reason,
             preload_content=False,
-            # Where requests looks for cookies.
+            # Here requests looks for cookies.
             original_response=None if found is None else found.raw._original_response,  # noqa: SLF001
         )
         return self.build_response(request, raw)
@@ -111,14 +111,14 @@ class GuardedAdapter(HTTPAdapter):
 
 
 class _Options(threading.local):
-    """With what the running request of a thread is sent."""
+    """The options of a thread's current request."""
 
     given: dict[str, Any]
     timeout: Any
 
 
 class _AdapterTransport(httpx.BaseTransport):
-    """Sends what the guard sends over an adapter of requests."""
+    """Sends the guard's requests over an adapter of requests."""
 
     def __init__(self, adapter: HTTPAdapter, options: _Options) -> None:
         self._adapter = adapter
@@ -133,7 +133,7 @@ class _AdapterTransport(httpx.BaseTransport):
             limits = request.extensions["timeout"]
             timeout = limits["connect"], limits["read"]
         elif "cookie" in request.headers:
-            # The guard may have pinned it to the replica that a probe has reached.
+            # The guard may have pinned the request to the replica that a probe has reached.
             prepared = prepared.copy()
             prepared.headers["Cookie"] = request.headers["cookie"]
         answer = self._adapter.send(prepared, stream=True, timeout=timeout, **self._options.given)
@@ -162,7 +162,7 @@ class _Stream(httpx.SyncByteStream):
 
 
 class _Body(io.RawIOBase):
-    """The body of what the guard hands back, as a file."""
+    """The body of the guard's response, as a file."""
 
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__()
@@ -203,13 +203,13 @@ def _as_text(headers: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
 
 
 def main(trainer_url: str) -> None:
-    """Print what the trainer can do."""
+    """Print the trainer's capabilities."""
     with requests.Session() as session:
         session.mount("http://", GuardedAdapter())
         session.mount("https://", GuardedAdapter())
         session.headers["X-Api-Key"] = os.environ["TINKER_API_KEY"]
         answer = session.get(f"{trainer_url}/api/v1/get_server_capabilities", timeout=60)
-    # A 404 that comes through is true, or could not be judged; the log tells which.
+    # A 404 here is genuine, or could not be judged, or outlasted the budget; see the log.
     answer.raise_for_status()
     sys.stdout.write(answer.text + "\n")
 
