@@ -67,7 +67,7 @@ class SamplingParams:
 
     Args:
         max_tokens: How many tokens at the most.
-        temperature: 0 takes the likeliest token, whatever the seed.
+        temperature: 0 takes the likeliest token, for any seed.
         top_k: Draw from this many of the likeliest tokens; -1 for all.
         top_p: Draw from the likeliest tokens whose probabilities add up to this.
         stop: Tokens that end a sequence, of which they are the last.

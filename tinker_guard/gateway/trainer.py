@@ -311,7 +311,7 @@ class Trainer:
         return Reply.json(future.promise)
 
     def _work(self, call: Call, model: _Model) -> tuple[str, Work]:
-        """Return the operation's name and what to do when its turn comes."""
+        """Return the operation's name and the work to do when its turn comes."""
         request, operation = call.fields, call.operation
         if operation in ("forward", "forward_backward"):
             # Newer SDKs send a forward pass as a forward_backward with a flag.

@@ -104,7 +104,7 @@ class Call:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """The body's fields, named as in JSON whatever the encoding.
+        """The body's fields, with JSON's names for any encoding.
 
         Raises:
             ValueError: The body cannot be read.

@@ -51,7 +51,7 @@ def inject(environment: MutableMapping[str, str], settings: str | None = None) -
 
 
 def remove(environment: MutableMapping[str, str]) -> None:
-    """Undo `inject`, also where a parent process did it."""
+    """Undo `inject`, also that of a parent process."""
     environment.pop(SETTINGS, None)
     places = environment.get("PYTHONPATH", "").split(os.pathsep)
     if _BOOTSTRAP not in places:

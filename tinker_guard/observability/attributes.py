@@ -1,6 +1,6 @@
 """Every attribute that the guard puts on a span or a metric, declared once.
 
-docs/telemetry.md holds the same as a table, and a test compares both with what is emitted.
+docs/telemetry.md has the same table, and a test compares both with the emitted spans.
 """
 
 from __future__ import annotations

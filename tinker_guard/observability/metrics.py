@@ -73,7 +73,7 @@ REQUEST_DURATION: Final = _declare(
 VERDICTS: Final = _declare(
     "tinker_guard.verdicts",
     "{verdict}",
-    "404s on guarded requests, by what they turned out to be; those of probes at the gate as one.",
+    "404s on guarded requests, by verdict; those of probes at the gate count as one.",
     (names.OPERATION, names.VERDICT, names.REASON),
 )
 RESENDS: Final = _declare(
@@ -103,7 +103,7 @@ PROBES: Final = _declare(
 LOOKUP_DURATION: Final = _declare(
     "tinker_guard.question.duration",
     "s",
-    "Duration of control-plane questions, by what they meant for the 404.",
+    "Duration of control-plane questions, by the verdict on the 404.",
     (names.VERDICT, names.REASON),
     _EXCHANGE_BOUNDS,
 )

@@ -1,6 +1,6 @@
 """The command `tinker-guard doctor`: shows the findings of `tinker_guard.cli.doctor`.
 
-Imports no extra, so that it works in a bare install, and where no SDK is installed.
+Imports no extra, so that it works in a bare install, and without an SDK.
 """
 
 from __future__ import annotations

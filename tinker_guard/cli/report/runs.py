@@ -126,7 +126,7 @@ class Run:
             getattr(self, name).merge(getattr(other, name))
 
     def conclude(self) -> None:
-        """Work out what is known only when everything has been seen."""
+        """Compute the figures that need all spans."""
         crashes = [race for race in self.survived.joined(SAME_RACE) if not self.died.touches(race)]
         self.crashes_avoided = len(crashes)
         self.saved = max((race.start for race in crashes), default=self.start) - self.start
