@@ -93,7 +93,7 @@ class _End:
             needs_proof: Whether it may be sent again only if the trainer was reached, or the job is
                 said to run.
         """
-        return not needs_proof or self.race is not None
+        return not needs_proof
 
     def serves_at_gate(self, came_at: float) -> bool:
         """Whether it holds for another request that waited for it at the gate.
@@ -122,6 +122,11 @@ class Inconclusive(_End):
 
     failed: Failed | None = None
     """The last probe, if that failed."""
+    running_at: float = float("-inf")
+    """When the lookup began that says that the job runs, if that is known."""
+
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
+        return not needs_proof or self.running_at >= met_at
 
 
 INCONCLUSIVE: Final = Inconclusive()

@@ -125,7 +125,9 @@ class _Rounds:
             judged = JOB_NOT_RUNNING
         elif judged.is_race:
             self.race = judged
-            self._ambiguous_rounds += not_found is not None and not_found.source is Source.UNKNOWN
+            if not_found is None:
+                return Inconclusive(running_at=answer.asked_at, race=judged)
+            self._ambiguous_rounds += not_found.source is Source.UNKNOWN
             if self._ambiguous_rounds >= _AMBIGUOUS_ROUNDS * (1 + guarded.is_ambiguous):
                 guarded.is_ambiguous = True
                 self._last_end = Ambiguous(race=judged)
