@@ -179,6 +179,7 @@ GATEWAYS = {
     ),
     "fastapi-urllib": Case(JSON, {"detail": "HTTP Error 404: Not Found"}, Source.ROUTER),
     "fastapi-status": Case(JSON, {"detail": "Upstream returned 404"}),
+    "fastapi-status-line": Case(JSON, {"detail": "Got HTTP/1.1 404 Not Found"}),
     "phrase-as-a-code": Case(JSON, {"detail": "NOT_FOUND"}, Source.ROUTER),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
@@ -237,6 +238,7 @@ SERVERS = {
         JSON, {"detail": "Weights at twinkle://r/checkpoints/c not found"}, Source.TRAINER
     ),
     "fastapi-status-in-front": Case(JSON, {"detail": "404: Model not found"}, Source.TRAINER),
+    "fastapi-number-of-a-session": Case(JSON, {"detail": "Session 404 not found"}, Source.TRAINER),
     "fastapi-future-passed-on": Case(
         JSON, {"detail": '{"detail": "Future not found"}'}, Source.TRAINER
     ),

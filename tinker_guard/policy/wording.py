@@ -60,7 +60,8 @@ GATEWAYS_WORDS: Final = re.compile(
     # (httpx, requests, aiohttp).
     r"|<(?:!doctype|html)\b"
     r"|[\"']not found\.?[\"']"
-    r"|\b404\W+(?:client error\W+)?not found\b"
+    # A 404 after a word is an id: "Session 404 not found".
+    r"|(?<![a-z] )\b404\W+(?:client error\W+)?not found\b"
     rf"|{_PLACES}\b[^.\n]{{0,20}}\b404\b",
     re.IGNORECASE,
 )
