@@ -135,8 +135,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         try:
             try:
                 end = await pass_gate(guarded)
-                if isinstance(end, Refused | TimedOut):
-                    found = end.not_found
+                if isinstance(end, Refused | TimedOut) and (found := end.not_found):
                     body = BodyPrefix(found.body, is_complete=True)
                     report.met_404(found.headers, body, is_trainers=False)
                     return guarded.hand_back(found.response(), end.judgement)

@@ -1732,6 +1732,90 @@ async def test_that_the_job_runs_is_not_forgotten_while_proof_is_looked_for(
     assert (root.attributes or {})["tinker_guard.verdict.reason"] == "job_running"
 
 
+_REFUSES = (401, 403, 405, 421, 426, 429, 501, 503)
+
+
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "warm"])
+@pytest.mark.parametrize("status", [*_REFUSES, 200, None])
+async def test_a_control_plane_is_asked_again_where_probes_say_nothing(
+    status: int | None, cold: bool, spans: InMemorySpanExporter
+) -> None:
+    """It is out of order for a second, and something on the way answers all probes, or none."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if not exchange.is_probe:
+            return ok() if exchange.at >= 2.0 else gateway_404()
+        if status is None:
+            raise httpx.ConnectError("refused")
+        return tracked(status, b"<html>", "text/html")
+
+    plane = FakeControlPlane(OSError(), states=[(1.0, "JOB_STATE_RUNNING")])
+    gateway = FakeGateway(answer)
+    if not cold:
+        state = ROUTES.find(post().url)
+        assert state is not None
+        state.answered(0.0)
+    assert (await send(guard(gateway, plane, warmup_successes=3))).status_code == 200
+    assert 2.0 <= loop_time() <= 2.5
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    told = {name: (root.attributes or {})[f"tinker_guard.{name}"] for name in _TOLD}
+    assert told == {
+        "outcome": "recovered",
+        "verdict": "routing_race",
+        "verdict.reason": "job_running",
+        "account": "acc",
+        "job": "job-1",
+    }
+
+
+_TOLD = ("outcome", "verdict", "verdict.reason", "account", "job")
+
+
+@pytest.mark.parametrize(
+    ("later", "reason", "ends_at"),
+    [
+        ([(1.0, "JOB_STATE_PAUSED")], "job_not_running", 1.0),
+        ([(1.0, None)], "job_missing", 3.0),
+        # On its way: waiting may help, and nothing more is known in the end.
+        ([(1.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
+        # One negative answer is not the truth.
+        ([(1.0, None), (2.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
+    ],
+)
+async def test_what_a_control_plane_says_where_probes_say_nothing_is_heard(
+    later: list[tuple[float, str | None]], reason: str, ends_at: float, spans: InMemorySpanExporter
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        return tracked(401, b"{}", "application/json") if exchange.is_probe else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=later)
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane, warmup_successes=0, retry_timeout=10)
+    responses = await asyncio.gather(*(send(transport) for _ in range(3)))
+    assert [response.content for response in responses] == [GATEWAY_BODY] * 3
+    assert ends_at <= loop_time() < ends_at + 0.6
+    assert len(gateway.sent) == 3
+    roots = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert {(root.attributes or {})["tinker_guard.verdict.reason"] for root in roots} == {reason}
+
+
+async def test_that_the_job_runs_serves_all_that_wait_where_probes_say_nothing() -> None:
+    """Each probe takes its full time: not each request has to send its own."""
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            await asyncio.sleep(60.0)
+        return ok() if exchange.at >= 8.0 else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=[(4.0, "JOB_STATE_RUNNING")])
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane, warmup_successes=0)
+    answers = await asyncio.gather(*(send(transport) for _ in range(50)))
+    assert {response.status_code for response in answers} == {200}
+    assert loop_time() < 16.0
+    assert len(gateway.probes) <= 4
+
+
 async def test_a_race_that_is_heard_of_while_proof_is_looked_for_is_exhausted_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1967,7 +2051,7 @@ async def test_whom_a_refusal_of_probing_serves(
     judgement: Judgement, met_at: float, serves: bool
 ) -> None:
     found = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
-    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2))
+    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2), found.met_at)
     assert refused.serves(met_at, needs_proof=True) is serves
     assert refused.serves(met_at, needs_proof=False) is serves
 

@@ -147,6 +147,40 @@ GATEWAYS = {
     "fastapi-code": Case(JSON, {"detail": {"code": "UPSTREAM_NOT_FOUND", "ids": [1]}}),
     "fastapi-list": Case(JSON, {"detail": ["Backend not found"]}),
     "fastapi-fireworks": Case(JSON, {"detail": GATEWAY_BODY}),
+    "fastapi-code-beside": Case(JSON, {"detail": "Nothing matches", "code": "ROUTE_NOT_FOUND"}),
+    "fastapi-text-beside": Case(JSON, {"detail": "x", "message": "no Route matched with those"}),
+    "fastapi-account": Case(JSON, {"detail": "Account acc not found"}),
+    "fastapi-resource": Case(JSON, {"detail": "The requested resource could not be found."}),
+    "django-query": Case(JSON, {"detail": "No TrainerJob matches the given query."}),
+    "fastapi-job-in-one-word": Case(JSON, {"detail": "trainer-job 'job-1' not found"}),
+    "fastapi-resource-name": Case(JSON, {"detail": "accounts/a/rlorTrainerJobs/j is unknown"}),
+    "fastapi-path": Case(JSON, {"detail": "Not at /training/v1/rlorTrainerJobs/a/j/api/v1/x"}),
+    "fastapi-path-of-a-checkpoint": Case(
+        JSON, {"detail": "No route for /api/v1/training_runs/r/checkpoints"}
+    ),
+    "error-with-the-path-of-a-sampler": Case(JSON, {"error": "nothing at api/v1/samplers/s-1"}),
+    # The answer of the server behind, as `detail=response.text` and `detail=response.json()`.
+    "fastapi-page": Case(JSON, {"detail": "<!DOCTYPE html><pre>Cannot POST /api/v1/x</pre>"}),
+    "fastapi-page-of-nginx": Case(JSON, {"detail": "<html><h1>404 Not Found</h1>nginx</html>"}),
+    "fastapi-text": Case(JSON, {"detail": "default backend - 404"}),
+    "fastapi-json": Case(JSON, {"detail": '{"message":"Not Found"}'}),
+    "fastapi-phrase-in-an-object": Case(JSON, {"detail": {"message": "Not Found"}}),
+    "fastapi-phrase-and-code": Case(JSON, {"detail": {"error": {"code": "NOT_FOUND"}}}),
+    "fastapi-phrase-in-a-list": Case(JSON, {"detail": [{"msg": "Not Found."}]}),
+    # What a client raises for it, as `detail=str(error)`.
+    "fastapi-httpx": Case(
+        JSON, {"detail": "Client error '404 Not Found' for url 'http://pod:8000/api/v1/x'\nFor ..."}
+    ),
+    "fastapi-requests": Case(
+        JSON, {"detail": "404 Client Error: Not Found for url: http://pod:8000/api/v1/x"}
+    ),
+    "fastapi-aiohttp": Case(
+        JSON, {"detail": "404, message='Not Found', url='http://pod:8000/api/v1/x'"}
+    ),
+    "fastapi-urllib": Case(JSON, {"detail": "HTTP Error 404: Not Found"}, Source.ROUTER),
+    "fastapi-status": Case(JSON, {"detail": "Upstream returned 404"}),
+    "fastapi-status-line": Case(JSON, {"detail": "Got HTTP/1.1 404 Not Found"}),
+    "phrase-as-a-code": Case(JSON, {"detail": "NOT_FOUND"}, Source.ROUTER),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
     "phrase": Case(JSON, {"detail": f"{'Not Found':.<64}"}, Source.ROUTER),
@@ -198,6 +232,22 @@ SERVERS = {
         JSON, {"detail": "Training run r-1 not found or access denied"}, Source.TRAINER
     ),
     "miles": Case(JSON, {"detail": "Model m-1 is not registered"}, Source.TRAINER),
+    "tuft-loss": Case(JSON, {"detail": "Loss function f not found."}, Source.TRAINER),
+    "twinkle-session": Case(JSON, {"detail": "Unknown session"}, Source.TRAINER),
+    "twinkle-path": Case(
+        JSON, {"detail": "Weights at twinkle://r/checkpoints/c not found"}, Source.TRAINER
+    ),
+    "fastapi-status-in-front": Case(JSON, {"detail": "404: Model not found"}, Source.TRAINER),
+    "fastapi-number-of-a-session": Case(JSON, {"detail": "Session 404 not found"}, Source.TRAINER),
+    "fastapi-future-passed-on": Case(
+        JSON, {"detail": '{"detail": "Future not found"}'}, Source.TRAINER
+    ),
+    "fastapi-deep": Case(
+        JSON, '{"detail": ' + "[" * 500 + '"Model not found"' + "]" * 500 + "}", Source.TRAINER
+    ),
+    "fastapi-beside": Case(
+        JSON, {"detail": "Model not found", "server": "main", "code": "model_gone"}, Source.TRAINER
+    ),
     "fastapi-number": Case(JSON, f'{{"detail": {7**473}}}', Source.TRAINER),
     "fireworks-serverless": Case(
         JSON, {"error": {"code": "not_found", "type": "x"}}, Source.UNKNOWN, True
@@ -930,6 +980,12 @@ COPIES = [
     ("x-proxy-cache", "HIT"),
     ("x-fastcgi-cache", "HIT"),
     ("x-litespeed-cache", "hit,litemage"),
+    ("x-tyk-cached-response", "1"),
+    ("x-cache-hit", "true"),
+    ("server-timing", "cdn-cache; desc=HIT"),
+    ("server-timing", 'edge; dur=1, cdn-cache; dur=0; desc="HIT"'),
+    ("server-timing", 'cfCacheStatus;desc="STALE"'),
+    ("server-timing", 'cache;desc="hit-front", host;desc="cp3066"'),
     ("x-vercel-cache", "STALE"),
     ("apisix-cache-status", "HIT"),
     ("cdn_cache_status", "hit"),
@@ -983,6 +1039,10 @@ ORIGINALS = [
     ("x-bypass-cache", "yes"),
     ("x-wp-bypass-cache", "1"),
     ("x-served-by", "cache-hit"),
+    ("x-cache-hit", "false"),
+    ("server-timing", "cdn-cache; desc=MISS, edge; dur=1"),
+    ("server-timing", "cache, db;desc=HIT"),
+    ("server-timing", "hit;desc=cache"),
 ]
 
 
