@@ -161,13 +161,20 @@ def go_on() -> None:
         raise Expired(_thread.timeouts[-1])
 
 
-def wait(changed: threading.Condition) -> None:
-    """Block until a condition is notified; the timeouts around end it."""
+def wait(changed: threading.Condition, until: float | None = None) -> None:
+    """Block until a condition is notified; the timeouts around end it.
+
+    Args:
+        changed: The condition, held.
+        until: When it ends with `TimeoutError`, by `clock()`; None sets no limit of its own.
+    """
     timeout, left = time_left()
-    if timeout is None:
+    if until is not None and (own := until - clock()()) < left:
+        timeout, left = None, own
+    if left == math.inf:
         changed.wait()
     elif not changed.wait(max(left, 0.0)):
-        raise Expired(timeout)
+        raise TimeoutError if timeout is None else Expired(timeout)
 
 
 def timeout_at(when: float) -> asyncio.Timeout | _BlockingTimeout:
@@ -237,10 +244,6 @@ class _BlockingTimeout:
     def __init__(self, when: float) -> None:
         self.when: float = when
 
-    def reschedule(self, when: float | None) -> None:
-        """End it at another time, or never."""
-        self.when = math.inf if when is None else when
-
     async def __aenter__(self) -> Self:
         _thread.timeouts += (self,)
         return self
@@ -254,6 +257,6 @@ class _BlockingTimeout:
 def time_left() -> tuple[_BlockingTimeout | None, float]:
     """The timeout of this thread that ends first, and the seconds until then."""
     if not _thread.timeouts:
-        return None, float("inf")
+        return None, math.inf
     first = min(_thread.timeouts, key=lambda timeout: timeout.when)
-    return (None if first.when == math.inf else first), first.when - clock()()
+    return first, first.when - clock()()
