@@ -223,16 +223,30 @@ def test_one_that_a_request_was_left_on_by_its_event_loop_is_dropped() -> None:
     transport = GuardTransport(
         gateway.new_transport(), settings=GuardSettings(), control_plane=FakeControlPlane()
     )
-    loop = VirtualTimeLoop()
-    left = [loop.create_task(transport.handle_async_request(post())) for _ in range(2)]
-    loop.run_until_complete(asyncio.sleep(1))
-    loop.close()
-    ended = [weakref.ref(task) for task in left]
-    left.clear()
-    for n in range(1024):
-        found(ROUTES, n)
-    gc.collect()
-    assert [task() for task in ended] == [None, None]
+
+    def begin(loop: VirtualTimeLoop) -> weakref.ref[asyncio.Task[httpx.Response]]:
+        task = loop.create_task(transport.handle_async_request(post()))
+        loop.run_until_complete(asyncio.sleep(1))
+        return weakref.ref(task)
+
+    def forget() -> None:
+        for n in range(1024):
+            found(ROUTES, n)
+        gc.collect()
+
+    closed, kept = VirtualTimeLoop(), VirtualTimeLoop()
+    left = [begin(closed), begin(closed)]
+    under_way = begin(kept)
+    state = ROUTES.find(post().url)
+    closed.close()
+    forget()
+    assert [task() for task in left] == [None, None]
+    # On the other loop, a request is still under way.
+    assert ROUTES.find(post().url) is state
+    kept.close()
+    forget()
+    assert under_way() is None
+    assert ROUTES.find(post().url) is not state
 
 
 def _raise(_: Exchange) -> httpx.Response:

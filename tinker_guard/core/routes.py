@@ -233,9 +233,8 @@ class RouteState:
             known = reference()
             if known is not None and known.is_closed():
                 gone = self._flights.pop(known, {}).values()
-                for guarded in tuple(self.guarded):
-                    if guarded.flights in gone:
-                        self.guarded.discard(guarded)
+                left = [guarded for guarded in tuple(self.guarded) if guarded.flights in gone]
+                self.guarded.difference_update(left)
 
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
         by_key = self._flights.get(owner)
