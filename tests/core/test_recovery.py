@@ -1524,6 +1524,41 @@ async def test_resends_that_each_follow_a_probe_do_not_stay_in_step_with_it(
     assert cookies == ["affinity=1", "affinity=3", "affinity=6", "affinity=10"]
 
 
+async def test_what_such_a_probe_proves_serves_all_that_wait() -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.01)
+        return ok() if exchange.is_probe or exchange.at >= 2.0 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, FakeControlPlane(_NO_WORD))
+    answers = await asyncio.gather(*(send(transport) for _ in range(9)))
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert 2.0 <= loop_time() <= 2.5
+
+
+async def test_a_race_that_is_heard_of_before_such_a_probe_is_not_forgotten(
+    spans: InMemorySpanExporter,
+) -> None:
+    script = [gateway_404, ok, gateway_404, gateway_404, ok, ok, ok]
+    plane = FakeControlPlane(_NO_WORD)
+
+    async def answer(_: Exchange) -> httpx.Response:
+        # What was said about an earlier 404 was said before this one.
+        await asyncio.sleep(0.01)
+        if len(gateway.exchanges) == 4:
+            plane.state = "JOB_STATE_RUNNING"
+        return script[len(gateway.exchanges) - 1]()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, plane))).status_code == 200
+    assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 0, 1, 1, 1, 0]
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    found = root.attributes or {}
+    assert found["tinker_guard.verdict"] == "routing_race"
+    assert found["tinker_guard.verdict.reason"] == "job_running"
+    assert found["tinker_guard.outcome"] == "recovered"
+
+
 @pytest.mark.parametrize("race", [0.5, 1.0, 2.0, 3.0, 5.0, 8.0])
 @pytest.mark.parametrize("not_found", [gateway_404, plain_404, router_404])
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
