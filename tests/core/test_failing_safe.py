@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -716,11 +717,14 @@ def test_a_loop_that_is_closed_under_a_race(
     task = loop.create_task(send(transport))
     loop.run_until_complete(asyncio.sleep(at))
     loop.close()
+    ended = weakref.ref(task)
     del task
     gc.collect()
     gateway.answer = lambda _: ok()
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(send(transport)).status_code == 200
+    gc.collect()
+    assert ended() is None
     assert faults(caplog) == []
 
 

@@ -1472,15 +1472,21 @@ async def test_those_of_another_key_still_wait() -> None:
 # -- gateways that pick a replica for each request -------------------------------------------------
 
 
+_NO_WORD = ControlPlaneError("out of order", 503)
+
+
 @pytest.mark.parametrize(
-    ("replicas", "picks"),
+    ("replicas", "picks", "state"),
     [
-        *((replicas, "in turn") for replicas in (2, 3, 5, 8)),
-        *((replicas, "by chance") for replicas in (2, 3, 4)),
+        *((replicas, "in turn", "JOB_STATE_RUNNING") for replicas in (2, 3, 5, 8)),
+        *((replicas, "by chance", "JOB_STATE_RUNNING") for replicas in (2, 3, 4)),
+        # There, each resend waits for a probe that proves that it is a race.
+        *((replicas, "in turn", _NO_WORD) for replicas in (2, 3)),
+        *((replicas, "by chance", _NO_WORD) for replicas in (2, 3)),
     ],
 )
 async def test_one_replica_that_knows_the_route_is_found_among_many(
-    replicas: int, picks: str
+    replicas: int, picks: str, state: str | ControlPlaneError
 ) -> None:
     chance = random.Random(replicas)
 
@@ -1489,11 +1495,68 @@ async def test_one_replica_that_knows_the_route_is_found_among_many(
         return ok() if turn % replicas == 0 or exchange.at >= 20 else gateway_404()
 
     gateway = FakeGateway(answer)
-    transport = guard(gateway)
+    transport = guard(gateway, FakeControlPlane(state))
     for _ in range(5):
         assert (await send(transport)).status_code == 200
     # Five steps.
     assert loop_time() < 3.0
+
+
+@pytest.mark.parametrize(
+    ("state", "wait"), [(_NO_WORD, "0"), ("JOB_STATE_RUNNING", "0.5")], ids=["no-word", "waits"]
+)
+async def test_resends_that_each_follow_a_probe_do_not_stay_in_step_with_it(
+    state: str | ControlPlaneError, wait: str
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok() if exchange.is_probe else gateway_404()
+        response.headers["retry-after"] = wait
+        response.headers["set-cookie"] = f"affinity={len(gateway.probes)}"
+        return response
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, FakeControlPlane(state), retry_timeout=8))).status_code == 404
+    kinds = "".join("p" if exchange.is_probe else "s" for exchange in gateway.exchanges)
+    rows = [len(row) for row in kinds.split("s")]
+    assert rows[:11] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    # Each goes where the last probe before it has been.
+    cookies = [exchange.headers["cookie"] for exchange in gateway.sent[1:5]]
+    assert cookies == ["affinity=1", "affinity=3", "affinity=6", "affinity=10"]
+
+
+async def test_what_such_a_probe_proves_serves_all_that_wait() -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.01)
+        return ok() if exchange.is_probe or exchange.at >= 2.0 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, FakeControlPlane(_NO_WORD))
+    answers = await asyncio.gather(*(send(transport) for _ in range(9)))
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert 2.0 <= loop_time() <= 2.5
+
+
+async def test_a_race_that_is_heard_of_before_such_a_probe_is_not_forgotten(
+    spans: InMemorySpanExporter,
+) -> None:
+    script = [gateway_404, ok, gateway_404, gateway_404, ok, ok, ok]
+    plane = FakeControlPlane(_NO_WORD)
+
+    async def answer(_: Exchange) -> httpx.Response:
+        # What was said about an earlier 404 was said before this one.
+        await asyncio.sleep(0.01)
+        if len(gateway.exchanges) == 4:
+            plane.state = "JOB_STATE_RUNNING"
+        return script[len(gateway.exchanges) - 1]()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, plane))).status_code == 200
+    assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 0, 1, 1, 1, 0]
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    found = root.attributes or {}
+    assert found["tinker_guard.verdict"] == "routing_race"
+    assert found["tinker_guard.verdict.reason"] == "job_running"
+    assert found["tinker_guard.outcome"] == "recovered"
 
 
 @pytest.mark.parametrize("race", [0.5, 1.0, 2.0, 3.0, 5.0, 8.0])

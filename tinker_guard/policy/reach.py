@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httpx
+
+from tinker_guard.policy.pacing import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,14 +86,32 @@ Cookies: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Names and values."""
 
 
+_OVER: Final = re.compile(rb"\s*max-age\s*=\s*(?:-\d+|0+)\s*", re.IGNORECASE)
+_EXPIRES: Final = re.compile(rb"\s*expires\s*=\s*(.*)", re.IGNORECASE)
+
+
 def cookies_set_by(response: httpx.Response) -> Cookies:
-    """The cookies that a response sets: a balancer's pin the next request to the same replica."""
+    """The cookies that a response sets: a balancer's pin the next request to the same replica.
+
+    One that the response takes back is not among them: the request keeps its own of that name.
+    """
+    headers = response.headers
+    cookies = [value.split(b";") for name, value in headers.raw if name.lower() == b"set-cookie"]
     pairs = (
-        value.partition(b";")[0].partition(b"=")
-        for name, value in response.headers.raw
-        if name.lower() == b"set-cookie"
+        pair.partition(b"=")
+        for pair, *attributes in cookies
+        if not any(_takes_back(attribute, headers) for attribute in attributes)
     )
     return tuple((name.strip(), value.strip()) for name, _, value in pairs if name.strip())
+
+
+def _takes_back(attribute: bytes, headers: httpx.Headers) -> bool:
+    """Whether a cookie with such an attribute is over as it is set (RFC 6265, 5.2)."""
+    if _OVER.fullmatch(attribute):
+        return True
+    expires = _EXPIRES.fullmatch(attribute)
+    # By the clock of whoever wrote the response: this machine's may be wrong.
+    return expires is not None and is_over(expires[1].decode("ascii", "replace"), headers)
 
 
 def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:
