@@ -192,6 +192,35 @@ sys.exit(0)
     assert len({span["spanId"] for span in requests}) == 3
 
 
+def test_a_child_waits_for_no_thread_that_only_its_parent_has(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+import signal, threading
+from tinker_guard.export import lifecycle
+held, done = threading.Event(), threading.Event()
+def hold():
+    with lifecycle._lock:
+        held.set()
+        done.wait(10)
+threading.Thread(target=hold, daemon=True).start()
+held.wait(10)
+child = os.fork()
+if not child:
+    # Ended by a signal if it hangs.
+    signal.alarm(10)
+    start_export('jsonl:{path}')
+    send()
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+done.set()
+assert status == 0
+sys.exit(0)
+"""
+    )
+    assert len(spans_in(path)) == 1
+
+
 @pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port that takes connections and never answers."""

@@ -44,9 +44,17 @@ _EXTRA: Final = "pip install 'tinker-guard[otlp]'"
 
 
 _lock = threading.Lock()
-
-
 _exported_to: str | None = None
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    # The thread that held it does not exist in the child.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def start_export(destination: str) -> bool:
