@@ -184,8 +184,13 @@ def _state_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _destination(value: str) -> str:
-    if value not in ("console", "otlp") and not re.fullmatch(r"jsonl:.+", value):
+def check_destination(value: str) -> str:
+    """Return a value of the setting `export`.
+
+    Raises:
+        ValueError: It is none. The message shows nothing of it: an endpoint may hold a key.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:.+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
     return value
 
@@ -345,7 +350,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     really none."""
     metrics_by_job: bool = False
     """True: the guard's metrics carry account and job, which makes a new time series for each."""
-    export: Annotated[str, AfterValidator(_destination)] | None = None
+    export: Annotated[str, AfterValidator(check_destination)] | None = None
     """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
     (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
 

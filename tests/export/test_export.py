@@ -411,6 +411,27 @@ say("end")
         assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
 
 
+def test_what_is_no_destination_is_refused_and_not_shown(tmp_path: Path) -> None:
+    out, err = run(
+        f"""
+import pathlib
+no_destinations = [
+    "https://otel.test/v1?key=geheim", "otlp:https://me:geheim@otel.test", "jsonl", "jsonl:", "",
+    "Console", None, pathlib.Path("geheim.jsonl"),
+]
+for destination in no_destinations:
+    say(start_export(destination))
+say(start_export("jsonl:{tmp_path}/run.jsonl"))
+say(start_export("https://otel.test/v1?key=geheim"))
+"""
+    )
+    assert out == 8 * "False\n" + "True\nFalse\n"
+    assert err == 9 * (
+        "tinker_guard: start_export(): the destination must be console, otlp or jsonl:PATH; "
+        "nothing is exported.\n"
+    )
+
+
 @pytest.mark.parametrize(
     "variable", ["OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "OTEL_METRICS_EXEMPLAR_FILTER"]
 )

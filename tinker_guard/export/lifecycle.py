@@ -27,6 +27,7 @@ from tinker_guard.export.jsonl import jsonl_exporters
 from tinker_guard.export.otlp import otlp_exporters
 from tinker_guard.faults import log, log_fault
 from tinker_guard.observability.providers import refresh
+from tinker_guard.settings import check_destination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,11 @@ def start_export(destination: str) -> bool:
         Whether this process exports to that destination now.
     """
     global _exported_to
+    try:
+        check_destination(destination)
+    except ValueError as problem:
+        log(logging.WARNING, "start_export(): the destination %s; nothing is exported.", problem)
+        return False
     with _lock:
         if _exported_to is not None:
             if _exported_to != destination:
@@ -234,7 +240,7 @@ class _AtExit:
 
 
 def _exporters(destination: str) -> Exporters:
-    """Build the exporters of a destination; the settings have checked it.
+    """Build the exporters of a destination, which has been checked.
 
     Raises:
         ImportError: The extra is not installed.
@@ -244,7 +250,4 @@ def _exporters(destination: str) -> Exporters:
         return console_exporters()
     if destination == "otlp":
         return otlp_exporters()
-    kind, _, path = destination.partition(":")
-    if kind != "jsonl" or not path:
-        raise ValueError("must be console, otlp or jsonl:PATH")
-    return jsonl_exporters(Path(path))
+    return jsonl_exporters(Path(destination.removeprefix("jsonl:")))
