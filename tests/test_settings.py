@@ -77,6 +77,10 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONTROL_PLANE_URL", "https://key@api.test", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test?key=1", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test:port", "must be a URL such as"),
+        ("CONTROL_PLANE_URL", "https://api.test ", "must hold no spaces"),
+        ("CONTROL_PLANE_URL", "https://api.test /base", "must hold no spaces"),
+        ("CONTROL_PLANE_URL", "https://api.test # comment", "must hold neither a user name"),
+        ("CONTROL_PLANE_API_KEY", "**********", "must be the key itself, not the stars"),
         ("TRACE", "some", "should be 'all', 'work', 'eventful' or 'off' (default: work)"),
         ("EXPORT", "jaeger", "must be console, otlp or jsonl:PATH"),
         ("EXPORT", "jsonl:", "must be console, otlp or jsonl:PATH"),
@@ -450,6 +454,28 @@ def test_settings_that_never_had_a_key_have_lost_none(
     moved = move(settings)
     assert moved == settings
     assert not moved.is_control_plane_key_lost
+
+
+def test_a_key_that_no_header_can_carry_is_as_good_as_none(
+    with_key: GuardSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickled = pickle.dumps(with_key)
+    monkeypatch.setenv(VARIABLE, f"{KEY}\n")
+    assert pickle.loads(pickled).is_control_plane_key_lost
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda settings: settings.model_dump(mode="json"),
+        lambda settings: json.loads(settings.model_dump_json()),
+    ],
+)
+def test_what_is_shown_in_the_place_of_the_key_is_none(
+    shown: Callable[[GuardSettings], dict[str, Any]], with_key: GuardSettings
+) -> None:
+    with pytest.raises(InvalidSettingsError, match="not the stars that are shown in its place"):
+        GuardSettings(**shown(with_key))  # type: ignore[typeddict-item]
 
 
 def test_a_pickle_without_a_key_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,9 @@ def _http_url(value: str) -> str:
         raise ValueError("must begin with http:// or https:// and name a host")
     if url.userinfo or "?" in value or "#" in value:
         raise ValueError("must hold neither a user name nor a query nor a fragment")
+    if " " in value:
+        # httpx takes it for a part of the host.
+        raise ValueError("must hold no spaces")
     if port is not None and not 0 < port < 65536:
         raise ValueError("must have a port from 1 to 65535")
     return value.rstrip("/")
@@ -423,7 +426,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         super().__setstate__(state)
         if self._was_key_left_out:
             key = EnvSettingsSource(type(self))().get(_KEY)
-            if key is not None:
+            if key is not None and can_be_sent(key):
                 self.__dict__[_KEY] = SecretStr(key)
                 self._was_key_left_out = False
 
@@ -459,6 +462,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         if key is not None and not can_be_sent(key.get_secret_value()):
             # A secret read from a file ends with a newline; no header can carry it.
             raise ValueError("must be printable ASCII, without spaces or newlines around it")
+        if key is not None and key.get_secret_value() == str(key):
+            raise ValueError("must be the key itself, not the stars that are shown in its place")
         return key
 
     @model_validator(mode="after")
