@@ -475,7 +475,7 @@ def test_what_is_shown_in_the_place_of_the_key_is_none(
     shown: Callable[[GuardSettings], dict[str, Any]], with_key: GuardSettings
 ) -> None:
     with pytest.raises(InvalidSettingsError, match="not the stars that are shown in its place"):
-        GuardSettings(**shown(with_key))  # type: ignore[typeddict-item]
+        GuardSettings(**shown(with_key))
 
 
 def test_a_pickle_without_a_key_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
