@@ -864,6 +864,26 @@ def test_an_sdk_is_guarded_when_it_is_imported_and_not_imported_for_that(late_sd
     assert not isinstance(own_transport(client), GuardTransport)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_second_call_guards_what_was_overlooked(
+    when: str, late_sdk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program's test may put `sys.meta_path` back to what it was before the first call."""
+    late_sdk.write_text(LATE_SDK + POOL)
+    with monkeypatch.context() as context:
+        context.setattr(sys, "meta_path", [*sys.meta_path])
+        install_guard()
+    if when == "before":
+        install_guard()
+    late = importlib.import_module("late_sdk.holder")
+    if when == "after":
+        assert status().sdks["late-sdk"] == "not guarded"
+        install_guard()
+    assert status().sdks["late-sdk"] == "guarded"
+    client = late.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+
+
 class _RaisingHandler(logging.Handler):
     """Sends each record somewhere that is not there."""
 

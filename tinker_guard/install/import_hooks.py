@@ -53,6 +53,12 @@ def watch(module: str, callback: Callable[[], None]) -> None:
     _insert_finder()
 
 
+def watch_again() -> None:
+    """Watch again if something has put `sys.meta_path` back to what it was before, as tests do."""
+    if _waiting:
+        _insert_finder()
+
+
 def is_watched(module: str, callback: Callable[[], None]) -> bool:
     """Whether a callback is still registered."""
     return callback in _waiting.get(module, ())
