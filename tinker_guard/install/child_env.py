@@ -43,9 +43,9 @@ def inject(environment: MutableMapping[str, str], settings: str | None = None) -
         environment: The environment to change.
         settings: Their settings, as JSON; None leaves them to `TINKER_GUARD_*`.
     """
-    before = environment.get("PYTHONPATH")
-    if _BOOTSTRAP not in (before or "").split(os.pathsep):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, before]))
+    places = environment.get("PYTHONPATH", "").split(os.pathsep)
+    others = os.pathsep.join(place for place in places if place != _BOOTSTRAP)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, others]))
     if settings is not None:
         environment[SETTINGS] = settings
 

@@ -609,9 +609,14 @@ def _tell_unguarded_base_url(settings: GuardSettings) -> None:
 
 def _prepare_children(request: _Request) -> None:
     """Pass the guard on to child processes, or stop doing so."""
-    remove(os.environ)
-    if request.settings.child_processes:
-        inject(os.environ, request.for_children)
+    if not request.settings.child_processes:
+        remove(os.environ)
+        return
+    # Nothing is removed only to be set again: a thread that copies the environment meanwhile would
+    # meet a `KeyError`, and a child process that it starts would run unguarded.
+    if request.for_children is None:
+        os.environ.pop(SETTINGS, None)
+    inject(os.environ, request.for_children)
 
 
 def describe() -> GuardStatus:
