@@ -62,6 +62,25 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.retry_timeout, settings.warmup_successes) == (7.0, 5)
 
 
+class _Changing(dict[str, str]):
+    """An environment that another thread changes while it is read, as `os.environ` shows it."""
+
+    times = 1
+
+    def items(self) -> Any:
+        self.times -= 1
+        if self.times >= 0:
+            raise KeyError("TINKER_GUARD_INHERITED")
+        return super().items()
+
+
+def test_an_environment_that_changes_meanwhile_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.environ", _Changing({"TINKER_GUARD_RETRY_TIMEOUT": "7"}))
+    assert GuardSettings(verdict_ttl=2) == GuardSettings(retry_timeout=7, verdict_ttl=2)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [

@@ -452,7 +452,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     def __init__(self, **values: Unpack[SettingValues]) -> None:
         """Read the settings from arguments, the environment and the defaults."""
         try:
-            super().__init__(**values)
+            try:
+                super().__init__(**values)
+            except KeyError:
+                # A variable was taken out of the environment while this was read, as by
+                # `uninstall_guard()` in another thread.
+                super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
 
