@@ -365,6 +365,7 @@ def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> Non
     python = str(tmp_path / "venv" / "bin" / "python")
     for name, value in (
         ("TINKER_GUARD_STRICT", "true"),
+        ("tinker_guard_strict", '"true"'),
         (children.SETTINGS, GuardSettings(strict=True).dump_without_key()),
     ):
         environment = {"PYTHONPATH": str(tmp_path), name: value}
