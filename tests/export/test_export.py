@@ -77,7 +77,7 @@ def run(program: str, **variables: str) -> tuple[str, str]:
     return out, err
 
 
-def spans_in(path: Path) -> list[dict[str, Any]]:
+def spans_in(path: Path, by: str = "tinker_guard") -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     assert lines
     found = []
@@ -85,7 +85,7 @@ def spans_in(path: Path) -> list[dict[str, Any]]:
         assert list(document) == ["resourceSpans"]
         for resource in document["resourceSpans"]:
             for scope in resource["scopeSpans"]:
-                assert scope["scope"]["name"] == "tinker_guard"
+                assert scope["scope"]["name"] == by
                 found += scope["spans"]
     return found
 
@@ -130,6 +130,41 @@ send(status=503)
 def resource_of(path: Path) -> dict[str, dict[str, str]]:
     (resource,) = json.loads(path.read_text().splitlines()[0])["resourceSpans"]
     return {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+
+
+@pytest.mark.parametrize(
+    ("url", "exported"),
+    [
+        ("https://h.test/a/b", "https://h.test/a/b"),
+        ("https://me:geheim@h.test:8443/a?k=geheim#geheim", "https://h.test:8443/a"),
+        ("https://geheim@h.test?geheim", "https://h.test"),
+        ("https://h.test/a#geheim@x", "https://h.test/a"),
+        ("https://h.test//b@c", "https://h.test//b@c"),
+    ],
+)
+def test_what_others_record_of_a_url_is_exported_without_secrets(
+    url: str, exported: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+start_export('jsonl:{path}')
+from opentelemetry import trace
+tracer = trace.get_tracer("pyqwest")
+for attributes in ({{"url.full": "{url}", "n": 1}}, {{"http.url": "{url}", "n": 1}}, None):
+    tracer.start_span("POST", attributes=attributes).end()
+"""
+    )
+    seen = [
+        {entry["key"]: entry["value"] for entry in span.get("attributes", ())}
+        for span in spans_in(path, by="pyqwest")
+    ]
+    number = {"intValue": "1"}
+    assert seen == [
+        {"url.full": {"stringValue": exported}, "n": number},
+        {"http.url": {"stringValue": exported}, "n": number},
+        {},
+    ]
 
 
 def test_processes_are_told_apart(tmp_path: Path) -> None:

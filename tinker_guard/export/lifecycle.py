@@ -159,9 +159,12 @@ def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from tinker_guard.export.without_secrets import WithoutSecrets
+
     delay = exporters.span_delay
     # By itself, the SDK would wait half a minute at exit for a backend that is down.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(WithoutSecrets())
     provider.add_span_processor(
         BatchSpanProcessor(
             exporters.spans, schedule_delay_millis=None if delay is None else delay * 1000
