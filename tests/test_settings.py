@@ -546,6 +546,14 @@ def test_variables_are_left_to_the_child_but_not_the_loss(
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
 
 
+@pytest.mark.parametrize(
+    "text", ["geheim", '{"strict": tru', "[1]", "null", "5", '"geheim"', "[" * 100_000]
+)
+def test_what_is_no_json_of_settings_is_refused_by_its_variable(text: str) -> None:
+    with pytest.raises(InvalidSettingsError, match=r"^TINKER_GUARD_INHERITED holds no settings"):
+        GuardSettings.load_without_key(text)
+
+
 @pytest.mark.parametrize("key", ["hunter2\n", " hunter2", "hun\r\nter2", "hunter2\x00", "hunter2é"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
     key: str, monkeypatch: pytest.MonkeyPatch

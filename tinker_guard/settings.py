@@ -390,7 +390,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
             InvalidSettingsError: It holds something else, or a variable has a value that cannot
                 work.
         """
-        fields = json.loads(text)
+        try:
+            fields = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidSettingsError(
+                f"{_INHERITED} holds no settings. The guard sets it for child processes; unset it."
+            ) from None
         was_key_left_out = fields.pop(_LOST, False)
         settings = cls(**fields)
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
