@@ -101,6 +101,9 @@ def _http_url(value: str) -> str:
         raise ValueError("must begin with http:// or https:// and name a host")
     if url.userinfo or "?" in value or "#" in value:
         raise ValueError("must hold neither a user name nor a query nor a fragment")
+    if " " in value:
+        # httpx takes it for a part of the host.
+        raise ValueError("must hold no spaces")
     if port is not None and not 0 < port < 65536:
         raise ValueError("must have a port from 1 to 65535")
     return value.rstrip("/")
@@ -184,8 +187,13 @@ def _state_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _destination(value: str) -> str:
-    if value not in ("console", "otlp") and not re.fullmatch(r"jsonl:.+", value):
+def check_destination(value: str) -> str:
+    """Return a value of the setting `export`.
+
+    Raises:
+        ValueError: It is none. The message shows nothing of it: an endpoint may hold a key.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:.+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
     return value
 
@@ -345,7 +353,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     really none."""
     metrics_by_job: bool = False
     """True: the guard's metrics carry account and job, which makes a new time series for each."""
-    export: Annotated[str, AfterValidator(_destination)] | None = None
+    export: Annotated[str, AfterValidator(check_destination)] | None = None
     """Where spans and metrics go if the program has set up no OpenTelemetry: `console`, `otlp`
     (where `OTEL_EXPORTER_OTLP_ENDPOINT` says) or `jsonl:PATH`. None sets up nothing."""
 
@@ -382,7 +390,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
             InvalidSettingsError: It holds something else, or a variable has a value that cannot
                 work.
         """
-        fields = json.loads(text)
+        try:
+            fields = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidSettingsError(
+                f"{_INHERITED} holds no settings. The guard sets it for child processes; unset it."
+            ) from None
         was_key_left_out = fields.pop(_LOST, False)
         settings = cls(**fields)
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
@@ -418,7 +431,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         super().__setstate__(state)
         if self._was_key_left_out:
             key = EnvSettingsSource(type(self))().get(_KEY)
-            if key is not None:
+            if key is not None and can_be_sent(key):
                 self.__dict__[_KEY] = SecretStr(key)
                 self._was_key_left_out = False
 
@@ -444,7 +457,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     def __init__(self, **values: Unpack[SettingValues]) -> None:
         """Read the settings from arguments, the environment and the defaults."""
         try:
-            super().__init__(**values)
+            try:
+                super().__init__(**values)
+            except KeyError:
+                # A variable was taken out of the environment while this was read, as by
+                # `uninstall_guard()` in another thread.
+                super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
 
@@ -454,6 +472,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         if key is not None and not can_be_sent(key.get_secret_value()):
             # A secret read from a file ends with a newline; no header can carry it.
             raise ValueError("must be printable ASCII, without spaces or newlines around it")
+        if key is not None and key.get_secret_value() == str(key):
+            raise ValueError("must be the key itself, not the stars that are shown in its place")
         return key
 
     @model_validator(mode="after")

@@ -988,6 +988,28 @@ def test_a_copy_within_the_process_keeps_the_key(
     assert copied(plane_with_key()) == plane_with_key()
 
 
+@pytest.mark.parametrize("kind", [None, "fireworks", "http", "ray-serve"])
+def test_unpickled_it_asks_with_the_key_of_its_new_process(
+    kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shared(key: str | None = None) -> SharedControlPlane:
+        settings = GuardSettings(
+            control_plane=kind,
+            control_plane_url="https://api.test",
+            control_plane_object="x",
+            control_plane_api_key=key,
+        )
+        return SharedControlPlane(settings)
+
+    pickled = pickle.dumps(shared("fw-key"))
+    assert b"fw-key" not in pickled
+    key_of_loser = pickle.loads(pickled).key_for(REQUEST)
+    assert key_of_loser != shared().key_for(REQUEST)
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_API_KEY", "fw-own")
+    for moved in (pickle.loads(pickled), copy.deepcopy(shared("fw-own"))):
+        assert moved.key_for(REQUEST) == shared("fw-own").key_for(REQUEST)
+
+
 @pytest.mark.parametrize(
     "lose",
     [

@@ -24,7 +24,7 @@ class Reached:
 
     met_at: float
     """Time of the event loop's clock."""
-    cookies: Cookies = ()
+    cookies: Cookies = field(default=(), repr=False)
     """What the answer set: a balancer's cookies pin a request to the replica that was reached."""
 
 
@@ -35,8 +35,8 @@ class NotFound:
     source: Source
     met_at: float
     """Time of the event loop's clock."""
-    headers: httpx.Headers
-    body: bytes
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
     asked_to_wait: float
     """Seconds that its Retry-After asks for."""
 
@@ -110,7 +110,7 @@ class Routable(_End):
 
     reached_at: float = float("-inf")
     """When, by the event loop's clock."""
-    cookies: Cookies = ()
+    cookies: Cookies = field(default=(), repr=False)
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
         return not needs_proof or self.reached_at >= met_at

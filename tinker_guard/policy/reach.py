@@ -76,6 +76,10 @@ class Reach(NamedTuple):
             {name: request.extensions[name] for name in _EXTENSIONS if name in request.extensions},
         )
 
+    def __repr__(self) -> str:
+        """The names of the headers alone: a key stands among their values."""
+        return f"Reach({b', '.join(name for name, _ in self.headers).decode('latin-1')})"
+
     def to_origin(self) -> Reach:
         """The same for a question to the gateway's own origin, not to what is behind it."""
         kept = [pair for pair in self.headers if pair[0].lower() not in _BEHIND_THE_GATEWAY]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -213,20 +215,38 @@ def is_running() -> bool:
 
 
 class Locked:
-    """Has a lock for threads; a copy or a pickle has one of its own.
+    """Has a lock for threads; a copy, a pickle or a forked child has one of its own.
 
     Reentrant, because a signal handler may send a request while it is held.
     """
 
     def __init__(self) -> None:
+        self._renew_lock()
+
+    def _renew_lock(self) -> None:
         self._lock = threading.RLock()
+        _locked.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.RLock()
+        self._renew_lock()
+
+
+_locked: Final[WeakSet[Locked]] = WeakSet()
+
+
+def renew_locks() -> None:
+    """Give each one another lock; what a thread holds that does not exist any more is free."""
+    for each in list(_locked):
+        each._renew_lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    # A thread that held one does not exist in the child.
+    os.register_at_fork(after_in_child=renew_locks)
 
 
 class Expired(BaseException):
