@@ -33,15 +33,10 @@ from testkit.fakes import (
 )
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
-from tinker_guard.control_plane.question import Answer
 from tinker_guard.control_plane.shared import SharedControlPlane
-from tinker_guard.core.findings import NotFound, Reached, Routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.install import child_env as children
-from tinker_guard.policy.not_found import Source
-from tinker_guard.policy.reach import Reach
 from tinker_guard.settings import InvalidSettingsError
-from tinker_guard.transports.body_prefix import BodyPrefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -454,35 +449,6 @@ def test_settings_that_lead_elsewhere_are_refused(name: str, value: str, wanted:
 
 def test_a_url_without_a_host_is_no_route() -> None:
     assert RouteTable().find(httpx.URL(f"https:{ROUTE}/api/v1/x")) is None
-
-
-@pytest.mark.parametrize(
-    ("one", "shown"),
-    [
-        (
-            Reach.of(httpx.Request("GET", BASE, headers={"X-Api-Key": "geheim"})),
-            "Reach(Host, X-Api-Key)",
-        ),
-        (BodyPrefix(b"geheim", is_complete=True), "BodyPrefix(6 bytes, is_complete=True)"),
-        (
-            Answer(404, httpx.Headers({"x-key": "geheim"}), b"geheim", is_decoded=False),
-            "Answer(status_code=404, is_decoded=False)",
-        ),
-        (
-            NotFound(Source.GATEWAY, 1.0, httpx.Headers({"x-key": "geheim"}), b"geheim", 0.0),
-            "NotFound(source=<Source.GATEWAY: 'gateway'>, met_at=1.0, asked_to_wait=0.0)",
-        ),
-        (Reached(1.0, ((b"affinity", b"geheim"),)), "Reached(met_at=1.0)"),
-        (
-            Routable(reached_at=1.0, cookies=((b"affinity", b"geheim"),)),
-            "Routable(race=None, reached_at=1.0)",
-        ),
-    ],
-    ids=lambda one: type(one).__name__,
-)
-def test_what_a_traceback_shows_holds_neither_header_nor_body(one: object, shown: str) -> None:
-    """With the values of variables, as some loggers and test runners write it."""
-    assert repr(one) == shown
 
 
 # -- other processes -------------------------------------------------------------------------------

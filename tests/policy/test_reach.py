@@ -413,3 +413,8 @@ def test_a_reach_can_be_compared_and_copied() -> None:
     assert one == same
     assert one != Reach.of(request(REACHING, sni_hostname="b"))
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_it_shows_the_names_of_its_headers_alone() -> None:
+    reach = Reach.of(httpx.Request("GET", BASE, headers={"X-Api-Key": "geheim"}))
+    assert repr(reach) == "Reach(Host, X-Api-Key)"
