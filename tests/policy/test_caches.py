@@ -39,6 +39,8 @@ COPIES = [
     ("x-cache-hit", "true"),
     ("server-timing", "cdn-cache; desc=HIT"),
     ("server-timing", 'edge; dur=1, cdn-cache; dur=0; desc="HIT"'),
+    ("server-timing", "cdn-cache;dur=1;desc=HIT"),
+    ("server-timing", "cdn-cache; desc=HIT; dur=1"),
     ("server-timing", 'cfCacheStatus;desc="STALE"'),
     ("server-timing", 'cache;desc="hit-front", host;desc="cp3066"'),
     ("x-vercel-cache", "STALE"),

@@ -223,7 +223,8 @@ def test_a_thread_waits_for_a_condition_no_longer_than_its_timeout(
 def test_a_thread_waits_for_a_condition_no_longer_than_a_limit_of_the_wait(
     until: float, seconds: float | None, waited: float, kind: str
 ) -> None:
-    timeouts: list[float | None] = []
+    time, timeouts = _Time(), list[float | None]()
+    time.sleep(100.0)
     ended_by = ""
 
     class Unchanged(threading.Condition):
@@ -235,7 +236,7 @@ def test_a_thread_waits_for_a_condition_no_longer_than_a_limit_of_the_wait(
         nonlocal ended_by
         async with runtime.timeout(math.inf if seconds is None else seconds):
             try:
-                runtime.wait(Unchanged(), until)
+                runtime.wait(Unchanged(), 100.0 + until)
             except TimeoutError:
                 ended_by = "its own limit"
                 raise
@@ -244,7 +245,7 @@ def test_a_thread_waits_for_a_condition_no_longer_than_a_limit_of_the_wait(
                 raise
 
     with pytest.raises(TimeoutError):
-        runtime.run_blocking(wait(), _Time().threads)
+        runtime.run_blocking(wait(), time.threads)
     assert (timeouts, ended_by) == ([waited], kind)
 
 

@@ -118,7 +118,7 @@ class Routable(_End):
 
 @dataclass(frozen=True, slots=True)
 class Inconclusive(_End):
-    """Neither probes nor control plane say anything: the request itself shows what there is."""
+    """Probes show nothing about this route: the request itself shows what there is."""
 
     failed: Failed | None = None
     """The last probe, if that failed."""

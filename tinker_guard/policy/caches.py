@@ -76,7 +76,7 @@ def _timed_caches(value: str) -> list[str]:
     """What the caches among Server-Timing's metrics say: "cdn-cache; desc=HIT, edge; dur=1"."""
     metrics = (metric.partition(";") for metric in value.lower().split(","))
     return [
-        parameter.partition("=")[2]
+        parameter
         for name, _, parameters in metrics
         if "cache" in name
         for parameter in parameters.split(";")
