@@ -33,7 +33,7 @@ from tinker_guard.policy.judgement import (
 from tinker_guard.policy.not_found import Source
 from tinker_guard.policy.route import Route
 from tinker_guard.transport import GuardTransport
-from tinker_guard.transports import body_prefix, cleanup, draining, renewable
+from tinker_guard.transports import body_prefix, cleanup, draining, renewable, runtime
 from tinker_guard.transports.borrowed import LentTransport
 from tinker_guard.transports.draining import DrainingTransport
 from tinker_guard.transports.renewable import RenewableTransport
@@ -378,12 +378,11 @@ def _no_patience(put: Put) -> None:
 @_breaking(6)
 def _one_lock_for_all_loops(put: Put) -> None:
     """Let one loop take the other one's answers."""
-    # Never running, and older than all others.
-    loop = asyncio.new_event_loop()
-    loop.close()
+    # Never running, never closed, and older than all others.
+    everybody = runtime.Threads()
 
     def flights(self: RouteState, key: Hashable) -> Flights:
-        return self._flights.setdefault(loop, {}).setdefault(key, Flights())
+        return self._flights.setdefault(everybody, {}).setdefault(key, Flights())
 
     put(RouteState, "flights", flights)
 

@@ -62,6 +62,25 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.retry_timeout, settings.warmup_successes) == (7.0, 5)
 
 
+class _Changing(dict[str, str]):
+    """An environment that another thread changes while it is read, as `os.environ` shows it."""
+
+    times = 1
+
+    def items(self) -> Any:
+        self.times -= 1
+        if self.times >= 0:
+            raise KeyError("TINKER_GUARD_INHERITED")
+        return super().items()
+
+
+def test_an_environment_that_changes_meanwhile_is_read_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.environ", _Changing({"TINKER_GUARD_RETRY_TIMEOUT": "7"}))
+    assert GuardSettings(verdict_ttl=2) == GuardSettings(retry_timeout=7, verdict_ttl=2)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
@@ -77,6 +96,10 @@ def test_arguments_win_over_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CONTROL_PLANE_URL", "https://key@api.test", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test?key=1", "must hold neither a user name"),
         ("CONTROL_PLANE_URL", "https://api.test:port", "must be a URL such as"),
+        ("CONTROL_PLANE_URL", "https://api.test ", "must hold no spaces"),
+        ("CONTROL_PLANE_URL", "https://api.test /base", "must hold no spaces"),
+        ("CONTROL_PLANE_URL", "https://api.test # comment", "must hold neither a user name"),
+        ("CONTROL_PLANE_API_KEY", "**********", "must be the key itself, not the stars"),
         ("TRACE", "some", "should be 'all', 'work', 'eventful' or 'off' (default: work)"),
         ("EXPORT", "jaeger", "must be console, otlp or jsonl:PATH"),
         ("EXPORT", "jsonl:", "must be console, otlp or jsonl:PATH"),
@@ -452,6 +475,28 @@ def test_settings_that_never_had_a_key_have_lost_none(
     assert not moved.is_control_plane_key_lost
 
 
+def test_a_key_that_no_header_can_carry_is_as_good_as_none(
+    with_key: GuardSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickled = pickle.dumps(with_key)
+    monkeypatch.setenv(VARIABLE, f"{KEY}\n")
+    assert pickle.loads(pickled).is_control_plane_key_lost
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda settings: settings.model_dump(mode="json"),
+        lambda settings: json.loads(settings.model_dump_json()),
+    ],
+)
+def test_what_is_shown_in_the_place_of_the_key_is_none(
+    shown: Callable[[GuardSettings], dict[str, Any]], with_key: GuardSettings
+) -> None:
+    with pytest.raises(InvalidSettingsError, match="not the stars that are shown in its place"):
+        GuardSettings(**shown(with_key))
+
+
 def test_a_pickle_without_a_key_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
     pickled = pickle.dumps(GuardSettings(control_plane_url=URL))
     monkeypatch.setenv(VARIABLE, KEY)
@@ -499,6 +544,14 @@ def test_variables_are_left_to_the_child_but_not_the_loss(
     settings = GuardSettings.load_without_key(text)
     assert settings.is_control_plane_key_lost
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
+
+
+@pytest.mark.parametrize(
+    "text", ["geheim", '{"strict": tru', "[1]", "null", "5", '"geheim"', "[" * 100_000]
+)
+def test_what_is_no_json_of_settings_is_refused_by_its_variable(text: str) -> None:
+    with pytest.raises(InvalidSettingsError, match=r"^TINKER_GUARD_INHERITED holds no settings"):
+        GuardSettings.load_without_key(text)
 
 
 @pytest.mark.parametrize("key", ["hunter2\n", " hunter2", "hun\r\nter2", "hunter2\x00", "hunter2é"])

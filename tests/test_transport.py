@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -287,6 +289,17 @@ async def test_a_404_that_comes_after_the_closing_is_not_waited_with() -> None:
     assert len(gateway.exchanges) == 2
     assert loop_time() == 0.0
     assert all(each.is_closed for each in gateway.transports)
+
+
+@pytest.mark.parametrize(
+    "moved", [copy.copy, copy.deepcopy, lambda transport: pickle.loads(pickle.dumps(transport))]
+)
+async def test_a_copy_of_a_closed_transport_serves_the_next_client(
+    moved: Callable[[GuardTransport], GuardTransport],
+) -> None:
+    transport = GuardTransport(ReusableTransport(), new_transport=ReusableTransport)
+    await transport.aclose()
+    assert (await send(moved(transport))).status_code == 200
 
 
 async def test_a_closed_transport_serves_the_next_client() -> None:

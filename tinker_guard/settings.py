@@ -101,6 +101,9 @@ def _http_url(value: str) -> str:
         raise ValueError("must begin with http:// or https:// and name a host")
     if url.userinfo or "?" in value or "#" in value:
         raise ValueError("must hold neither a user name nor a query nor a fragment")
+    if " " in value:
+        # httpx would treat a space as part of the host.
+        raise ValueError("must hold no spaces")
     if port is not None and not 0 < port < 65536:
         raise ValueError("must have a port from 1 to 65535")
     return value.rstrip("/")
@@ -184,8 +187,13 @@ def _state_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
-def _destination(value: str) -> str:
-    if value not in ("console", "otlp") and not re.fullmatch(r"jsonl:.+", value):
+def check_destination(value: str) -> str:
+    """Return a value of the setting `export`.
+
+    Raises:
+        ValueError: It is none. The message shows nothing of it: an endpoint may hold a key.
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:.+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
     return value
 
@@ -345,7 +353,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     `off`: no request has spans."""
     metrics_by_job: bool = False
     """True: the guard's metrics have account and job, so each job is a new time series."""
-    export: Annotated[str, AfterValidator(_destination)] | None = None
+    export: Annotated[str, AfterValidator(check_destination)] | None = None
     """Destination of spans and metrics if the program has not set up OpenTelemetry: `console`,
     `otlp` (to `OTEL_EXPORTER_OTLP_ENDPOINT`) or `jsonl:PATH`. None sets up nothing."""
 
@@ -381,7 +389,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         Raises:
             InvalidSettingsError: The text is something else, or a variable has an invalid value.
         """
-        fields = json.loads(text)
+        try:
+            fields = dict(json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            raise InvalidSettingsError(
+                f"{_INHERITED} holds no settings. The guard sets it for child processes; unset it."
+            ) from None
         was_key_left_out = fields.pop(_LOST, False)
         settings = cls(**fields)
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
@@ -417,7 +430,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         super().__setstate__(state)
         if self._was_key_left_out:
             key = EnvSettingsSource(type(self))().get(_KEY)
-            if key is not None:
+            if key is not None and can_be_sent(key):
                 self.__dict__[_KEY] = SecretStr(key)
                 self._was_key_left_out = False
 
@@ -443,7 +456,12 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     def __init__(self, **values: Unpack[SettingValues]) -> None:
         """Read the settings from arguments, the environment and the defaults."""
         try:
-            super().__init__(**values)
+            try:
+                super().__init__(**values)
+            except KeyError:
+                # A variable was removed from the environment during the read, for example by
+                # `uninstall_guard()` in another thread.
+                super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
 
@@ -453,6 +471,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         if key is not None and not can_be_sent(key.get_secret_value()):
             # A secret read from a file ends with a newline, which a header cannot contain.
             raise ValueError("must be printable ASCII, without spaces or newlines around it")
+        if key is not None and key.get_secret_value() == str(key):
+            raise ValueError("must be the key itself, not the stars that are shown in its place")
         return key
 
     @model_validator(mode="after")

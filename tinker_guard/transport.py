@@ -117,7 +117,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         report.promote()
         if state is None:
             report.judged(NO_CONTROL_PLANE)
-        elif guarded := self._guard(request, report):
+        elif guarded := self._guard(request, state, report, is_at_gate=False):
             guarded.sent_on = sent_on
             try:
                 return await recover(guarded, response)
@@ -128,15 +128,14 @@ class GuardTransport(httpx.AsyncBaseTransport):
     async def _send_on_cold_route(
         self, request: httpx.Request, state: RouteState, report: RequestReport
     ) -> httpx.Response:
-        guarded = self._guard(request, report, is_at_gate=True)
+        guarded = self._guard(request, state, report, is_at_gate=True)
         if guarded is None:
             return await report.send(self._line.transport, request)
         end: ProbingEnd = INCONCLUSIVE
         try:
             try:
                 end = await pass_gate(guarded)
-                if isinstance(end, Refused | TimedOut):
-                    found = end.not_found
+                if isinstance(end, Refused | TimedOut) and (found := end.not_found):
                     body = BodyPrefix(found.body, is_complete=True)
                     report.met_404(found.headers, body, is_trainers=False)
                     return guarded.hand_back(found.response(), end.judgement)
@@ -155,12 +154,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
             guarded.state.guarded.discard(guarded)
 
     def _guard(
-        self, request: httpx.Request, report: RequestReport, *, is_at_gate: bool = False
+        self, request: httpx.Request, state: RouteState, report: RequestReport, *, is_at_gate: bool
     ) -> GuardedRequest | None:
         try:
-            # A process with many routes may have forgotten this one since the request was sent.
-            state = ROUTES.find(request.url, self._patterns) or ROUTES.find_deployment(request)
-            assert state is not None
+            # Since the request was sent, a process with many routes may have forgotten this one,
+            # and other settings may explain it no more.
+            found = ROUTES.find(request.url, self._patterns) or ROUTES.find_deployment(request)
+            state = found or state
             is_deployments = state.route.deployment is not None
             settings = self._for_deployments[state.route.path] if is_deployments else self._settings
             return GuardedRequest(

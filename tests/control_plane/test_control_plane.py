@@ -33,6 +33,7 @@ from testkit.local_server import serving
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.control_plane.question import Answer
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteState, RouteTable
 from tinker_guard.policy.json_body import BODY_LIMIT
@@ -988,6 +989,28 @@ def test_a_copy_within_the_process_keeps_the_key(
     assert copied(plane_with_key()) == plane_with_key()
 
 
+@pytest.mark.parametrize("kind", [None, "fireworks", "http", "ray-serve"])
+def test_unpickled_it_asks_with_the_key_of_its_new_process(
+    kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shared(key: str | None = None) -> SharedControlPlane:
+        settings = GuardSettings(
+            control_plane=kind,
+            control_plane_url="https://api.test",
+            control_plane_object="x",
+            control_plane_api_key=key,
+        )
+        return SharedControlPlane(settings)
+
+    pickled = pickle.dumps(shared("fw-key"))
+    assert b"fw-key" not in pickled
+    key_of_loser = pickle.loads(pickled).key_for(REQUEST)
+    assert key_of_loser != shared().key_for(REQUEST)
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_API_KEY", "fw-own")
+    for moved in (pickle.loads(pickled), copy.deepcopy(shared("fw-own"))):
+        assert moved.key_for(REQUEST) == shared("fw-own").key_for(REQUEST)
+
+
 @pytest.mark.parametrize(
     "lose",
     [
@@ -1042,3 +1065,8 @@ async def test_a_request_whose_guard_lost_the_key_is_unverified(
     gateway.answer = known_from(3.0)
     assert (await guard.handle_async_request(REQUEST)).status_code == 200
     assert 3.0 <= loop_time() < 4.0
+
+
+async def test_an_answer_shows_neither_header_nor_body() -> None:
+    answer = Answer(404, httpx.Headers({"x-key": "geheim"}), b"geheim", is_decoded=False)
+    assert repr(answer) == "Answer(status_code=404, is_decoded=False)"

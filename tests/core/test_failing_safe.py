@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -687,6 +688,38 @@ async def test_changed_under_way(change: str, at: float) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "settings",
+    [
+        GuardSettings(),
+        GuardSettings(routes=("/other/{job}",)),
+        GuardSettings(routes=("/mine/{job}/api",)),
+        GuardSettings(enabled=False),
+    ],
+    ids=["no-routes", "others", "longer", "off"],
+)
+async def test_a_route_that_other_settings_do_not_explain(
+    settings: GuardSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that was on it when it was sent is seen to its end."""
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if not exchange.is_probe and loop_time() >= 1:
+            await asyncio.sleep(0.2)
+        return gateway_404() if 1 <= exchange.at < 2 and not exchange.is_probe else ok()
+
+    transport = guard(FakeGateway(answer), routes=("/mine/{job}",))
+    request = httpx.Request("GET", f"{fakes.ORIGIN}/mine/job-1/api/v1/get_info")
+    assert (await transport.handle_async_request(request)).status_code == 200
+    await asyncio.sleep(1 - loop_time())
+    task = asyncio.create_task(transport.handle_async_request(request))
+    await asyncio.sleep(0.1)
+    transport.configure(settings, None)
+    assert (await task).status_code == 200
+    assert faults(caplog) == []
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("jump", [3600.0, 1e9])
 @pytest.mark.parametrize("warmup", [0, 2])
 async def test_time_that_jumps_ends_a_wait_and_no_more(jump: float, warmup: int) -> None:
@@ -716,11 +749,14 @@ def test_a_loop_that_is_closed_under_a_race(
     task = loop.create_task(send(transport))
     loop.run_until_complete(asyncio.sleep(at))
     loop.close()
+    ended = weakref.ref(task)
     del task
     gc.collect()
     gateway.answer = lambda _: ok()
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(send(transport)).status_code == 200
+    gc.collect()
+    assert ended() is None
     assert faults(caplog) == []
 
 

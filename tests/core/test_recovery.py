@@ -1472,15 +1472,21 @@ async def test_those_of_another_key_still_wait() -> None:
 # -- gateways that pick a replica for each request -------------------------------------------------
 
 
+_NO_WORD = ControlPlaneError("out of order", 503)
+
+
 @pytest.mark.parametrize(
-    ("replicas", "picks"),
+    ("replicas", "picks", "state"),
     [
-        *((replicas, "in turn") for replicas in (2, 3, 5, 8)),
-        *((replicas, "by chance") for replicas in (2, 3, 4)),
+        *((replicas, "in turn", "JOB_STATE_RUNNING") for replicas in (2, 3, 5, 8)),
+        *((replicas, "by chance", "JOB_STATE_RUNNING") for replicas in (2, 3, 4)),
+        # There, each resend waits for a probe that proves that it is a race.
+        *((replicas, "in turn", _NO_WORD) for replicas in (2, 3)),
+        *((replicas, "by chance", _NO_WORD) for replicas in (2, 3)),
     ],
 )
 async def test_one_replica_that_knows_the_route_is_found_among_many(
-    replicas: int, picks: str
+    replicas: int, picks: str, state: str | ControlPlaneError
 ) -> None:
     chance = random.Random(replicas)
 
@@ -1489,11 +1495,68 @@ async def test_one_replica_that_knows_the_route_is_found_among_many(
         return ok() if turn % replicas == 0 or exchange.at >= 20 else gateway_404()
 
     gateway = FakeGateway(answer)
-    transport = guard(gateway)
+    transport = guard(gateway, FakeControlPlane(state))
     for _ in range(5):
         assert (await send(transport)).status_code == 200
     # Five steps.
     assert loop_time() < 3.0
+
+
+@pytest.mark.parametrize(
+    ("state", "wait"), [(_NO_WORD, "0"), ("JOB_STATE_RUNNING", "0.5")], ids=["no-word", "waits"]
+)
+async def test_resends_that_each_follow_a_probe_do_not_stay_in_step_with_it(
+    state: str | ControlPlaneError, wait: str
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok() if exchange.is_probe else gateway_404()
+        response.headers["retry-after"] = wait
+        response.headers["set-cookie"] = f"affinity={len(gateway.probes)}"
+        return response
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, FakeControlPlane(state), retry_timeout=8))).status_code == 404
+    kinds = "".join("p" if exchange.is_probe else "s" for exchange in gateway.exchanges)
+    rows = [len(row) for row in kinds.split("s")]
+    assert rows[:11] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    # Each goes where the last probe before it has been.
+    cookies = [exchange.headers["cookie"] for exchange in gateway.sent[1:5]]
+    assert cookies == ["affinity=1", "affinity=3", "affinity=6", "affinity=10"]
+
+
+async def test_what_such_a_probe_proves_serves_all_that_wait() -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.01)
+        return ok() if exchange.is_probe or exchange.at >= 2.0 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, FakeControlPlane(_NO_WORD))
+    answers = await asyncio.gather(*(send(transport) for _ in range(9)))
+    assert [answer.status_code for answer in answers] == [200] * 9
+    assert 2.0 <= loop_time() <= 2.5
+
+
+async def test_a_race_that_is_heard_of_before_such_a_probe_is_not_forgotten(
+    spans: InMemorySpanExporter,
+) -> None:
+    script = [gateway_404, ok, gateway_404, gateway_404, ok, ok, ok]
+    plane = FakeControlPlane(_NO_WORD)
+
+    async def answer(_: Exchange) -> httpx.Response:
+        # What was said about an earlier 404 was said before this one.
+        await asyncio.sleep(0.01)
+        if len(gateway.exchanges) == 4:
+            plane.state = "JOB_STATE_RUNNING"
+        return script[len(gateway.exchanges) - 1]()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, plane))).status_code == 200
+    assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 0, 1, 1, 1, 0]
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    found = root.attributes or {}
+    assert found["tinker_guard.verdict"] == "routing_race"
+    assert found["tinker_guard.verdict.reason"] == "job_running"
+    assert found["tinker_guard.outcome"] == "recovered"
 
 
 @pytest.mark.parametrize("race", [0.5, 1.0, 2.0, 3.0, 5.0, 8.0])
@@ -1732,6 +1795,90 @@ async def test_that_the_job_runs_is_not_forgotten_while_proof_is_looked_for(
     assert (root.attributes or {})["tinker_guard.verdict.reason"] == "job_running"
 
 
+_REFUSES = (401, 403, 405, 421, 426, 429, 501, 503)
+
+
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "warm"])
+@pytest.mark.parametrize("status", [*_REFUSES, 200, None])
+async def test_a_control_plane_is_asked_again_where_probes_say_nothing(
+    status: int | None, cold: bool, spans: InMemorySpanExporter
+) -> None:
+    """It is out of order for a second, and something on the way answers all probes, or none."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if not exchange.is_probe:
+            return ok() if exchange.at >= 2.0 else gateway_404()
+        if status is None:
+            raise httpx.ConnectError("refused")
+        return tracked(status, b"<html>", "text/html")
+
+    plane = FakeControlPlane(OSError(), states=[(1.0, "JOB_STATE_RUNNING")])
+    gateway = FakeGateway(answer)
+    if not cold:
+        state = ROUTES.find(post().url)
+        assert state is not None
+        state.answered(0.0)
+    assert (await send(guard(gateway, plane, warmup_successes=3))).status_code == 200
+    assert 2.0 <= loop_time() <= 2.5
+    (root,) = [span for span in spans.get_finished_spans() if span.parent is None]
+    told = {name: (root.attributes or {})[f"tinker_guard.{name}"] for name in _TOLD}
+    assert told == {
+        "outcome": "recovered",
+        "verdict": "routing_race",
+        "verdict.reason": "job_running",
+        "account": "acc",
+        "job": "job-1",
+    }
+
+
+_TOLD = ("outcome", "verdict", "verdict.reason", "account", "job")
+
+
+@pytest.mark.parametrize(
+    ("later", "reason", "ends_at"),
+    [
+        ([(1.0, "JOB_STATE_PAUSED")], "job_not_running", 1.0),
+        ([(1.0, None)], "job_missing", 3.0),
+        # On its way: waiting may help, and nothing more is known in the end.
+        ([(1.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
+        # One negative answer is not the truth.
+        ([(1.0, None), (2.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
+    ],
+)
+async def test_what_a_control_plane_says_where_probes_say_nothing_is_heard(
+    later: list[tuple[float, str | None]], reason: str, ends_at: float, spans: InMemorySpanExporter
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        return tracked(401, b"{}", "application/json") if exchange.is_probe else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=later)
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane, warmup_successes=0, retry_timeout=10)
+    responses = await asyncio.gather(*(send(transport) for _ in range(3)))
+    assert [response.content for response in responses] == [GATEWAY_BODY] * 3
+    assert ends_at <= loop_time() < ends_at + 0.6
+    assert len(gateway.sent) == 3
+    roots = [span for span in spans.get_finished_spans() if span.parent is None]
+    assert {(root.attributes or {})["tinker_guard.verdict.reason"] for root in roots} == {reason}
+
+
+async def test_that_the_job_runs_serves_all_that_wait_where_probes_say_nothing() -> None:
+    """Each probe takes its full time: not each request has to send its own."""
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            await asyncio.sleep(60.0)
+        return ok() if exchange.at >= 8.0 else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=[(4.0, "JOB_STATE_RUNNING")])
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, plane, warmup_successes=0)
+    answers = await asyncio.gather(*(send(transport) for _ in range(50)))
+    assert {response.status_code for response in answers} == {200}
+    assert loop_time() < 16.0
+    assert len(gateway.probes) <= 4
+
+
 async def test_a_race_that_is_heard_of_while_proof_is_looked_for_is_exhausted_at_the_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -1967,7 +2114,7 @@ async def test_whom_a_refusal_of_probing_serves(
     judgement: Judgement, met_at: float, serves: bool
 ) -> None:
     found = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
-    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2))
+    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2), found.met_at)
     assert refused.serves(met_at, needs_proof=True) is serves
     assert refused.serves(met_at, needs_proof=False) is serves
 

@@ -26,6 +26,7 @@ from testkit.fakes import (
     settle,
     trainer_404,
 )
+from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core import routes as route
 from tinker_guard.core.routes import ROUTES, Flights, RouteState, RouteTable
@@ -215,6 +216,37 @@ def test_where_all_are_in_use_it_grows_and_shrinks_again() -> None:
     assert found(table, 4) is held[4]
     assert found(table, "new") is newest
     assert found(table, 3) is not held[3]
+
+
+def test_one_that_a_request_was_left_on_by_its_event_loop_is_dropped() -> None:
+    gateway = FakeGateway(lambda _: gateway_404())
+    transport = GuardTransport(
+        gateway.new_transport(), settings=GuardSettings(), control_plane=FakeControlPlane()
+    )
+
+    def begin(loop: VirtualTimeLoop) -> weakref.ref[asyncio.Task[httpx.Response]]:
+        task = loop.create_task(transport.handle_async_request(post()))
+        loop.run_until_complete(asyncio.sleep(1))
+        return weakref.ref(task)
+
+    def forget() -> None:
+        for n in range(1024):
+            found(ROUTES, n)
+        gc.collect()
+
+    closed, kept = VirtualTimeLoop(), VirtualTimeLoop()
+    left = [begin(closed), begin(closed)]
+    under_way = begin(kept)
+    state = ROUTES.find(post().url)
+    closed.close()
+    forget()
+    assert [task() for task in left] == [None, None]
+    # On the other loop, a request is still under way.
+    assert ROUTES.find(post().url) is state
+    kept.close()
+    forget()
+    assert under_way() is None
+    assert ROUTES.find(post().url) is not state
 
 
 def _raise(_: Exchange) -> httpx.Response:

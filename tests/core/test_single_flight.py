@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from testkit.fakes import loop_time, settle
+from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard.core.single_flight import SingleFlight
 
 pytestmark = pytest.mark.anyio
@@ -257,6 +258,77 @@ def test_where_the_event_loop_is_gone_nobody_is_promoted() -> None:
     assert flight.is_under_way
     leading.close()
     assert not flight.is_under_way
+
+
+async def test_a_call_waits_for_another_one_no_longer_than_its_limit() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    leader = asyncio.create_task(flight.run(compute, until=0.25))
+    patient = asyncio.create_task(flight.run(compute, until=1.25))
+    await settle()
+    for limit in (0.5, 0.25, -1.0):
+        with pytest.raises(TimeoutError):
+            await flight.run(compute, until=limit)
+        assert loop_time() == 0.5
+    # A limit ends no call that leads, nor one that is given its result in time.
+    assert list(await asyncio.gather(leader, patient)) == [1, 1]
+    with pytest.raises(TimeoutError):
+        await asyncio.gather(flight.run(compute), flight.run(compute, until=1.5))
+    assert loop_time() == 1.5
+    assert compute.calls == 2
+
+
+async def test_a_call_whose_limit_has_come_is_not_given_the_lead() -> None:
+    flight, compute = SingleFlight[int](), Counted()
+    leader, impatient, other = (
+        asyncio.create_task(flight.run(compute, until=until)) for until in (None, 0.5, None)
+    )
+    await asyncio.sleep(0.5)
+    leader.cancel()
+    assert await other == 2
+    with pytest.raises(TimeoutError):
+        await impatient
+    assert not flight.is_under_way
+
+
+def test_a_call_whose_turn_comes_just_before_its_limit_leads() -> None:
+    faults: list[Any] = []
+
+    async def take_over() -> None:
+        loop.set_exception_handler(lambda _, fault: faults.append(fault))
+        flight, compute = SingleFlight[int](), Counted()
+        leader, other = (asyncio.create_task(flight.run(compute, until=0.5)) for _ in range(2))
+        await settle()
+        leader.cancel()
+        # The limit has come as the leader hands over, in the same turn of the event loop.
+        loop.now = 0.5
+        assert await other == 2
+
+    loop = VirtualTimeLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(take_over())
+    assert faults == []
+
+
+def test_a_limit_is_forgotten_with_the_wait() -> None:
+    limits: list[asyncio.TimerHandle] = []
+
+    class Loop(VirtualTimeLoop):
+        def call_at(self, when: float, *rest: Any, **more: Any) -> asyncio.TimerHandle:  # type: ignore[override] # Each argument is passed on.
+            handle = super().call_at(when, *rest, **more)
+            if when == 100:
+                limits.append(handle)
+            return handle
+
+    async def share() -> None:
+        flight, compute = SingleFlight[int](), Counted()
+        calls = [asyncio.create_task(flight.run(compute, until=100)) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        calls[-1].cancel()
+        await asyncio.wait(calls)
+        assert [limit.cancelled() for limit in limits] == [True, True]
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(share())
 
 
 async def test_a_call_that_is_cancelled_in_the_moment_of_the_result() -> None:

@@ -451,6 +451,27 @@ class _Follower:
         return 0.0
 
 
+def test_a_thread_waits_for_another_one_no_longer_than_its_limit() -> None:
+    flight: ThreadFlight[int] = ThreadFlight()
+    is_led, may_end = threading.Event(), threading.Event()
+
+    async def lead() -> int:
+        is_led.set()
+        may_end.wait(10)
+        return 1
+
+    with ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(lambda: runtime.run_blocking(flight.run(lead, until=0.0)))
+        is_led.wait(10)
+        try:
+            # By the monotonic clock, that was long ago.
+            with pytest.raises(TimeoutError):
+                runtime.run_blocking(flight.run(lead, until=0.0))
+        finally:
+            may_end.set()
+        assert leader.result() == 1
+
+
 def test_each_result_serves_those_that_waited_for_it() -> None:
     flight: ThreadFlight[int] = ThreadFlight()
     assert not flight.is_under_way

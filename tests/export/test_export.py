@@ -77,7 +77,7 @@ def run(program: str, **variables: str) -> tuple[str, str]:
     return out, err
 
 
-def spans_in(path: Path) -> list[dict[str, Any]]:
+def spans_in(path: Path, by: str = "tinker_guard") -> list[dict[str, Any]]:
     lines = path.read_text().splitlines()
     assert lines
     found = []
@@ -85,7 +85,7 @@ def spans_in(path: Path) -> list[dict[str, Any]]:
         assert list(document) == ["resourceSpans"]
         for resource in document["resourceSpans"]:
             for scope in resource["scopeSpans"]:
-                assert scope["scope"]["name"] == "tinker_guard"
+                assert scope["scope"]["name"] == by
                 found += scope["spans"]
     return found
 
@@ -130,6 +130,41 @@ send(status=503)
 def resource_of(path: Path) -> dict[str, dict[str, str]]:
     (resource,) = json.loads(path.read_text().splitlines()[0])["resourceSpans"]
     return {entry["key"]: entry["value"] for entry in resource["resource"]["attributes"]}
+
+
+@pytest.mark.parametrize(
+    ("url", "exported"),
+    [
+        ("https://h.test/a/b", "https://h.test/a/b"),
+        ("https://me:geheim@h.test:8443/a?k=geheim#geheim", "https://h.test:8443/a"),
+        ("https://geheim@h.test?geheim", "https://h.test"),
+        ("https://h.test/a#geheim@x", "https://h.test/a"),
+        ("https://h.test//b@c", "https://h.test//b@c"),
+    ],
+)
+def test_what_others_record_of_a_url_is_exported_without_secrets(
+    url: str, exported: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+start_export('jsonl:{path}')
+from opentelemetry import trace
+tracer = trace.get_tracer("pyqwest")
+for attributes in ({{"url.full": "{url}", "n": 1}}, {{"http.url": "{url}", "n": 1}}, None):
+    tracer.start_span("POST", attributes=attributes).end()
+"""
+    )
+    seen = [
+        {entry["key"]: entry["value"] for entry in span.get("attributes", ())}
+        for span in spans_in(path, by="pyqwest")
+    ]
+    number = {"intValue": "1"}
+    assert seen == [
+        {"url.full": {"stringValue": exported}, "n": number},
+        {"http.url": {"stringValue": exported}, "n": number},
+        {},
+    ]
 
 
 def test_processes_are_told_apart(tmp_path: Path) -> None:
@@ -190,6 +225,35 @@ sys.exit(0)
     requests = spans_in(path)
     assert len(requests) == 3
     assert len({span["spanId"] for span in requests}) == 3
+
+
+def test_a_child_waits_for_no_thread_that_only_its_parent_has(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+import signal, threading
+from tinker_guard.export import lifecycle
+held, done = threading.Event(), threading.Event()
+def hold():
+    with lifecycle._lock:
+        held.set()
+        done.wait(10)
+threading.Thread(target=hold, daemon=True).start()
+held.wait(10)
+child = os.fork()
+if not child:
+    # Ended by a signal if it hangs.
+    signal.alarm(10)
+    start_export('jsonl:{path}')
+    send()
+    sys.exit(0)
+_, status = os.waitpid(child, 0)
+done.set()
+assert status == 0
+sys.exit(0)
+"""
+    )
+    assert len(spans_in(path)) == 1
 
 
 @pytest.fixture
@@ -380,6 +444,27 @@ say("end")
             f"tinker_guard: TINKER_GUARD_EXPORT={destination} needs opentelemetry."
         )
         assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
+
+
+def test_what_is_no_destination_is_refused_and_not_shown(tmp_path: Path) -> None:
+    out, err = run(
+        f"""
+import pathlib
+no_destinations = [
+    "https://otel.test/v1?key=geheim", "otlp:https://me:geheim@otel.test", "jsonl", "jsonl:", "",
+    "Console", None, pathlib.Path("geheim.jsonl"),
+]
+for destination in no_destinations:
+    say(start_export(destination))
+say(start_export("jsonl:{tmp_path}/run.jsonl"))
+say(start_export("https://otel.test/v1?key=geheim"))
+"""
+    )
+    assert out == 8 * "False\n" + "True\nFalse\n"
+    assert err == 9 * (
+        "tinker_guard: start_export(): the destination must be console, otlp or jsonl:PATH; "
+        "nothing is exported.\n"
+    )
 
 
 @pytest.mark.parametrize(

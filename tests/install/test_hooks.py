@@ -9,6 +9,7 @@ import logging
 import sys
 import types
 import weakref
+from contextlib import nullcontext
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -864,6 +865,26 @@ def test_an_sdk_is_guarded_when_it_is_imported_and_not_imported_for_that(late_sd
     assert not isinstance(own_transport(client), GuardTransport)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_second_call_guards_what_was_overlooked(
+    when: str, late_sdk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program's test may put `sys.meta_path` back to what it was before the first call."""
+    late_sdk.write_text(LATE_SDK + POOL)
+    with monkeypatch.context() as context:
+        context.setattr(sys, "meta_path", [*sys.meta_path])
+        install_guard()
+    if when == "before":
+        install_guard()
+    late = importlib.import_module("late_sdk.holder")
+    if when == "after":
+        assert status().sdks["late-sdk"] == "not guarded"
+        install_guard()
+    assert status().sdks["late-sdk"] == "guarded"
+    client = late.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+
+
 class _RaisingHandler(logging.Handler):
     """Sends each record somewhere that is not there."""
 
@@ -961,6 +982,30 @@ def test_unattended_and_strict_an_sdk_without_the_hook_point_is_refused(
     installation.install_unattended(None, None)
     with pytest.raises(UnsupportedSdkError, match=r"no late_sdk\.holder\.ClientConnectionPool"):
         importlib.import_module("late_sdk.holder")
+
+
+@pytest.mark.parametrize(
+    ("variables", "is_strict"),
+    [
+        ({"TINKER_GUARD_STRICT": '"true"'}, True),
+        ({"TINKER_GUARD_STRICT": "true "}, True),
+        ({"TINKER_GUARD_STRICT": "True", "TINKER_GUARD_RETRY_TIMEOUT": "soon"}, True),
+        ({"tinker_guard_strict": "1", "TINKER_GUARD_RETRY_TIMEOUT": "soon"}, True),
+        ({"TINKER_GUARD_STRICT": "Off", "TINKER_GUARD_RETRY_TIMEOUT": "soon"}, False),
+        ({"TINKER_GUARD_STRICT": "", "TINKER_GUARD_RETRY_TIMEOUT": "soon"}, False),
+    ],
+)
+def test_unattended_settings_that_cannot_be_read_are_refused_if_strict(
+    variables: dict[str, str],
+    is_strict: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettingsError) if is_strict else nullcontext():
+        installation.install_unattended(None, None)
+    assert len(caplog.records) == (not is_strict)
 
 
 def test_no_sdk_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tinker_guard.install import import_hooks as imports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -178,6 +178,55 @@ def test_a_finder_without_find_spec_is_passed_by(
     with warnings.catch_warnings(action="ignore", category=ImportWarning):
         importlib.import_module("later_beside_six")
     assert seen == [1]
+
+
+class _Wrapper:
+    """Around another finder, as a tool has it that watches all imports."""
+
+    def __init__(self, finder: Any) -> None:
+        self.finder = finder
+
+    def find_spec(self, name: str, path: Any, target: object = None) -> ModuleSpec | None:
+        found: ModuleSpec | None = self.finder.find_spec(name, path, target)
+        return found
+
+
+class _AsksAll:
+    """Asks all finders again, and itself only once."""
+
+    is_asked = False
+
+    def find_spec(self, name: str, path: Any, target: object = None) -> ModuleSpec | None:
+        if self.is_asked:
+            return None
+        self.is_asked = True
+        try:
+            return importlib.util.find_spec(name)
+        finally:
+            self.is_asked = False
+
+
+@pytest.mark.parametrize(
+    "finders",
+    [
+        lambda known: [_Wrapper(finder) for finder in known],
+        lambda known: [_Wrapper(_Wrapper(finder)) for finder in known],
+        lambda known: [*known[:1], *(_Wrapper(finder) for finder in known)],
+        lambda known: [_AsksAll(), *known],
+        lambda known: [*known[:1], _AsksAll(), *known[1:]],
+    ],
+    ids=["wrapped", "wrapped-twice", "wrapped-beside", "asks-before", "asks-after"],
+)
+def test_a_finder_that_asks_the_others_ends(
+    finders: Callable[[list[Any]], list[Any]], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(place, "later_wrapped")
+    seen: list[int] = []
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    imports.on_import("later_wrapped", lambda: seen.append(1))
+    monkeypatch.setattr(sys, "meta_path", finders(sys.meta_path))
+    importlib.import_module("later_wrapped")
+    assert seen
 
 
 class _OtherLoader:

@@ -365,6 +365,7 @@ def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> Non
     python = str(tmp_path / "venv" / "bin" / "python")
     for name, value in (
         ("TINKER_GUARD_STRICT", "true"),
+        ("tinker_guard_strict", '"true"'),
         (children.SETTINGS, GuardSettings(strict=True).dump_without_key()),
     ):
         environment = {"PYTHONPATH": str(tmp_path), name: value}
@@ -450,6 +451,34 @@ def test_the_environment_is_left_as_it_was(
     install_guard(GuardSettings(retry_timeout=7), replace=True)
     uninstall_guard()
     assert os.environ == untouched
+
+
+class _Kept(dict[str, str]):
+    """An environment that nothing may be taken out of."""
+
+    def pop(self, name: str, *default: Any) -> Any:
+        assert name not in self
+        return super().pop(name, *default)
+
+    def __delitem__(self, name: str) -> None:
+        raise AssertionError(name)
+
+
+@pytest.mark.parametrize("first", [None, "/one"])
+def test_other_settings_take_nothing_out_of_the_environment(
+    first: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that copies it in that moment would meet a `KeyError`."""
+    install_guard(GuardSettings(retry_timeout=7))
+    kept = _Kept(os.environ)
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [first, kept["PYTHONPATH"]]))
+    with monkeypatch.context() as context:
+        context.setattr(os, "environ", kept)
+        install_guard(GuardSettings(retry_timeout=8), replace=True)
+    assert json.loads(kept[children.SETTINGS])["retry_timeout"] == 8
+    # Before any other `sitecustomize`.
+    assert kept["PYTHONPATH"].partition(os.pathsep)[0].endswith("bootstrap")
+    assert kept["PYTHONPATH"].count("bootstrap") == 1
 
 
 PARENT_OF_ONE = """

@@ -154,6 +154,37 @@ def test_cookies_of_an_answer(
     assert cookies_set_by(httpx.Response(200, headers=headers)) == pairs
 
 
+@pytest.mark.parametrize(
+    ("attributes", "is_kept"),
+    [
+        (b"", True),
+        (b"; Max-Age=0", False),
+        (b"; Path=/; max-age = -1 ; Secure", False),
+        (b"; Max-Age=00", False),
+        (b"; Max-Age=10", True),
+        (b"; Max-Age=soon", True),
+        (b"; X-Max-Age=0", True),
+        (b"; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Path=/", False),
+        (b"; expires=Thu, 01-Jan-1970 00:00:00 GMT", False),
+        # The moment at which the answer was written, and the second after it.
+        (b"; Expires=Wed, 21 Oct 2026 07:28:00 GMT", False),
+        (b"; Expires=Wed, 21 Oct 2026 07:28:01 GMT", True),
+        (b"; Expires=0", True),
+        (b"; Expires=\xff", True),
+        (b"; Expires=Thu, 01 Jan 99999 00:00:00 GMT", True),
+        (b"; X-Expires=Thu, 01 Jan 1970 00:00:00 GMT", True),
+    ],
+)
+def test_a_cookie_that_an_answer_takes_back(attributes: bytes, is_kept: bool) -> None:
+    headers = [
+        (b"Date", b"Wed, 21 Oct 2026 07:28:00 GMT"),
+        (b"Set-Cookie", b"session=x" + attributes),
+        (b"Set-Cookie", b"other=1"),
+    ]
+    kept = ((b"session", b"x"),) if is_kept else ()
+    assert cookies_set_by(httpx.Response(200, headers=headers)) == (*kept, (b"other", b"1"))
+
+
 def headers_of(sent: httpx.Request) -> Headers:
     return [
         (name, value)
@@ -382,3 +413,8 @@ def test_a_reach_can_be_compared_and_copied() -> None:
     assert one == same
     assert one != Reach.of(request(REACHING, sni_hostname="b"))
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_it_shows_the_names_of_its_headers_alone() -> None:
+    reach = Reach.of(httpx.Request("GET", BASE, headers={"X-Api-Key": "geheim"}))
+    assert repr(reach) == "Reach(Host, X-Api-Key)"

@@ -464,3 +464,8 @@ async def test_a_race_recovers_where_something_below_has_read_it() -> None:
     response = await guard.handle_async_request(post())
     assert response.status_code == 200
     assert 1.0 <= loop_time() < 1.5
+
+
+async def test_it_shows_nothing_of_the_body() -> None:
+    shown = repr(BodyPrefix(b"geheim", is_complete=True))
+    assert shown == "BodyPrefix(6 bytes, is_complete=True)"

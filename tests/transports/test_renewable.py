@@ -4,17 +4,24 @@ import asyncio
 import copy
 import gc
 import logging
+import os
+import signal
+import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from testkit.fakes import FakeGateway, FakeTransport, ReadingTransport, ok, post, settle, tracked
+from tinker_guard.transports import runtime
 from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.draining import DrainingTransport
 from tinker_guard.transports.renewable import RenewableTransport, emits_client_span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.anyio
 
@@ -250,6 +257,59 @@ async def test_threads_that_reopen_it_at_the_same_time_have_the_same_one() -> No
     assert [transport.is_closed for transport in gateway.transports] == [True, True]
 
 
+def in_a_child(check: Callable[[], None]) -> bool:
+    child = os.fork()
+    if child == 0:
+        # Ended by a signal if it hangs.
+        signal.alarm(10)
+        check()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def in_this_process(check: Callable[[], None]) -> bool:
+    """No measurement of branches looks into a child."""
+    runtime.renew_locks()
+    check()
+    return True
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param(
+            in_a_child,
+            marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
+        ),
+        in_this_process,
+    ],
+)
+@pytest.mark.parametrize("moved", [lambda line: line, copy.copy, copy.deepcopy])
+def test_a_child_waits_for_no_thread_that_only_its_parent_has(
+    where: Callable[[Callable[[], None]], bool],
+    moved: Callable[[RenewableTransport], RenewableTransport],
+) -> None:
+    """One may build a new transport in the moment of the fork."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def build() -> httpx.AsyncBaseTransport:
+        begun.set()
+        assert may_end.wait(10)
+        return httpx.MockTransport(lambda _: ok())
+
+    line = moved(RenewableTransport(httpx.MockTransport(lambda _: ok()), build))
+    builder = threading.Thread(target=lambda: asyncio.run(line.replace(line.transport)))
+    builder.start()
+    assert begun.wait(10)
+    try:
+        assert where(lambda: asyncio.run(line.aclose()))
+    finally:
+        may_end.set()
+        builder.join(10)
+
+
+@pytest.mark.anyio
 async def test_closing_the_line_closes_them_all() -> None:
     gateway = FakeGateway(lambda _: ok())
     line = RenewableTransport(gateway.new_transport(), gateway.new_transport)

@@ -210,6 +210,45 @@ def test_a_thread_waits_for_a_condition_no_longer_than_its_timeout(
     assert timeouts == [waited]
 
 
+@pytest.mark.parametrize(
+    ("until", "seconds", "waited", "kind"),
+    [
+        (2.0, None, 2.0, "its own limit"),
+        (2.0, 3.0, 2.0, "its own limit"),
+        (3.0, 2.0, 2.0, "the timeout"),
+        (2.0, 2.0, 2.0, "the timeout"),
+        (-1.0, None, 0.0, "its own limit"),
+    ],
+)
+def test_a_thread_waits_for_a_condition_no_longer_than_a_limit_of_the_wait(
+    until: float, seconds: float | None, waited: float, kind: str
+) -> None:
+    time, timeouts = _Time(), list[float | None]()
+    time.sleep(100.0)
+    ended_by = ""
+
+    class Unchanged(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            timeouts.append(timeout)
+            return False
+
+    async def wait() -> None:
+        nonlocal ended_by
+        async with runtime.timeout(math.inf if seconds is None else seconds):
+            try:
+                runtime.wait(Unchanged(), 100.0 + until)
+            except TimeoutError:
+                ended_by = "its own limit"
+                raise
+            except runtime.Expired:
+                ended_by = "the timeout"
+                raise
+
+    with pytest.raises(TimeoutError):
+        runtime.run_blocking(wait(), time.threads)
+    assert (timeouts, ended_by) == ([waited], kind)
+
+
 @pytest.mark.parametrize("has_timeout", [False, True])
 def test_a_condition_that_changes_ends_the_wait(has_timeout: bool) -> None:
     changed, waits = threading.Condition(), threading.Event()
@@ -331,32 +370,3 @@ def test_what_has_no_timeout_goes_on() -> None:
         return "read"
 
     assert runtime.run_blocking(read(), _Time().threads) == "read"
-
-
-def test_a_timeout_that_was_put_off_ends_nothing() -> None:
-    time = _Time()
-
-    async def use() -> tuple[object, float]:
-        async with runtime.timeout_at(5.0) as limit:
-            limit.reschedule(None)
-            await runtime.sleep(60.0)
-            limit.reschedule(70.0)
-            assert runtime.time_left() == (limit, 10.0)
-            limit.reschedule(None)
-            return runtime.time_left()
-
-    assert runtime.run_blocking(use(), time.threads) == (None, math.inf)
-    assert time.now == 60.0
-
-
-def test_of_two_timeouts_the_one_that_is_never_over_ends_nothing() -> None:
-    time = _Time()
-
-    async def use() -> None:
-        async with runtime.timeout(2.0) as limit, runtime.timeout(5.0):
-            limit.reschedule(None)
-            await runtime.sleep(60.0)
-
-    with pytest.raises(TimeoutError):
-        runtime.run_blocking(use(), time.threads)
-    assert time.now == 5.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -142,8 +142,8 @@ class Answer:
     """A control plane's answer over HTTP."""
 
     status_code: int
-    headers: httpx.Headers
-    body: bytes
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
     is_decoded: bool
     """Whether the transport has read it, and so undone its Content-Encoding."""
 

@@ -59,6 +59,7 @@ class SharedControlPlane:
     def __init__(
         self, settings: GuardSettings, control_plane: AnyControlPlane | None = None
     ) -> None:
+        self._given = control_plane
         self._control_plane = control_plane or control_plane_of(settings)
         self._is_default = control_plane is None and settings.control_plane is None
         self._settings = settings
@@ -68,6 +69,10 @@ class SharedControlPlane:
             if isinstance(self._control_plane, _BUILT_IN)
             else _Same(self._control_plane)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew: settings may find their key where they arrive."""
+        return type(self), (self._settings, self._given)
 
     def asks_about(self, route: Route) -> bool:
         """Whether there is a control plane that can be asked about a route.

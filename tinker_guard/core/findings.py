@@ -24,7 +24,7 @@ class Reached:
 
     met_at: float
     """Time of the event loop's clock."""
-    cookies: Cookies = ()
+    cookies: Cookies = field(default=(), repr=False)
     """What the answer set: a balancer's cookies pin a request to the replica that was reached."""
 
 
@@ -35,8 +35,8 @@ class NotFound:
     source: Source
     met_at: float
     """Time of the event loop's clock."""
-    headers: httpx.Headers
-    body: bytes
+    headers: httpx.Headers = field(repr=False)
+    body: bytes = field(repr=False)
     asked_to_wait: float
     """Seconds that its Retry-After asks for."""
 
@@ -90,7 +90,8 @@ class _End:
 
         Args:
             met_at: When that request met its 404.
-            needs_proof: Whether it may be sent again only if the trainer was reached.
+            needs_proof: Whether it may be sent again only if the trainer was reached, or the job is
+                said to run.
         """
         return not needs_proof
 
@@ -109,7 +110,7 @@ class Routable(_End):
 
     reached_at: float = float("-inf")
     """When, by the event loop's clock."""
-    cookies: Cookies = ()
+    cookies: Cookies = field(default=(), repr=False)
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
         return not needs_proof or self.reached_at >= met_at
@@ -117,10 +118,15 @@ class Routable(_End):
 
 @dataclass(frozen=True, slots=True)
 class Inconclusive(_End):
-    """Neither probes nor control plane say anything: the request itself shows what there is."""
+    """Probes show nothing about this route: the request itself shows what there is."""
 
     failed: Failed | None = None
     """The last probe, if that failed."""
+    running_at: float = float("-inf")
+    """When the lookup began that says that the job runs, if that is known."""
+
+    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
+        return not needs_proof or self.running_at >= met_at
 
 
 INCONCLUSIVE: Final = Inconclusive()
@@ -137,13 +143,16 @@ class Refused(_End):
     """The job is gone or stopped, whatever the 404s were before."""
 
     judgement: Judgement
-    not_found: NotFound
+    not_found: NotFound | None
+    """The probe's 404; None if the probe failed, and the request's own was judged."""
     answer: JobAnswer
+    asked_since: float
+    """When the first of the lookups that it rests on began, or shortly before."""
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        # That a job is missing was said twice, for the first time after the probe's 404.
+        # That a job is missing was said twice.
         is_missing = self.judgement is JOB_MISSING
-        return (self.not_found.met_at if is_missing else self.answer.asked_at) >= met_at
+        return (self.asked_since if is_missing else self.answer.asked_at) >= met_at
 
     def serves_at_gate(self, came_at: float) -> bool:  # noqa: D102 - as above
         # The job may have been resumed before the request came.

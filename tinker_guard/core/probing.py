@@ -69,7 +69,10 @@ async def probe_until_routable(
                 guarded.state.ambiguous_ends = 0
                 return Routable(found.met_at, found.cookies, race=rounds.race)
             case NotFound():
-                end = await rounds.judge(found)
+                end = await rounds.judge(found, found.met_at)
+            case Failed() if needs_proof:
+                # Of the request's own 404, which is still in hand, nothing is proved.
+                end = await rounds.judge(found, guarded.clock())
             case Failed():
                 end = Inconclusive(found, race=rounds.race)
             case _:
@@ -97,17 +100,18 @@ class _Rounds:
         self._stopped_at: float | None = None
         self._last_end: Ambiguous | TimedOut | None = None
 
-    async def judge(self, found: NotFound) -> ProbingEnd:
-        """Ask the control plane about a probe's 404.
+    async def judge(self, found: NotFound | Failed, met_at: float) -> ProbingEnd:
+        """Ask the control plane about a probe's 404 or, where the probe failed, the request's own.
 
         Returns:
-            `TimedOut` where waiting may help; `Inconclusive` where there is no usable answer.
+            `TimedOut` where waiting may help; `Inconclusive` where there is no usable answer, or
+            nothing was found.
         """
         guarded, is_first = self._guarded, not self._has_asked
         self._has_asked = True
         try:
             judged = await guarded.look_up(
-                found.met_at,
+                met_at,
                 self._deadline,
                 up_since=guarded.state.warm_since,
                 is_first=is_first,
@@ -115,13 +119,15 @@ class _Rounds:
         except TimeoutError:
             # A verdict that was given in time, with the 404 that it was given on.
             return self._last_end or Inconclusive()
-        answer = guarded.answer
+        answer, not_found = guarded.answer, found if isinstance(found, NotFound) else None
         assert answer is not None
         if not isinstance(judged, Judgement):
             judged = JOB_NOT_RUNNING
         elif judged.is_race:
             self.race = judged
-            self._ambiguous_rounds += found.source is Source.UNKNOWN
+            if not_found is None:
+                return Inconclusive(running_at=answer.asked_at, race=judged)
+            self._ambiguous_rounds += not_found.source is Source.UNKNOWN
             if self._ambiguous_rounds >= _AMBIGUOUS_ROUNDS * (1 + guarded.is_ambiguous):
                 guarded.is_ambiguous = True
                 self._last_end = Ambiguous(race=judged)
@@ -129,8 +135,10 @@ class _Rounds:
         elif judged.verdict is Verdict.UNVERIFIED:
             return Inconclusive(race=self.race)
         elif not self._may_settle(answer):
-            return Refused(judged, found, answer)
-        self._last_end = TimedOut(judged, found, race=self.race)
+            return Refused(judged, not_found, answer, met_at)
+        if not_found is None:
+            return Inconclusive(race=self.race)
+        self._last_end = TimedOut(judged, not_found, race=self.race)
         return self._last_end
 
     def _may_settle(self, answer: JobAnswer) -> bool:

@@ -14,10 +14,12 @@ from tinker_guard.core.findings import (
     Ambiguous,
     Inconclusive,
     ProbingEnd,
+    Reached,
     Refused,
     Routable,
     TimedOut,
 )
+from tinker_guard.core.probe import probe
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
@@ -271,6 +273,10 @@ class Recovery:
         )
         if isinstance(end, Routable):
             self._proved_on = guarded.probed_on
+            # Where replicas are taken in turn, resends that each follow one probe stay in step.
+            for _ in range(guarded.resends % _DIRECT_RESENDS):
+                if isinstance(found := await probe(guarded), Reached):
+                    end = Routable(found.met_at, found.cookies, race=end.race)
         return end
 
     async def _resend(self, route: ProbingEnd, race: Judgement) -> None:

@@ -222,15 +222,24 @@ class RouteState:
         by_key[key] = flights
         return flights
 
+    def forget_closed_loops(self) -> None:
+        """Forget what was found out, and is still under way, on event loops that were closed.
+
+        What was waited for there refers to its loop, which the weak keys cannot undo; and the
+        requests that lead or wait refer to themselves by it, so that they would never end.
+        """
+        # Another thread may add its own loop meanwhile, hence a list of them first.
+        for reference in self._flights.keyrefs():
+            known = reference()
+            if known is not None and known.is_closed():
+                gone = self._flights.pop(known, {}).values()
+                left = [guarded for guarded in tuple(self.guarded) if guarded.flights in gone]
+                self.guarded.difference_update(left)
+
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
         by_key = self._flights.get(owner)
         if by_key is None:
-            # A future that is waited for refers to its loop, which the weak keys cannot undo.
-            # Another thread may add its own meanwhile, hence a list of them first.
-            for reference in self._flights.keyrefs():
-                known = reference()
-                if known is not None and known.is_closed():
-                    self._flights.pop(known, None)
+            self.forget_closed_loops()
             by_key = self._flights[owner] = {}
         return by_key
 
@@ -362,6 +371,9 @@ class RouteTable:
         if excess <= 0:
             return
         # A signal handler may add a route meanwhile.
+        for state in list(self._states.values()):
+            if state.guarded:
+                state.forget_closed_loops()
         idle = [item for item in list(self._states.items()) if not item[1].guarded]
         idle.sort(key=lambda item: item[1].last_used)
         for key, _ in idle[:excess]:

@@ -46,7 +46,11 @@ class SingleFlight(Generic[_T]):
         return self._leader is not None or bool(self._waiters) or self._releasing > 0
 
     async def run(
-        self, compute: Callable[[], Awaitable[_T]], *, accepts: Callable[[_T], bool] | None = None
+        self,
+        compute: Callable[[], Awaitable[_T]],
+        *,
+        accepts: Callable[[_T], bool] | None = None,
+        until: float | None = None,
     ) -> _T:
         """Return a result that this call may use, or lead.
 
@@ -54,8 +58,11 @@ class SingleFlight(Generic[_T]):
             compute: Finds the result out.
             accepts: Whether a result that is there serves this call. None accepts what was found
                 since the call came.
+            until: When it waits for another call's result no longer, by `runtime.clock()`; None
+                sets no limit. It limits no call that leads.
 
         Raises:
+            TimeoutError: `until` has come.
             Exception: What `compute` raises when this call leads.
         """
         came_after = self._number
@@ -73,8 +80,10 @@ class SingleFlight(Generic[_T]):
                 # What the leader sends goes through a second guard below: it would wait for itself.
                 return await compute()
             # In place, not in a coroutine of its own: thousands may wait here.
-            waiter = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
             self._waiters[waiter] = None
+            limit = None if until is None else loop.call_at(until, _expire, waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -82,6 +91,8 @@ class SingleFlight(Generic[_T]):
                 raise
             finally:
                 self._waiters.pop(waiter, None)
+                if limit is not None:
+                    limit.cancel()
 
     async def _compute(self, compute: Callable[[], Awaitable[_T]]) -> _T:
         self._leader = runtime.caller()
@@ -122,6 +133,11 @@ class SingleFlight(Generic[_T]):
                 return
 
 
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
+
+
 class ThreadFlight(SingleFlight[_T]):
     """The same for the threads of sync clients: a call that waits blocks its thread."""
 
@@ -138,7 +154,11 @@ class ThreadFlight(SingleFlight[_T]):
         return self._leader is not None or self._waiting > 0
 
     async def run(
-        self, compute: Callable[[], Awaitable[_T]], *, accepts: Callable[[_T], bool] | None = None
+        self,
+        compute: Callable[[], Awaitable[_T]],
+        *,
+        accepts: Callable[[_T], bool] | None = None,
+        until: float | None = None,
     ) -> _T:
         """Return a result that this call may use, or lead; see `SingleFlight.run`."""
         me = runtime.caller()
@@ -155,7 +175,7 @@ class ThreadFlight(SingleFlight[_T]):
                     break
                 self._waiting += 1
                 try:
-                    runtime.wait(self._changed)
+                    runtime.wait(self._changed, until)
                 finally:
                     self._waiting -= 1
         if is_nested:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
 from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
-from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from tinker_guard.core.findings import ProbingEnd
@@ -28,13 +28,14 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     ends_at = guarded.arrived_at + settings.warmup_timeout
     end: ProbingEnd = INCONCLUSIVE
     report.promote()
+    warm_up = partial(_warm_up, guarded)
     try:
         # A leader may take so long to end. One that other settings give more time is left to it.
         longest = settings.probe_timeout + settings.control_plane_timeout
-        end = await _wait_or_lead(guarded, ends_at + longest)
+        end = await guarded.flights.warmup.run(warm_up, until=ends_at + longest)
         while not end.serves_at_gate(guarded.arrived_at) and guarded.clock() < ends_at:
             # The leader's time was over, or it had asked before this request came.
-            end = await _wait_or_lead(guarded, ends_at)
+            end = await guarded.flights.warmup.run(warm_up, until=ends_at)
     except TimeoutError:
         # What was said before this request came does not refuse it, at its end either.
         end = INCONCLUSIVE if isinstance(end, Refused) else end
@@ -48,18 +49,6 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
         note = report.raced if isinstance(end, TimedOut) else report.judged
         note(end.race)
     return end
-
-
-async def _wait_or_lead(guarded: GuardedRequest, ends_at: float) -> ProbingEnd:
-    """Wait for a leader, which may have more time than this request, or lead."""
-    async with runtime.timeout_at(ends_at) as limit:
-
-        async def lead() -> ProbingEnd:
-            # A leader ends by itself, with its last probe.
-            limit.reschedule(None)
-            return await _warm_up(guarded)
-
-        return await guarded.flights.warmup.run(lead)
 
 
 async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:

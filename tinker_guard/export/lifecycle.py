@@ -27,6 +27,7 @@ from tinker_guard.export.jsonl import jsonl_exporters
 from tinker_guard.export.otlp import otlp_exporters
 from tinker_guard.faults import log, log_fault
 from tinker_guard.observability.providers import refresh
+from tinker_guard.settings import check_destination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +45,17 @@ _EXTRA: Final = "pip install 'tinker-guard[otlp]'"
 
 
 _lock = threading.Lock()
-
-
 _exported_to: str | None = None
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    # The thread that held the lock does not exist in the child.
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def start_export(destination: str) -> bool:
@@ -66,6 +75,11 @@ def start_export(destination: str) -> bool:
         Whether this process exports to that destination now.
     """
     global _exported_to
+    try:
+        check_destination(destination)
+    except ValueError as problem:
+        log(logging.WARNING, "start_export(): the destination %s; nothing is exported.", problem)
+        return False
     with _lock:
         if _exported_to is not None:
             if _exported_to != destination:
@@ -145,9 +159,12 @@ def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from tinker_guard.export.without_secrets import WithoutSecrets
+
     delay = exporters.span_delay
     # By default, the SDK would wait half a minute at exit for a backend that is down.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider.add_span_processor(WithoutSecrets())
     provider.add_span_processor(
         BatchSpanProcessor(
             exporters.spans, schedule_delay_millis=None if delay is None else delay * 1000
@@ -226,7 +243,7 @@ class _AtExit:
 
 
 def _exporters(destination: str) -> Exporters:
-    """Build the exporters of a destination, which the settings have validated.
+    """Build the exporters of a destination that has been checked.
 
     Raises:
         ImportError: The extra is not installed.
@@ -236,7 +253,4 @@ def _exporters(destination: str) -> Exporters:
         return console_exporters()
     if destination == "otlp":
         return otlp_exporters()
-    kind, _, path = destination.partition(":")
-    if kind != "jsonl" or not path:
-        raise ValueError("must be console, otlp or jsonl:PATH")
-    return jsonl_exporters(Path(path))
+    return jsonl_exporters(Path(destination.removeprefix("jsonl:")))

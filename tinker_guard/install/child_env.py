@@ -24,16 +24,19 @@ _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap
 STRICT = "TINKER_GUARD_STRICT"
 """The variable of the setting `strict`."""
 
-_TRUE = ("1", "true", "t", "yes", "y", "on")
+_FALSE = ("", "0", "false", "f", "no", "n", "off")
 
 
 def is_strict(environment: MutableMapping[str, str]) -> bool:
     """Whether `strict` is set in an environment, even if other settings are invalid.
 
-    `bootstrap/sitecustomize.py` has a copy, for environments without this package.
+    A value that is no boolean counts too, such as `"true"` with the quotes, which Docker's files of
+    variables keep. `bootstrap/sitecustomize.py` has a copy, for environments without this package.
     """
-    inherited = environment.get(SETTINGS, "")
-    return environment.get(STRICT, "").lower() in _TRUE or '"strict": true' in inherited
+    return '"strict": true' in environment.get(SETTINGS, "") or any(
+        name.upper() == STRICT and environment.get(name, "").lower() not in _FALSE
+        for name in list(environment)
+    )
 
 
 def inject(environment: MutableMapping[str, str], settings: str | None = None) -> None:
@@ -43,9 +46,9 @@ def inject(environment: MutableMapping[str, str], settings: str | None = None) -
         environment: The environment to change.
         settings: Their settings, as JSON; None leaves them to `TINKER_GUARD_*`.
     """
-    before = environment.get("PYTHONPATH")
-    if _BOOTSTRAP not in (before or "").split(os.pathsep):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, before]))
+    places = environment.get("PYTHONPATH", "").split(os.pathsep)
+    others = os.pathsep.join(place for place in places if place != _BOOTSTRAP)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_BOOTSTRAP, others]))
     if settings is not None:
         environment[SETTINGS] = settings
 

@@ -7,6 +7,7 @@ wrapt has such hooks too, but its import takes too long for a program without an
 from __future__ import annotations
 
 import _frozen_importlib
+import _thread
 import os
 import sys
 
@@ -26,6 +27,8 @@ _LOADERS_OF_FILES = ("SourceFileLoader", "NamespaceLoader", "_NamespaceLoader")
 _waiting: dict[str, list[Callable[[], None]]] = {}
 _executing: set[str] = set()
 """Modules whose code is running. Their callbacks run when the import has ended."""
+_searched: set[tuple[str, int]] = set()
+"""Modules that other finders are searching for, and the threads of the searches."""
 
 
 def on_import(module: str, callback: Callable[[], None]) -> None:
@@ -48,6 +51,12 @@ def watch(module: str, callback: Callable[[], None]) -> None:
     """
     _waiting.setdefault(module, []).append(callback)
     _insert_finder()
+
+
+def watch_again() -> None:
+    """Watch again if another library, such as a test, has restored an old `sys.meta_path`."""
+    if _waiting:
+        _insert_finder()
 
 
 def is_watched(module: str, callback: Callable[[], None]) -> bool:
@@ -125,9 +134,15 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _waiting:
+        search = name, _thread.get_ident()
+        # Another finder may ask this one again, such as one that wraps all finders.
+        if name not in _waiting or search in _searched:
             return None
-        spec = _find(name, path)
+        _searched.add(search)
+        try:
+            spec = _find(name, path)
+        finally:
+            _searched.discard(search)
         if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _TellingLoader(spec.loader)  # type: ignore[assignment]
         return spec

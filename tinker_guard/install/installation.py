@@ -33,7 +33,7 @@ from tinker_guard.install.clients import (
     set_transport,
     transports_of,
 )
-from tinker_guard.install.import_hooks import forget_all, watch
+from tinker_guard.install.import_hooks import forget_all, watch, watch_again
 from tinker_guard.install.last_words import repeat_after_tracebacks
 from tinker_guard.install.sdks import (
     REST_CLIENTS,
@@ -428,7 +428,12 @@ def install(
     request = _Request(settings, control_plane, for_children, replace, is_automatic)
     is_done = False
     while not is_done:  # again, if another thread installs it meanwhile
-        is_done = _change_installed(request) or _install_anew(request, is_wanted)
+        if _change_installed(request):
+            is_done = True
+            if not is_automatic:
+                _hook_into_overlooked()
+        else:
+            is_done = _install_anew(request, is_wanted)
 
 
 def _change_installed(request: _Request) -> bool:
@@ -501,12 +506,7 @@ def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
         _tell_hooked(sdk, request.settings)
     try:
         # An import that began before the watch does not call back.
-        for sdk in SDKS:
-            if sdk.is_imported():
-                _hook_into(sdk)
-        for rest in REST_CLIENTS:
-            if rest.is_imported():
-                _hook_into_rest(rest)
+        _hook_into_all_imported()
     except BaseException:
         with _lock:
             if _installation is installation:
@@ -521,6 +521,24 @@ def _start_export(settings: GuardSettings) -> None:
         from tinker_guard.export.lifecycle import start_export
 
         start_export(settings.export)
+
+
+def _hook_into_overlooked() -> None:
+    """Hook into SDKs that were imported while the guard was missing from `sys.meta_path`."""
+    with _lock:
+        if _installation is None:
+            return
+        watch_again()
+    _hook_into_all_imported()
+
+
+def _hook_into_all_imported() -> None:
+    for sdk in SDKS:
+        if sdk.is_imported():
+            _hook_into(sdk)
+    for rest in REST_CLIENTS:
+        if rest.is_imported():
+            _hook_into_rest(rest)
 
 
 def _hook_into_imported(sdk: Sdk) -> None:
@@ -591,9 +609,14 @@ def _tell_unguarded_base_url(settings: GuardSettings) -> None:
 
 def _prepare_children(request: _Request) -> None:
     """Pass the guard on to child processes, or stop doing so."""
-    remove(os.environ)
-    if request.settings.child_processes:
-        inject(os.environ, request.for_children)
+    if not request.settings.child_processes:
+        remove(os.environ)
+        return
+    # Never remove a variable before setting it again: a thread that copies the environment
+    # meanwhile would meet a `KeyError`, and a child process that it starts would run unguarded.
+    if request.for_children is None:
+        os.environ.pop(SETTINGS, None)
+    inject(os.environ, request.for_children)
 
 
 def describe() -> GuardStatus:
@@ -612,10 +635,11 @@ def describe() -> GuardStatus:
     for sdk in SDKS:
         if sdk in hooked:
             sdks[sdk.distribution] = "guarded"
-        elif current is not None and sdk.is_installed():
-            sdks[sdk.distribution] = "guarded when imported"
+        elif not sdk.is_installed():
+            sdks[sdk.distribution] = "not installed"
         else:
-            sdks[sdk.distribution] = "not guarded" if sdk.is_installed() else "not installed"
+            is_awaited = current is not None and sdk.holder_module not in sys.modules
+            sdks[sdk.distribution] = "guarded when imported" if is_awaited else "not guarded"
     rest_clients = {}
     for rest in REST_CLIENTS:
         if not rest.is_installed():

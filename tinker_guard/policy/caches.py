@@ -15,8 +15,9 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
     """Whether a cache says that it gave the answer from its store, revalidated or not.
 
     Such an answer proves nothing about the server behind the cache. Read are `Age`, `Cache-Status`
-    (RFC 9211), `Warning` (RFC 7234), `X-Varnish`, and the headers that caches have had before,
-    such as `X-Cache` and `CF-Cache-Status`. Never raises.
+    (RFC 9211), `Warning` (RFC 7234), `X-Varnish`, `Server-Timing`, where Akamai, Cloudflare and
+    Wikimedia say it, and the headers that caches have had before, such as `X-Cache` and
+    `CF-Cache-Status`. Never raises.
     """
     return (
         _is_positive(headers.get("age", "").partition(",")[0])
@@ -27,17 +28,24 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
         or _HIT_PARAMETER.search(unquoted(headers.get("cache-status", ""))) is not None
         or any(
             not _COPY_WORDS.isdisjoint(_words(value))
-            for name, value in headers.items()
-            if _CACHE_HEADER.fullmatch(name.lower().replace("_", "-"))
+            for value in (
+                *_timed_caches(headers.get("server-timing", "")),
+                *(
+                    value
+                    for name, value in headers.items()
+                    if _CACHE_HEADER.fullmatch(name.lower().replace("_", "-"))
+                ),
+            )
         )
     )
 
 
-# X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache, ...; but
-# neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and X-Cache-Tags, nor X-Skip-Cache: 1, with
-# which web servers say that they took nothing from a cache.
+# X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache,
+# X-Tyk-Cached-Response, ...; but neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and
+# X-Cache-Tags, nor X-Skip-Cache: 1, with which web servers say that they took nothing from a cache.
 _CACHE_HEADER: Final = re.compile(
-    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache(?:d|-status|-result|-state|-remote|-debug)?"
+    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache"
+    r"(?:d|d-response|-hit|-status|-result|-state|-remote|-debug)?"
 )
 
 _COPY_WORDS: Final = frozenset(
@@ -62,6 +70,18 @@ def _words(value: str) -> set[str]:
     """What a cache says of itself: "TCP_HIT from example.org, MISS" says tcp, hit and miss."""
     first = [member.split()[0] for member in value.split(",") if member.strip()]
     return {word for item in first for word in re.findall(r"[a-z0-9]+", item.lower())}
+
+
+def _timed_caches(value: str) -> list[str]:
+    """What the caches among Server-Timing's metrics say: "cdn-cache; desc=HIT, edge; dur=1"."""
+    metrics = (metric.partition(";") for metric in value.lower().split(","))
+    return [
+        parameter
+        for name, _, parameters in metrics
+        if "cache" in name
+        for parameter in parameters.split(";")
+        if parameter.strip().startswith("desc")
+    ]
 
 
 def _is_positive(count: str) -> bool:

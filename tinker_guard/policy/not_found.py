@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from tinker_guard.policy.caches import is_cached_copy
-from tinker_guard.policy.errors import PROBLEM_MEMBERS, holders, is_error_member, reports_an_error
+from tinker_guard.policy.errors import PROBLEM_MEMBERS, is_error_member, reports_an_error
 from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, media_types
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
 from tinker_guard.policy.wording import (
@@ -24,7 +24,7 @@ from tinker_guard.policy.wording import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 class Source(StrEnum):
@@ -53,7 +53,8 @@ def source_of(
     (FastAPI) `{"detail": ...}` as `application/json`. A problem document (RFC 9457) has a `detail`
     too, but is a gateway's or a content delivery network's. A `detail` that says that a service, a
     route, a job, a server or the like is missing is unknown, since gateways made with FastAPI write
-    it, unless it names what a trainer alone has. Servers that write another form are listed in
+    it, unless it names what a trainer alone has; and so is one that passes on what another server
+    or a client's error says of a 404. Servers that write another form are listed in
     `not_found_shapes.SERVERS`; what matches none of it is unknown, a web server's page too, since
     one can stand in the trainer's own pod and keep the probe's path from it.
 
@@ -182,7 +183,7 @@ def _source_of(
     # The words vary: Django REST framework writes "Not found.".
     if is_reason_phrase(detail):
         return Source.ROUTER
-    return Source.UNKNOWN if _lacks_service(detail, ids) else Source.TRAINER
+    return Source.UNKNOWN if _may_be_gateways(members, ids) else Source.TRAINER
 
 
 def _has_form(form: Mapping[str, Any], members: dict[str, Any], *, is_inner: bool = False) -> bool:
@@ -218,23 +219,32 @@ def _source_by_text(shape: ServerShape, members: dict[str, Any], ids: Collection
     return Source.TRAINER
 
 
-def _lacks_service(detail: object, ids: Collection[str]) -> bool:
-    """Whether FastAPI's `detail` is that of a gateway which is made with FastAPI."""
-    text = _text_of(detail)
+def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
+    """Whether an answer with FastAPI's `detail` may be a gateway's that is made with FastAPI."""
+    texts = _texts_in(members)
+    # The reason phrase alone, in an object or a list, is no more of the trainer's than without.
+    if texts and all(map(is_reason_phrase, texts)):
+        return True
+    text = "\n".join(texts)
     if TRAINERS_WORDS.search(without(ids, text)):
         return False
     said = without(names_among(ids), text).replace("_", " ")
     return GATEWAYS_WORDS.search(said) is not None
 
 
-def _text_of(detail: object) -> str:
-    """What a `detail` says: it may be an object or an array, in which the texts stand."""
-    values: Iterable[object] = (detail,)
-    if isinstance(detail, dict):
-        values = (value for holder in holders(detail) for value in holder.values())
-    elif isinstance(detail, list):
-        values = detail
-    return " ".join(value for value in values if isinstance(value, str))
+def _texts_in(members: dict[str, Any]) -> list[str]:
+    """All texts of a JSON object, in their order. Not recursive: a body may be deep."""
+    texts: list[str] = []
+    left: list[object] = [members]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            left.extend(reversed(value.values()))
+        elif isinstance(value, list):
+            left.extend(reversed(value))
+    return texts
 
 
 def _is_more_than_detail(members: dict[str, Any]) -> bool:

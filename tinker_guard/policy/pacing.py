@@ -79,6 +79,19 @@ def retry_after(headers: Mapping[str, str], *, now: float) -> float:
     return max(seconds, 0.0)
 
 
+def is_over(date: str, headers: Mapping[str, str]) -> bool:
+    """Whether a date is past, by the clock of whoever wrote an answer; no if that is not told.
+
+    Args:
+        date: The date, as `Retry-After` and cookies have it.
+        headers: The answer's headers, its `Date` among them.
+    """
+    try:
+        return _timestamp(date) <= _timestamp(headers["date"])
+    except (KeyError, ValueError, OverflowError):
+        return False
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     """The number that a text is, such as 3 or 1.5; none if it is no finite one."""
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httpx
+
+from tinker_guard.policy.pacing import is_over
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,6 +76,10 @@ class Reach(NamedTuple):
             {name: request.extensions[name] for name in _EXTENSIONS if name in request.extensions},
         )
 
+    def __repr__(self) -> str:
+        """The names of the headers alone: a key stands among their values."""
+        return f"Reach({b', '.join(name for name, _ in self.headers).decode('latin-1')})"
+
     def to_origin(self) -> Reach:
         """The same for a question to the gateway's own origin, not to what is behind it."""
         kept = [pair for pair in self.headers if pair[0].lower() not in _BEHIND_THE_GATEWAY]
@@ -83,14 +90,32 @@ Cookies: TypeAlias = tuple[tuple[bytes, bytes], ...]
 """Names and values."""
 
 
+_OVER: Final = re.compile(rb"\s*max-age\s*=\s*(?:-\d+|0+)\s*", re.IGNORECASE)
+_EXPIRES: Final = re.compile(rb"\s*expires\s*=\s*(.*)", re.IGNORECASE)
+
+
 def cookies_set_by(response: httpx.Response) -> Cookies:
-    """The cookies that a response sets: a balancer's pin the next request to the same replica."""
+    """The cookies that a response sets: a balancer's pin the next request to the same replica.
+
+    One that the response takes back is not among them: the request keeps its own of that name.
+    """
+    headers = response.headers
+    cookies = [value.split(b";") for name, value in headers.raw if name.lower() == b"set-cookie"]
     pairs = (
-        value.partition(b";")[0].partition(b"=")
-        for name, value in response.headers.raw
-        if name.lower() == b"set-cookie"
+        pair.partition(b"=")
+        for pair, *attributes in cookies
+        if not any(_takes_back(attribute, headers) for attribute in attributes)
     )
     return tuple((name.strip(), value.strip()) for name, _, value in pairs if name.strip())
+
+
+def _takes_back(attribute: bytes, headers: httpx.Headers) -> bool:
+    """Whether a cookie with such an attribute is over as it is set (RFC 6265, 5.2)."""
+    if _OVER.fullmatch(attribute):
+        return True
+    expires = _EXPIRES.fullmatch(attribute)
+    # By the clock of whoever wrote the response: this machine's may be wrong.
+    return expires is not None and is_over(expires[1].decode("ascii", "replace"), headers)
 
 
 def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:

@@ -9,11 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 TRAINERS_WORDS: Final = re.compile(
-    r"\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model|(?:sampling|training)[ _]session)\b"
+    r"(?<!/)\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model"
+    r"|(?:sampling|training)[ _]session)\b"
     r"|\btinker://",
     re.IGNORECASE,
 )
-"""What only a trainer has. Not "model" and "session": gateways route by both."""
+"""What only a trainer has. Not "model" and "session": gateways route by both. Nor what stands in a
+path, which a gateway gives back: /api/v1/samplers/s-1."""
 
 _HANDLERS: Final = (
     r"\b(?:method|service|app|application|handler|function|proxy|ingress|tunnel|listener)\b"
@@ -38,7 +40,8 @@ ROUTERS_WORDS: Final = re.compile(
 # What gateways have and a trainer has not. Names like my-server may be those of models.
 _PLACES: Final = (
     r"(?<![\w/.~-])(?:service|route|upstream|replica|endpoint|backend|worker|server|host|deployment"
-    r"|instance|pod|node|target|application|app|job|trainer|url|page)s?"
+    r"|instance|pod|node|target|application|app|(?:train(?:er|ing)-?)?job|trainer|account|resource"
+    r"|url|page)s?"
 )
 
 # dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"), MLflow ("The endpoint 'a'
@@ -50,11 +53,22 @@ GATEWAYS_WORDS: Final = re.compile(
     rf"|{_PLACES}(?: (?!(?:or|and)\b)\S{{1,300}})? (?:(?:was|were|is|are|could|does) )?"
     r"(?:not (?:be )?(?:found|exist|present|available|registered|ready|running|active)\b"
     r"|unavailable\b)"
-    r"|\b(?:not|cannot|unable to) routed?\b",
+    r"|\b(?:not|cannot|unable to) routed?\b"
+    # The resource that the route's path names.
+    r"|\brlortrainerjobs?\b"
+    # Another server's answer that is passed on: a page, a JSON object, or what a client raises
+    # (httpx, requests, aiohttp).
+    r"|<(?:!doctype|html)\b"
+    r"|[\"']not found\.?[\"']"
+    # A 404 after a word is an id: "Session 404 not found".
+    r"|(?<![a-z] )\b404\W+(?:client error\W+)?not found\b"
+    rf"|{_PLACES}\b[^.\n]{{0,20}}\b404\b",
     re.IGNORECASE,
 )
 
-_REASON_PHRASE: Final = re.compile(r"\W*(?:(?:http|error)?\W*404)?\W*(?:not\W*found)?\W*")
+_REASON_PHRASE: Final = re.compile(
+    r"[\W_]*(?:(?:(?:http|error|status)[\W_]*)*404)?[\W_]*(?:not[\W_]*found)?[\W_]*"
+)
 
 PHRASE_LENGTH: Final = 64
 

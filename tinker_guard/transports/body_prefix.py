@@ -26,6 +26,10 @@ class BodyPrefix(NamedTuple):
     error: BaseException | None = None
     """What the transport raised, if that is why the rest is missing."""
 
+    def __repr__(self) -> str:
+        """How long it is, and nothing of it."""
+        return f"BodyPrefix({len(self.content)} bytes, is_complete={self.is_complete})"
+
     @property
     def is_held(self) -> bool:
         """Whether all that came is in memory, so that the response can be read after a wait."""

@@ -19,6 +19,10 @@ class _ClosedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         raise httpx.TransportError("the client was closed", request=request)
 
+    def __reduce__(self) -> str:
+        """Copies and pickles are the only one there is, which is known by its identity."""
+        return "CLOSED"
+
 
 CLOSED: Final = _ClosedTransport()
 """Refuses every request."""

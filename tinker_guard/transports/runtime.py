@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -161,13 +163,20 @@ def go_on() -> None:
         raise Expired(_thread.timeouts[-1])
 
 
-def wait(changed: threading.Condition) -> None:
-    """Block until a condition is notified; the timeouts around end it."""
+def wait(changed: threading.Condition, until: float | None = None) -> None:
+    """Block until a condition is notified; the timeouts around end it.
+
+    Args:
+        changed: The condition, held.
+        until: When it ends with `TimeoutError`, by `clock()`; None sets no limit of its own.
+    """
     timeout, left = time_left()
-    if timeout is None:
+    if until is not None and (own := until - clock()()) < left:
+        timeout, left = None, own
+    if left == math.inf:
         changed.wait()
     elif not changed.wait(max(left, 0.0)):
-        raise Expired(timeout)
+        raise TimeoutError if timeout is None else Expired(timeout)
 
 
 def timeout_at(when: float) -> asyncio.Timeout | _BlockingTimeout:
@@ -206,20 +215,38 @@ def is_running() -> bool:
 
 
 class Locked:
-    """Has a lock for threads; a copy or a pickle has one of its own.
+    """Has a lock for threads; a copy, a pickle or a forked child has one of its own.
 
     Reentrant, because a signal handler may send a request while it is held.
     """
 
     def __init__(self) -> None:
+        self._renew_lock()
+
+    def _renew_lock(self) -> None:
         self._lock = threading.RLock()
+        _locked.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._lock = threading.RLock()
+        self._renew_lock()
+
+
+_locked: Final[WeakSet[Locked]] = WeakSet()
+
+
+def renew_locks() -> None:
+    """Give each one another lock; what a thread holds that does not exist any more is free."""
+    for each in list(_locked):
+        each._renew_lock()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    # A thread that held one does not exist in the child.
+    os.register_at_fork(after_in_child=renew_locks)
 
 
 class Expired(BaseException):
@@ -237,10 +264,6 @@ class _BlockingTimeout:
     def __init__(self, when: float) -> None:
         self.when: float = when
 
-    def reschedule(self, when: float | None) -> None:
-        """End it at another time, or never."""
-        self.when = math.inf if when is None else when
-
     async def __aenter__(self) -> Self:
         _thread.timeouts += (self,)
         return self
@@ -254,6 +277,6 @@ class _BlockingTimeout:
 def time_left() -> tuple[_BlockingTimeout | None, float]:
     """The timeout of this thread that ends first, and the seconds until then."""
     if not _thread.timeouts:
-        return None, float("inf")
+        return None, math.inf
     first = min(_thread.timeouts, key=lambda timeout: timeout.when)
-    return (None if first.when == math.inf else first), first.when - clock()()
+    return first, first.when - clock()()

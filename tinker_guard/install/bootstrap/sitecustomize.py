@@ -30,9 +30,11 @@ def _arm():
 
 def _is_strict():
     """The same as `tinker_guard.install.child_env.is_strict`."""
-    is_set = os.environ.get("TINKER_GUARD_STRICT", "").lower()
-    is_inherited = '"strict": true' in os.environ.get("TINKER_GUARD_INHERITED", "")
-    return is_set in ("1", "true", "t", "yes", "y", "on") or is_inherited
+    off = ("", "0", "false", "f", "no", "n", "off")
+    return '"strict": true' in os.environ.get("TINKER_GUARD_INHERITED", "") or any(
+        name.upper() == "TINKER_GUARD_STRICT" and os.environ.get(name, "").lower() not in off
+        for name in list(os.environ)
+    )
 
 
 def _say(problem):

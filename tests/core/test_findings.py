@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tinker_guard.core.findings import (
+    Ambiguous,
+    Inconclusive,
+    NotFound,
+    ProbingEnd,
+    Reached,
+    Routable,
+    TimedOut,
+)
+from tinker_guard.policy.judgement import JOB_RUNNING
+from tinker_guard.policy.not_found import Source
+
+_NOT_FOUND = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "since"),
+    [
+        (Inconclusive(), None),
+        (Inconclusive(running_at=1.0), 1.0),
+        (Ambiguous(race=JOB_RUNNING), None),
+        (Routable(1.0), 1.0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whom_an_end_serves_besides_the_one_who_probed(
+    end: ProbingEnd, since: float | None
+) -> None:
+    """One who needs no proof always; others if it proves something about their own 404.
+
+    Args:
+        end: How the probing ended.
+        since: From when on a 404 is later than what it proves.
+    """
+    for met_at in (0.0, 1.0, 2.0):
+        assert end.serves(met_at, needs_proof=False) is True
+        serves = since is not None and met_at <= since
+        assert end.serves(met_at, needs_proof=True) is serves
+
+
+def test_that_the_time_is_over_serves_nobody_else() -> None:
+    """It is the time of the one who probed."""
+    end = TimedOut(JOB_RUNNING, _NOT_FOUND, race=JOB_RUNNING)
+    for needs_proof in (False, True):
+        assert end.serves(0.0, needs_proof=needs_proof) is False
+    assert end.serves_at_gate(0.0) is False
+
+
+@pytest.mark.parametrize(
+    ("finding", "shown"),
+    [
+        (
+            NotFound(Source.GATEWAY, 1.0, httpx.Headers({"x-key": "geheim"}), b"geheim", 0.0),
+            "NotFound(source=<Source.GATEWAY: 'gateway'>, met_at=1.0, asked_to_wait=0.0)",
+        ),
+        (Reached(1.0, ((b"affinity", b"geheim"),)), "Reached(met_at=1.0)"),
+        (
+            Routable(reached_at=1.0, cookies=((b"affinity", b"geheim"),)),
+            "Routable(race=None, reached_at=1.0)",
+        ),
+    ],
+    ids=lambda finding: type(finding).__name__,
+)
+def test_a_finding_shows_neither_header_nor_body(finding: object, shown: str) -> None:
+    """Some loggers and test runners write tracebacks with the values of variables."""
+    assert repr(finding) == shown
