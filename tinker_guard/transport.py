@@ -117,7 +117,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         report.promote()
         if state is None:
             report.judged(NO_CONTROL_PLANE)
-        elif guarded := self._guard(request, state, report, is_at_gate=False):
+        elif guarded := self._guard(request, state, report):
             guarded.sent_on = sent_on
             try:
                 return await recover(guarded, response)
@@ -154,7 +154,12 @@ class GuardTransport(httpx.AsyncBaseTransport):
             guarded.state.guarded.discard(guarded)
 
     def _guard(
-        self, request: httpx.Request, state: RouteState, report: RequestReport, *, is_at_gate: bool
+        self,
+        request: httpx.Request,
+        state: RouteState,
+        report: RequestReport,
+        *,
+        is_at_gate: bool = False,
     ) -> GuardedRequest | None:
         try:
             # Since the request was sent, a process with many routes may have forgotten this one,

@@ -1862,6 +1862,26 @@ async def test_what_a_control_plane_says_where_probes_say_nothing_is_heard(
     assert {(root.attributes or {})["tinker_guard.verdict.reason"] for root in roots} == {reason}
 
 
+async def test_a_race_is_not_forgotten_where_the_next_probe_says_nothing() -> None:
+    plane = FakeControlPlane(OSError())
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.01)
+        if not exchange.is_probe:
+            return ok() if exchange.at > 2.0 else gateway_404()
+        if len(gateway.probes) == 1:
+            plane.state = "JOB_STATE_RUNNING"
+            not_found = gateway_404()
+            not_found.headers["retry-after"] = "2"
+            return not_found
+        plane.state = "JOB_STATE_CREATING"
+        return tracked(503, b"{}", "application/json")
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, plane, warmup_successes=0))).status_code == 200
+    assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 1, 0]
+
+
 async def test_that_the_job_runs_serves_all_that_wait_where_probes_say_nothing() -> None:
     """Each probe takes its full time: not each request has to send its own."""
 
