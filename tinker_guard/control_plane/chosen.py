@@ -110,21 +110,16 @@ async def ask(
     """
     if isinstance(plane, ImportedControlPlane):
         plane = _imported(plane.name)
-    if route.deployment is not None and isinstance(plane, FireworksControlPlane):
-        state = await plane.deployment_state(
-            route.account or "",
-            route.deployment,
-            origin=route.origin,
-            credentials=credentials,
-        )
-        return state, None if state is None else DEPLOYMENT_PHASES.get(state, JobPhase.STARTING)
-    if isinstance(plane, RouteControlPlane):
-        state = await plane.route_state(route.names, origin=route.origin, credentials=credentials)
-    else:
-        state = await plane.job_state(
-            route.account or "", route.job or "", origin=route.origin, credentials=credentials
-        )
+    account = route.account or ""
+    asked: dict[str, Any] = {"origin": route.origin, "credentials": credentials}
     phases: Mapping[str, str] | None = getattr(plane, "phases", None)
+    if route.deployment is not None and isinstance(plane, FireworksControlPlane):
+        phases = DEPLOYMENT_PHASES
+        state = await plane.deployment_state(account, route.deployment, **asked)
+    elif isinstance(plane, RouteControlPlane):
+        state = await plane.route_state(route.names, **asked)
+    else:
+        state = await plane.job_state(account, route.job or "", **asked)
     if phases is None or state is None:
         return state, None
     return state, JobPhase(phases.get(state, JobPhase.STARTING))
