@@ -504,12 +504,17 @@ async def test_no_number_of_keys_ends_what_is_under_way(kind: str) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("route", ["/training/v1/rlorTrainerJobs/acc/", "/other/acc/"])
 async def test_a_route_that_was_forgotten_under_a_request_is_shared_again(
-    monkeypatch: pytest.MonkeyPatch,
+    route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinker_guard.transport.ROUTES", RouteTable(limit=1))
-    plane, other = FakeControlPlane(takes=0.5), post()
-    other.url = httpx.URL(str(other.url).replace("job-1", "job-2"))
+    plane = FakeControlPlane(takes=0.5)
+
+    def to(job: str) -> httpx.Request:
+        request = post()
+        request.url = request.url.copy_with(path=f"{route}{job}/api/v1/forward_backward")
+        return request
 
     async def answer(exchange: Exchange) -> httpx.Response:
         is_known = not 0.5 <= exchange.at < 2.0
@@ -522,13 +527,13 @@ async def test_a_route_that_was_forgotten_under_a_request_is_shared_again(
 
     transport = GuardTransport(
         FakeGateway(answer).new_transport(),
-        settings=GuardSettings(warmup_successes=0),
+        settings=GuardSettings(warmup_successes=0, routes=("/other/{account}/{job}",)),
         control_plane=plane,
     )
     # The second one is sent on a warm route, which the third one's takes the place of.
-    await asyncio.gather(send(0.0, post()), send(0.6, post()), send(0.65, other), send(0.7, post()))
-    jobs = [job for _, _, job, _ in plane.asked]
-    assert sorted(jobs) == ["job-1", "job-2"]
+    jobs = ((0.0, "job-1"), (0.6, "job-1"), (0.65, "job-2"), (0.7, "job-1"))
+    await asyncio.gather(*(send(at, to(job)) for at, job in jobs))
+    assert sorted(job for _, _, job, _ in plane.asked) == ["job-1", "job-2"]
 
 
 def test_loops_that_have_ended_are_forgotten() -> None:

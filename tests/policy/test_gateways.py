@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from typing import Any, NamedTuple
 
 import httpx
@@ -118,6 +119,13 @@ def test_which_gateway_wrote_a_404(met: Met) -> None:
     elif met.wire:
         coded = httpx.Headers(met.headers | {"content-encoding": "gzip"})
         assert gateway_of(coded, gzip.compress(met.wire)) == met.gateway
+        assert gateway_of(coded, met.wire, is_decoded=True) == met.gateway
+
+
+def test_of_a_document_no_more_is_read_than_the_limit_says() -> None:
+    headers, body = httpx.Headers({"content-type": JSON}), json.dumps(GATEWAY_BODY).encode()
+    assert gateway_of(headers, body, limit=len(body)) == "fireworks"
+    assert gateway_of(headers, body, limit=len(body) - 1) is None
 
 
 @pytest.mark.parametrize(

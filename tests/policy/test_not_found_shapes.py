@@ -114,7 +114,9 @@ def test_objects_may_stand_in_one_another_up_to_a_depth() -> None:
 def test_a_copy_from_a_cache_is_nobodys() -> None:
     headers = httpx.Headers({"content-type": JSON, "age": "5"})
     shape = parse_shape('{"members": {"kind": "x"}, "generic": false}')
-    source = author_of(headers, b'{"kind": "x"}', had_shown_trainer=True, shapes=[shape])
+    source = author_of(
+        headers, b'{"kind": "x"}', had_shown_trainer=True, shapes=[shape], is_decoded=False
+    )
     assert source is Source.UNKNOWN
 
 

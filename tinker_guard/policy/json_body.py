@@ -33,7 +33,7 @@ def read_json(
     headers: Mapping[str, str],
     body: bytes,
     *,
-    is_decoded: bool = False,
+    is_decoded: bool,
     limit: int = BODY_LIMIT,
     parse_constant: Callable[[str], object] | None = None,
 ) -> object:

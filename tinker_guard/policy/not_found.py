@@ -79,7 +79,7 @@ def author_of(
     is_essential: bool = False,
     shapes: Sequence[ServerShape] = (),
     ids: Collection[str] = (),
-    is_decoded: bool = False,
+    is_decoded: bool,
 ) -> Source:
     """Tell who wrote a 404 on a route, by its headers and body and by what is known of the route.
 
