@@ -1012,6 +1012,16 @@ def test_unpickled_it_asks_with_the_key_of_its_new_process(
 
 
 @pytest.mark.parametrize(
+    "moved", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
+async def test_a_copy_asks_the_programs_own_control_plane(
+    moved: Callable[[SharedControlPlane], SharedControlPlane],
+) -> None:
+    shared = moved(SharedControlPlane(GuardSettings(), FakeControlPlane("JOB_STATE_PAUSED")))
+    assert heard(await shared.ask(route_state(), REQUEST)) == JobAnswer(state="JOB_STATE_PAUSED")
+
+
+@pytest.mark.parametrize(
     "lose",
     [
         pytest.param(lambda plane: pickle.loads(pickle.dumps(plane)), id="pickle"),
