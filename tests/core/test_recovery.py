@@ -1882,6 +1882,25 @@ async def test_a_race_is_not_forgotten_where_the_next_probe_says_nothing() -> No
     assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("later", ["JOB_STATE_PAUSED", "JOB_STATE_RUNNING"])
+async def test_what_another_request_has_heard_since_is_not_asked_again(later: str) -> None:
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            await asyncio.sleep(60.0)
+        return ok() if exchange.at >= 2.0 else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=[(1.0, later)])
+    transport = guard(FakeGateway(answer), plane, warmup_successes=0, probe_timeout=3.0)
+    first = asyncio.create_task(send(transport))
+    await asyncio.sleep(1.5)
+    second = asyncio.create_task(send(transport))
+    status = 200 if later == "JOB_STATE_RUNNING" else 404
+    assert [response.status_code for response in await asyncio.gather(first, second)] == [
+        status
+    ] * 2
+    assert [at for at, *_ in plane.asked] == [0.0, 1.5]
+
+
 async def test_that_the_job_runs_serves_all_that_wait_where_probes_say_nothing() -> None:
     """Each probe takes its full time: not each request has to send its own."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -256,8 +255,7 @@ class GuardedRequest:
                 await runtime.sleep(pause)
                 # The second word on a missing job comes some time after the first. On another one,
                 # what somebody else asked after this answer was asked for is as good.
-                asked_since = math.nextafter(self.answer.asked_at, math.inf)
-                not_found_at = self.clock() if is_missing else asked_since
+                not_found_at = self.clock() if is_missing else self.answer.earliest_later
 
     def log_waiting(
         self, race: Judgement | None, deadline: float, *, obstacle: str | None = None

@@ -71,8 +71,9 @@ async def probe_until_routable(
             case NotFound():
                 end = await rounds.judge(found, found.met_at)
             case Failed() if needs_proof:
-                # Of the request's own 404, which is still in hand, nothing is proved.
-                end = await rounds.judge(found, guarded.clock())
+                # The request's own 404, which is still in hand, has no verdict yet.
+                assert guarded.answer is not None
+                end = await rounds.judge(found, guarded.answer.earliest_later)
             case Failed():
                 end = Inconclusive(found, race=rounds.race)
             case _:

@@ -6,6 +6,7 @@ depends on is an argument.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import EnumType, StrEnum
 from typing import Final, TypeAlias, assert_never
@@ -116,6 +117,11 @@ class JobAnswer:
     def is_missing(self) -> bool:
         """Whether the control plane says that there is no such job."""
         return self.failure is None and self.state is None
+
+    @property
+    def earliest_later(self) -> float:
+        """The earliest time at which a later lookup may have begun."""
+        return math.nextafter(self.asked_at, math.inf)
 
     def timed(self, asked_at: float, answered_at: float) -> JobAnswer:
         """The same answer with its times."""
