@@ -490,7 +490,8 @@ class _Facts:
         """A limit for a call. In threads, what was begun by then goes on to its own end.
 
         That is a probe, and the first question about its 404, of the call or of one that
-        it waits for; each is closed.
+        it waits for. A probe's answer is closed, and then the transport that met a 404; so is the
+        question's connection.
         """
         if not self.world.setup.in_threads:
             return limit
@@ -498,9 +499,12 @@ class _Facts:
         numbers = {one.number for one in like}
         asked = [question for question in self.world.questions if question.call.number in numbers]
         probes = [(probe.began_at, probe.body_at) for one in like for probe in one.probes]
-        for ends in (probes, [(question.began_at, question.settled_at) for question in asked]):
-            closed = [(began_at, end + self.world.setup.close_takes) for began_at, end in ends]
-            under_way = [end for began_at, end in closed if began_at <= limit + EPSILON < end]
+        takes = self.world.setup.close_takes
+        for spans in (
+            [(began_at, body_at + 2 * takes) for began_at, body_at in probes],
+            [(question.began_at, question.settled_at + takes) for question in asked],
+        ):
+            under_way = [end for began_at, end in spans if began_at <= limit + EPSILON < end]
             limit = max(under_way, default=limit) + EPSILON
         return limit
 
@@ -618,6 +622,13 @@ class _Facts:
         for other in earlier:
             may_be_forgotten = self.truth.forgets and call.began_at > other.ended_at
             is_in_force = began_at - other.settled_at < self.settings.verdict_ttl - EPSILON
+            # A thread cannot end what it waits for: it finds only afterwards that the time is over.
+            has_run_out = (
+                self.world.setup.in_threads
+                and other.ended_at - other.began_at > self.settings.control_plane_timeout
+            )
+            if has_run_out:
+                continue
             if other.answer == RUNNING and is_in_force and not may_be_forgotten:
                 return "an answer that said it runs was in force"
             is_known = met_at is not None and met_at < other.began_at - EPSILON
