@@ -117,7 +117,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         report.promote()
         if state is None:
             report.judged(NO_CONTROL_PLANE)
-        elif guarded := self._guard(request, state, report):
+        elif guarded := self._guard(request, state, report, is_at_gate=False):
             guarded.sent_on = sent_on
             try:
                 return await recover(guarded, response)
@@ -154,12 +154,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             guarded.state.guarded.discard(guarded)
 
     def _guard(
-        self,
-        request: httpx.Request,
-        state: RouteState,
-        report: RequestReport,
-        *,
-        is_at_gate: bool = False,
+        self, request: httpx.Request, state: RouteState, report: RequestReport, *, is_at_gate: bool
     ) -> GuardedRequest | None:
         try:
             # Since the request was sent, a process with many routes may have forgotten this one,
