@@ -12,7 +12,7 @@ import zstandard
 
 from tests.policy.answers import CONTROL_PLANES, GATEWAYS, JSON, SERVERS
 from tinker_guard.policy.job_missing import is_control_planes_404
-from tinker_guard.policy.json_body import BODY_LIMIT
+from tinker_guard.policy.json_body import BODY_LIMIT, media_types
 from tinker_guard.policy.not_found import Source, is_from_trainer, source_of
 
 if TYPE_CHECKING:
@@ -70,3 +70,8 @@ def test_the_limit_is_that_of_the_decoded_body_too(coding: str) -> None:
     for limit, source in ((len(body), Source.TRAINER), (len(body) - 1, Source.UNKNOWN)):
         assert source_of(headers, wire, limit=limit) is source
         assert is_from_trainer(404, headers, wire, limit=limit) is (source is Source.TRAINER)
+
+
+@pytest.mark.parametrize("value", ["", ",", " ; charset=utf-8", ", ,"])
+def test_a_content_type_that_names_nothing(value: str) -> None:
+    assert media_types(httpx.Headers({"content-type": value})) == set()
