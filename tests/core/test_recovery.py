@@ -1524,6 +1524,29 @@ async def test_resends_that_each_follow_a_probe_do_not_stay_in_step_with_it(
     assert cookies == ["affinity=1", "affinity=3", "affinity=6", "affinity=10"]
 
 
+@pytest.mark.parametrize("state", [_NO_WORD, "JOB_STATE_RUNNING"], ids=["no-word", "runs"])
+async def test_such_a_probe_that_hangs_holds_up_a_resend_but_once(
+    state: str | ControlPlaneError,
+) -> None:
+    """One of the replicas that the gateway takes answers no probe."""
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if not exchange.is_probe:
+            response = ok() if len(gateway.sent) > 4 else gateway_404()
+            response.headers["retry-after"] = "0.1"
+            return response
+        if gateway.exchanges[-2].is_probe:
+            await asyncio.sleep(60.0)
+        return ok()
+
+    gateway = FakeGateway(answer)
+    assert (
+        await send(guard(gateway, FakeControlPlane(state), probe_timeout=2.0))
+    ).status_code == 200
+    # Three resends have each met one.
+    assert 6.0 <= loop_time() < 8.0
+
+
 async def test_what_such_a_probe_proves_serves_all_that_wait() -> None:
     async def answer(exchange: Exchange) -> httpx.Response:
         await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ from tinker_guard.core.attempts import attempts, stay_back
 from tinker_guard.core.budget import budget_after_404
 from tinker_guard.core.findings import (
     Ambiguous,
+    Failed,
     Inconclusive,
     ProbingEnd,
     Reached,
@@ -275,7 +276,10 @@ class Recovery:
             self._proved_on = guarded.probed_on
             # Where replicas are taken in turn, resends that each follow one probe stay in step.
             for _ in range(guarded.resends % _DIRECT_RESENDS):
-                if isinstance(found := await probe(guarded), Reached):
+                if self._clock() >= deadline or isinstance(found := await probe(guarded), Failed):
+                    # What is proved has to do: the next probe may hang as long.
+                    break
+                if isinstance(found, Reached):
                     end = Routable(found.met_at, found.cookies, race=end.race)
         return end
 

@@ -28,14 +28,12 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
         or _HIT_PARAMETER.search(unquoted(headers.get("cache-status", ""))) is not None
         or any(
             not _COPY_WORDS.isdisjoint(_words(value))
-            for value in (
-                *_timed_caches(headers.get("server-timing", "")),
-                *(
-                    value
-                    for name, value in headers.items()
-                    if _CACHE_HEADER.fullmatch(name.lower().replace("_", "-"))
-                ),
-            )
+            for name, value in headers.items()
+            if _CACHE_HEADER.fullmatch(name.lower().replace("_", "-"))
+        )
+        or any(
+            not _COPY_WORDS.isdisjoint(_words(description))
+            for description in _timed_caches(headers.get("server-timing", ""))
         )
     )
 
