@@ -131,12 +131,13 @@ def clean_process(
             ("TINKER_", "OTEL_")
         ):
             monkeypatch.delenv(name)
+    # Not at the end: there, what the test itself has patched is still in place.
+    providers.refresh()
+    faults.already_logged.clear()
     yield
     uninstall_guard()
     ROUTES.clear()
     met = {where for where in faults.already_logged if not where.startswith("closing ")}
-    faults.already_logged.clear()
-    providers.refresh()
     assert not met or request.node.get_closest_marker("meets_fault")
 
 
