@@ -16,8 +16,10 @@ from testkit.threads import SyncFakeTransport
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.core.deployments import settings_by_path
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability.providers import NOTHING
+from tinker_guard.policy.route import HOT_LOAD, INFERENCE
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -601,3 +603,12 @@ def test_a_setting_leaves_completions_alone(send: Send) -> None:
     settings = GuardSettings(deployments=False)
     assert send(gateway, plane.control_plane(), settings, completion()) == [(404, 0.0)]
     assert plane.asked == []
+
+
+@pytest.mark.parametrize(("given", "used"), [(0.5, (1.0, 5.0)), (7.0, (7.0, 7.0))])
+def test_completions_are_sent_again_seldom(given: float, used: tuple[float, float]) -> None:
+    settings = GuardSettings(backoff_initial=given, backoff_max=given)
+    found = settings_by_path(settings)
+    assert (found[INFERENCE].backoff_initial, found[INFERENCE].backoff_max) == used
+    assert (found[HOT_LOAD].backoff_initial, found[HOT_LOAD].backoff_max) == (given, given)
+    assert {found[path].warmup_successes for path in (HOT_LOAD, INFERENCE)} == {0}
