@@ -203,6 +203,35 @@ async def test_a_wait_that_a_request_itself_ends_is_over(caplog: pytest.LogCaptu
     assert caplog.messages[1].endswith("(resends of this request: 0).")
 
 
+async def test_a_conflict_at_the_first_sending_is_the_programs_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else httpx.Response(409))
+    assert await send(guard(gateway)) == 409
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("resends", "is_over"), [(0, False), (1, True)])
+async def test_an_edges_error_is_told_of_as_the_end_of_a_wait_after_a_resend_only(
+    resends: int, is_over: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without one, the request had met no 404 that could be over."""
+    met = 0
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        nonlocal met
+        if exchange.is_probe:
+            return httpx.Response(404) if resends == 0 else ok()
+        met += 1
+        return gateway_404() if met <= resends else httpx.Response(503)
+
+    assert await send(guard(FakeGateway(answer))) == 503
+    told = [line for line in caplog.messages if "its route answers after" in line]
+    assert len(told) == is_over
+    if is_over:
+        assert told[0].endswith(f"(resends of this request: {resends}).")
+
+
 async def test_without_logging_set_up_lines_name_their_author(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
