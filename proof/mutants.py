@@ -28,6 +28,7 @@ from mutmut.__main__ import _reset_mutant_results, cli
 from mutmut.mutation import mutators
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import walk_mutatable_files
@@ -35,11 +36,13 @@ from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkServerRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PAGE: Final = Path("docs/mutants.md")
 WANTED: Final = 0.97
 """Which part of the mutants the tests have to notice, the listed ones not left out."""
+_FIRST_BATCH: Final = 50
+"""Tests."""
 CAUGHT: Final = ("killed", "timeout", "segfault")
 """A loop that never ends is ended by a time limit, or by the system for the memory it takes."""
 
@@ -105,6 +108,21 @@ def _try_likely_tests_first() -> None:
         submit(self, name, tests, *more)
 
     ForkServerRunner.submit = submit_sorted
+
+    run_tests = PytestRunner.run_tests
+
+    def run_in_batches(self: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+        left = list(tests)
+        if mutant_name is None:
+            return run_tests(self, mutant_name=None, tests=left)
+        # To collect thousands of tests takes longer than to run the few that notice most changes.
+        size, code = _FIRST_BATCH, 0
+        while left and code == 0:
+            code = run_tests(self, mutant_name=mutant_name, tests=left[:size])
+            left, size = left[size:], size * 8
+        return code
+
+    PytestRunner.run_tests = run_in_batches
 
 
 def _mark_string(node: cst.SimpleString) -> Iterator[cst.SimpleString]:

@@ -73,7 +73,7 @@ async def probe_until_routable(
             case Failed() if needs_proof:
                 # The request's own 404, which is still in hand, has no verdict yet.
                 assert guarded.answer is not None
-                end = await rounds.judge(found, guarded.answer.earliest_later)
+                end = await rounds.judge(None, guarded.answer.earliest_later)
             case Failed():
                 end = Inconclusive(found, race=rounds.race)
             case _:
@@ -101,8 +101,8 @@ class _Rounds:
         self._stopped_at: float | None = None
         self._last_end: Ambiguous | TimedOut | None = None
 
-    async def judge(self, found: NotFound | Failed, met_at: float) -> ProbingEnd:
-        """Ask the control plane about a probe's 404 or, where the probe failed, the request's own.
+    async def judge(self, not_found: NotFound | None, met_at: float) -> ProbingEnd:
+        """Ask the control plane about a probe's 404; about the request's own, if that is None.
 
         Returns:
             `TimedOut` where waiting may help; `Inconclusive` where there is no usable answer, or
@@ -120,7 +120,7 @@ class _Rounds:
         except TimeoutError:
             # A verdict that was given in time, with the 404 that it was given on.
             return self._last_end or Inconclusive()
-        answer, not_found = guarded.answer, found if isinstance(found, NotFound) else None
+        answer = guarded.answer
         assert answer is not None
         if not isinstance(judged, Judgement):
             judged = JOB_NOT_RUNNING

@@ -154,7 +154,6 @@ class RouteState:
             self.answers += 1
             self.is_warm = True
             self.is_exhausted = False
-            self._exhausted_by.clear()
 
     def meets(self, response: httpx.Response) -> None:
         """Note an answer to a request that the guard did not look after."""
