@@ -224,7 +224,7 @@ class GuardedRequest:
             return judge_by_reach(has_reached=has_reached)
         if is_first:
             deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
-        missing_at: float | None = None
+        asked_before: float | None = None
         if up_since is not None and up_since > not_found_at:
             # It has come up since.
             up_since = None
@@ -237,16 +237,15 @@ class GuardedRequest:
                 missing_since = self.flights.missing_since
                 # Another request may have heard meanwhile that there is such a job.
                 was_missing = (
-                    missing_at is not None
+                    asked_before is not None
                     and missing_since is not None
-                    and missing_since <= missing_at
+                    and missing_since <= asked_before
                 )
                 warm_for = None if up_since is None else self.answer.asked_at - up_since
                 judged = judge(self.answer, was_missing=was_missing, warm_for=warm_for)
                 if not isinstance(judged, AskAgain):
                     return judged
-                is_missing = self.answer.is_missing
-                missing_at = self.answer.asked_at if is_missing else None
+                asked_before = self.answer.asked_at
                 # Another request may have heard it some time ago.
                 pause = max(judged.seconds - (now - self.answer.answered_at), 0.0)
                 if now + pause >= deadline:
@@ -255,7 +254,9 @@ class GuardedRequest:
                 await runtime.sleep(pause)
                 # The second word on a missing job comes some time after the first. On another one,
                 # what somebody else asked after this answer was asked for is as good.
-                not_found_at = self.clock() if is_missing else self.answer.earliest_later
+                not_found_at = (
+                    self.clock() if self.answer.is_missing else self.answer.earliest_later
+                )
 
     def log_waiting(
         self, race: Judgement | None, deadline: float, *, obstacle: str | None = None
