@@ -115,6 +115,8 @@ class FakeGateway:
     answer: Callable[[Exchange], httpx.Response | Awaitable[httpx.Response]] = lambda _: ok()
     exchanges: list[Exchange] = field(default_factory=list)
     transports: list[FakeTransport] = field(default_factory=list)
+    control_plane: FakeControlPlane = field(default_factory=lambda: FakeControlPlane())
+    """Says that the job runs. One for all guards: only those that ask the same one share probes."""
 
     def new_transport(self) -> FakeTransport:
         transport = FakeTransport(self, len(self.transports))
@@ -236,11 +238,11 @@ async def settle() -> None:
 
 
 def guard(gateway: FakeGateway, control_plane: Any = None, **settings: Any) -> GuardTransport:
-    """A guard before this gateway. Unless given, its control plane says that the job runs."""
+    """A guard before this gateway; unless given, with its control plane."""
     return GuardTransport(
         gateway.new_transport(),
         settings=GuardSettings(**settings),
-        control_plane=control_plane or FakeControlPlane(),
+        control_plane=control_plane or gateway.control_plane,
         new_transport=gateway.new_transport,
     )
 

@@ -307,6 +307,7 @@ async def test_followers_build_no_transport_while_the_route_is_lost() -> None:
     transports = [guard(gateway) for _ in range(100)]
     answers = await asyncio.gather(*(send(transport) for transport in transports))
     assert {answer.status_code for answer in answers} == {200}
+    assert len(gateway.probes) < 20
     assert len(gateway.transports) - 100 <= len(gateway.probes) + 1
     assert len(gateway.sent) == 200
 
@@ -449,6 +450,9 @@ async def test_a_gateway_that_gives_the_jobs_name_back_is_no_trainer(
     response = await send(transport, httpx.Request("POST", url, content=b"{}"))
     assert response.status_code == 200
     assert 1.0 <= loop_time() <= 1.5
+    # Nor does it open the gate.
+    first = [exchange.is_probe for exchange in gateway.exchanges[:3]]
+    assert first == ([True] * 3 if warmup_successes else [False, True, True])
 
 
 @pytest.mark.parametrize(
@@ -529,6 +533,18 @@ async def test_the_second_word_on_a_missing_job_is_asked_for_two_seconds_after_t
     assert (await send(transport, post("/api/v1/optim_step"))).status_code == 404
     assert (await one).status_code == 404
     assert ([at for at, *_ in plane.asked], loop_time()) == ([0.0, 2.0], 2.0)
+
+
+@pytest.mark.parametrize("later", [0.1, 1.0, 1.9])
+async def test_what_another_request_hears_between_is_not_the_second_word(later: float) -> None:
+    """A row that is lost for a moment may be missed by both of them."""
+    plane = FakeControlPlane(None)
+    transport = guard(FakeGateway(lambda _: gateway_404()), plane)
+    one = asyncio.create_task(send(transport))
+    await asyncio.sleep(later)
+    assert (await send(transport)).status_code == 404
+    assert (await one).status_code == 404
+    assert [at for at, *_ in plane.asked] == [0.0, later, 2.0, 2.0 + later]
 
 
 @pytest.mark.parametrize("other", ["JOB_STATE_RUNNING", "JOB_STATE_CREATING", "JOB_STATE_NEW"])
@@ -1039,6 +1055,41 @@ async def test_cancelled_with_a_404_too_long_to_be_read_closes_it() -> None:
     assert stream.is_closed
 
 
+async def test_cancelled_with_a_second_such_404_closes_that_one() -> None:
+    streams = [TrackedStream([b"x" * BODY_LIMIT] * 2) for _ in range(2)]
+    plane = FakeControlPlane()
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        await asyncio.sleep(0.1)
+        if exchange.is_probe:
+            return ok()
+        if len(gateway.sent) == 2:
+            plane.takes = 9.0
+        return httpx.Response(404, stream=streams[len(gateway.sent) - 1])
+
+    gateway = FakeGateway(answer)
+    task = asyncio.create_task(send(guard(gateway, plane, verdict_ttl=0)))
+    await asyncio.sleep(1)
+    assert [stream.is_closed for stream in streams] == [True, False]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert streams[1].is_closed
+
+
+async def test_interrupted_as_the_recovery_begins_closes_the_404(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinker_guard.core.recovery.budget_after_404", interrupt)
+    gateway = FakeGateway(lambda _: gateway_404())
+    with pytest.raises(KeyboardInterrupt):
+        await guard(gateway).handle_async_request(post())
+    assert gateway.unclosed() == []
+
+
 @pytest.mark.meets_fault
 @pytest.mark.parametrize(
     "broken",
@@ -1545,6 +1596,26 @@ async def test_such_a_probe_that_hangs_holds_up_a_resend_but_once(
     ).status_code == 200
     # Three resends have each met one.
     assert 6.0 <= loop_time() < 8.0
+
+
+async def test_no_such_probe_begins_at_the_deadline() -> None:
+    """Something holds the event loop up until then, as the probe before it is answered."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        if not exchange.is_probe:
+            response = ok() if len(gateway.sent) > 2 else gateway_404()
+            response.headers["retry-after"] = "1"
+            return response
+        if len(gateway.probes) == 2:
+            loop.now = 10.0
+        return ok()
+
+    gateway = FakeGateway(answer)
+    assert (await send(guard(gateway, retry_timeout=10))).status_code == 200
+    assert [exchange.is_probe for exchange in gateway.exchanges] == [0, 1, 0, 1, 0]
+    assert [exchange.at for exchange in gateway.sent][-1] == 10.0
 
 
 async def test_what_such_a_probe_proves_serves_all_that_wait() -> None:
@@ -2269,3 +2340,50 @@ async def test_a_404_whose_body_breaks_off_is_waited_with_where_no_control_plane
     assert loop_time() == pytest.approx(6.0, abs=0.5)
     with pytest.raises(httpx.ReadError, match="cut off"):
         await response.aread()
+
+
+async def test_that_the_trainer_was_reached_meanwhile_serves_all_whose_probe_fails() -> None:
+    """No control plane can be asked: each of them would be sent only on such a proof."""
+
+    async def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            await asyncio.sleep(1.0)
+            raise httpx.ConnectError("refused")
+        return ok() if exchange.at >= 0.5 else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = _unasked(gateway)
+    two = [asyncio.create_task(send(transport)) for _ in range(2)]
+    await asyncio.sleep(0.5)
+    assert (await send(transport)).status_code == 200
+    assert [(await one).status_code for one in two] == [200, 200]
+    assert (len(gateway.probes), len(gateway.sent)) == (1, 5)
+
+
+async def test_a_trainer_that_shows_itself_meanwhile_allows_the_whole_budget() -> None:
+    """It is a race from then on; the time for a first sign of the trainer was over at 20 s."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        is_known = exchange.at >= 40.0 or exchange.headers.get("x-replica") == "1"
+        return ok() if is_known else gateway_404()
+
+    gateway = FakeGateway(answer)
+    transport = _unasked(gateway, retry_timeout=60.0, unreached_timeout=20.0)
+    waits = asyncio.create_task(send(transport))
+    await asyncio.sleep(1.0)
+    other = post()
+    other.headers["x-replica"] = "1"
+    assert (await send(transport, other)).status_code == 200
+    assert (await waits).status_code == 200
+    resent = [exchange.at for exchange in gateway.sent if "x-replica" not in exchange.headers][1:]
+    assert resent[0] == 20.0
+    assert resent[1] >= 40.0
+
+
+def _unasked(gateway: FakeGateway, **settings: Any) -> GuardTransport:
+    """A guard that asks no control plane."""
+    return GuardTransport(
+        gateway.new_transport(),
+        settings=GuardSettings(warmup_successes=0, control_plane="none", **settings),
+        new_transport=gateway.new_transport,
+    )

@@ -258,7 +258,7 @@ class Recovery:
                         return end
         except TimeoutError:
             answer = guarded.answer
-            if answer is not None and answer.is_running and answer.asked_at >= self._met_at:
+            if answer is not None and answer.is_running:
                 # It was said about a probe's 404, after the one in hand.
                 return Inconclusive(race=JOB_RUNNING)
         except Exception:
