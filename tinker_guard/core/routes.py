@@ -287,12 +287,15 @@ class RouteTable:
         """
         # httpx's public properties make bytes of each part, which is most of a look-up's cost.
         parts = url._uri_reference
-        # The parts as they are, since another tuple of them would cost as much as the look-up.
-        place = (patterns, parts if parts.query is None else parts[:_PATH_AND_BEFORE])
         # Taken before the look-up: where a route is dropped meanwhile, this one is replaced, and
         # what is put in below is never looked at.
         recent = self._recent
+        # The parts as they are, since another tuple of them would cost as much as the look-up.
+        place: _Place = (patterns, parts)
         state = recent.get(place)
+        if state is None and parts.query is not None:
+            place = (patterns, parts[:_PATH_AND_BEFORE])
+            state = recent.get(place)
         if state is not None:
             if state is not self._last:
                 self._note_use(state)
