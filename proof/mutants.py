@@ -9,7 +9,8 @@ Added to mutmut's mutants are those that matter most for code that closes, waits
 call that is left out, a condition turned round, a result that is not returned. Left out are changes
 of prose (a string with a space in it), and of a string's case, since header names have none.
 
-Survivors that no test could tell from the code are listed in `docs/mutants.md`, with reasons.
+Survivors that no test could tell from the code are listed in `docs/mutants.md`, with reasons. It is
+a failure too if a test notices one of these: then the reason is wrong, or a test fails in any case.
 """
 
 # A tool for the command line: it prints.
@@ -17,9 +18,12 @@ Survivors that no test could tell from the code are listed in `docs/mutants.md`,
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,13 +40,15 @@ from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkServerRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 PAGE: Final = Path("docs/mutants.md")
 WANTED: Final = 0.97
 """Which part of the mutants the tests have to notice, the listed ones not left out."""
 _FIRST_BATCH: Final = 50
 """Tests."""
+_TIMEOUT: Final = 36
+"""The exit code that mutmut takes for a timeout."""
 CAUGHT: Final = ("killed", "timeout", "segfault")
 """A loop that never ends is ended by a time limit, or by the system for the memory it takes."""
 
@@ -118,11 +124,26 @@ def _try_likely_tests_first() -> None:
         # To collect thousands of tests takes longer than to run the few that notice most changes.
         size, code = _FIRST_BATCH, 0
         while left and code == 0:
-            code = run_tests(self, mutant_name=mutant_name, tests=left[:size])
-            left, size = left[size:], size * 8
+            batch, left = left[:size], left[size:]
+            run_batch = partial(run_tests, self, mutant_name=mutant_name, tests=batch)
+            code, size = _in_child(run_batch), size * 8
         return code
 
     PytestRunner.run_tests = run_in_batches
+
+
+def _in_child(run: Callable[[], int]) -> int:
+    """The exit code of a run in a process of its own: one process can set one provider of spans."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+        os._exit(run())
+    # A run that lasts too long is ended by it.
+    signal.signal(signal.SIGXCPU, lambda *_: os.kill(child, signal.SIGXCPU))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    # What ends it by a signal is a limit of time or of memory.
+    return _TIMEOUT if code < 0 else code
 
 
 def _mark_string(node: cst.SimpleString) -> Iterator[cst.SimpleString]:
@@ -163,6 +184,9 @@ def _is_false(node: cst.BaseExpression | None) -> bool:
 def _report() -> int:
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     survivors: list[tuple[str, Change]] = []
+    listed = set(_listed())
+    noticed: set[Change] = set()
+    functions = {change.function for change in listed}
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
@@ -171,13 +195,17 @@ def _report() -> int:
             outcomes[_module(path)][status] += 1
             if status not in CAUGHT:
                 survivors.append((name, _change(path, name)))
-    listed = set(_listed())
+            elif status == "killed" and _function(path, name) in functions:
+                noticed.add(_change(path, name))
     unlisted = [(name, change) for name, change in survivors if change not in listed]
     for name, change in unlisted:
         print(f"{name}\n{change}")
-    # No failure: on a busy machine a test's time limit can catch what nothing else would.
-    for change in sorted(listed - {change for _, change in survivors}):
-        print(f"{PAGE} lists what is caught, or gone:\n{change}")
+    # A test that fails whatever the change is would notice these too.
+    wrong = listed & noticed
+    for change in sorted(wrong):
+        print(f"{PAGE} lists what a test notices:\n{change}")
+    for change in sorted(listed - wrong - {change for _, change in survivors}):
+        print(f"{PAGE} lists what is gone, or took too long:\n{change}")
 
     print(f"{'module':<26}{'mutants':>8}{'killed':>8}{'timeout':>8}{'lives':>8}{'caught':>9}")
     in_all: Counter[str] = Counter()
@@ -187,7 +215,7 @@ def _report() -> int:
     print(_row("in all", in_all))
     ratio = _caught(in_all) / in_all.total()
     print(f"{len(survivors) - len(unlisted)} survivors are listed in {PAGE}, {len(unlisted)} not.")
-    return 1 if unlisted or ratio < WANTED else 0
+    return 1 if unlisted or wrong or ratio < WANTED else 0
 
 
 def _caught(found: Counter[str]) -> int:
@@ -208,10 +236,13 @@ def _module(path: Path) -> str:
 
 
 def _change(path: Path, name: str) -> Change:
-    function, class_name = orig_function_and_class_names_from_key(name)
-    qualified = ".".join(filter(None, (_module(path), class_name, function)))
     lines = get_diff_for_mutant(name, path=path).splitlines()[2:]
-    return Change(qualified, *(_of(lines, sign) for sign in "-+"))
+    return Change(_function(path, name), *(_of(lines, sign) for sign in "-+"))
+
+
+def _function(path: Path, name: str) -> str:
+    function, class_name = orig_function_and_class_names_from_key(name)
+    return ".".join(filter(None, (_module(path), class_name, function)))
 
 
 def _listed() -> Iterator[Change]:
