@@ -197,14 +197,15 @@ def _report() -> int:
                 survivors.append((name, _change(path, name)))
             elif status == "killed" and _function(path, name) in functions:
                 noticed.add(_change(path, name))
+    living = {change for _, change in survivors}
     unlisted = [(name, change) for name, change in survivors if change not in listed]
     for name, change in unlisted:
         print(f"{name}\n{change}")
     # A test that fails whatever the change is would notice these too.
-    wrong = listed & noticed
+    wrong = (listed & noticed) - living
     for change in sorted(wrong):
         print(f"{PAGE} lists what a test notices:\n{change}")
-    for change in sorted(listed - wrong - {change for _, change in survivors}):
+    for change in sorted(listed - wrong - living):
         print(f"{PAGE} lists what is gone, or took too long:\n{change}")
 
     print(f"{'module':<26}{'mutants':>8}{'killed':>8}{'timeout':>8}{'lives':>8}{'caught':>9}")

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
@@ -264,9 +264,8 @@ class _BlockingTimeout:
     def __init__(self, when: float) -> None:
         self.when: float = when
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> None:
         _thread.timeouts += (self,)
-        return self
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         _thread.timeouts = _thread.timeouts[:-1]
