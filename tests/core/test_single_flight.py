@@ -241,6 +241,29 @@ async def test_many_that_wait_do_not_all_go_on_in_one_turn_of_the_event_loop() -
     assert [task.cancelled() for task in tasks] == [*[False] * 999, True]
 
 
+async def test_a_result_may_come_while_those_of_the_one_before_are_still_woken() -> None:
+    flight = SingleFlight[int]()
+    found = 0
+
+    async def compute() -> int:
+        nonlocal found
+        # Long enough for all to wait for the first result, and for some to wait for the second.
+        await asyncio.sleep(0 if found else 1)
+        found += 1
+        return found
+
+    calls = [
+        asyncio.create_task(flight.run(compute, accepts=lambda number: number == 2))
+        for _ in range(1000)
+    ]
+    # The leader is told what it found, whatever that is.
+    assert await asyncio.gather(*calls) == [1] + [2] * 999
+    # Time would stand still if there were something to do in each turn of the event loop.
+    await asyncio.sleep(1)
+    assert loop_time() == 2.0
+    assert not flight.is_under_way
+
+
 def test_where_the_event_loop_is_gone_nobody_is_promoted() -> None:
     """The garbage collector ends the leader; those who wait belong to a closed loop."""
 

@@ -787,6 +787,24 @@ async def test_a_probe_that_fails(spans: InMemorySpanExporter) -> None:
     )
 
 
+async def test_a_probe_that_meets_the_trainers_own_404(spans: InMemorySpanExporter) -> None:
+    """As of a server that does not know the probe's path."""
+    gateway = FakeGateway(lambda e: trainer_404() if e.is_probe else ok())
+    await send(guard(gateway, warmup_successes=1))
+    warmup, _ = below(root_of(spans), spans)
+    (probe,) = below(warmup, spans)
+    assert seen(probe)[2:] == (
+        EXCHANGE
+        | {
+            "http.request.method": "GET",
+            "http.response.status_code": 404,
+            "tinker_guard.probe.result": "reached",
+            "tinker_guard.not_found.source": "trainer",
+        },
+        StatusCode.UNSET,
+    )
+
+
 @pytest.mark.parametrize(
     ("status_code", "more", "status"),
     [
