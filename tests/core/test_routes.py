@@ -30,15 +30,73 @@ from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.core import routes as route
 from tinker_guard.core.routes import ROUTES, Flights, RouteState, RouteTable
-from tinker_guard.policy.route import Route, patterns_of
+from tinker_guard.policy.route import Route, RoutePatterns, patterns_of
+from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
     from tinker_guard.core.single_flight import SingleFlight
+    from tinker_guard.policy.route import RoutePattern
 
 BASE = "https://gateway.test/training/v1/rlorTrainerJobs/acc/job-1"
+
+
+class _Counted(RoutePatterns):
+    """Counts how often a URL is read, which is what a look-up is to spare."""
+
+    __slots__ = ("reads",)
+
+    def __init__(self) -> None:
+        super().__init__(patterns_of().texts)
+        self.reads = 0
+
+    def find(
+        self, scheme: str, host: str, port: int | None, path: str
+    ) -> tuple[RoutePattern, str] | None:
+        self.reads += 1
+        return super().find(scheme, host, port, path)
+
+
+@pytest.mark.parametrize(
+    ("urls", "reads"),
+    [
+        ([f"{BASE}/api"] * 3, 1),
+        ([f"{BASE}/api", f"{BASE}/api/v1", f"{BASE}/api"], 2),
+        # Whatever the query is: each may differ from all others.
+        ([f"{BASE}/api?a=1", f"{BASE}/api?a=2", f"{BASE}/api?a=1"], 1),
+        # A password is not kept.
+        (["https://u:p@gateway.test/training/v1/rlorTrainerJobs/acc/job-1/api"] * 2, 2),
+        # Nor are more than so many.
+        ([*(f"{BASE}/{n}" for n in range(256)), f"{BASE}/0"], 256),
+        ([*(f"{BASE}/{n}" for n in range(257)), f"{BASE}/0"], 258),
+    ],
+)
+def test_a_url_is_read_once(urls: list[str], reads: int) -> None:
+    table, patterns = RouteTable(), _Counted()
+    states = {table.find(httpx.URL(url), patterns) for url in urls}
+    assert len(states) == 1
+    assert patterns.reads == reads
+
+
+def test_as_many_routes_as_are_kept_are_each_read_once() -> None:
+    table, patterns = RouteTable(limit=2), _Counted()
+    other = BASE.replace("job-1", "job-2")
+    for base in (BASE, other, BASE, other):
+        assert table.find(httpx.URL(f"{base}/api"), patterns) is not None
+    assert patterns.reads == 2
+
+
+def test_threads_with_two_keys_share_nothing() -> None:
+    state = RouteState(Route.of_job("https://gateway.test", "acc", "job-1"))
+
+    async def flights(key: str) -> Flights:
+        return state.flights(key)
+
+    one, other = runtime.run_blocking(flights("one")), runtime.run_blocking(flights("other"))
+    assert one is not other
+    assert runtime.run_blocking(flights("one")) is one
 
 
 @pytest.mark.parametrize(
