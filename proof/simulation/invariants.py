@@ -132,6 +132,8 @@ if TYPE_CHECKING:
 
 _DIRECT_RESENDS: Final = 8
 """So many resends of a request may follow each other without a probe."""
+_REPEATED_AFTER: Final = 0.05
+"""Seconds after which a question is repeated whose connection broke."""
 _CLOSINGS: Final = frozenset(
     {"closing a replaced transport", "closing a discarded answer", "closing a 404"}
 )
@@ -613,6 +615,18 @@ class _Facts:
             if (reason := self._why_no_question(question, questions[:number])) is not None:
                 yield f"route {question.route}: asked at {question.began_at:.3f}, though {reason}"
 
+    def _lookup_began_at(self, question: Question, earlier: list[Question]) -> float:
+        """When the lookup began: it asks once more after a connection that broke."""
+        calls = [other for other in earlier if other.call is question.call]
+        broken = next((other for other in calls[::-1] if other.began < question.began), None)
+        if broken is None or broken.answer != "reset":
+            return question.began_at
+        pause = question.began_at - broken.settled_at
+        is_repeat = abs(pause - _REPEATED_AFTER) < EPSILON
+        began_at = self._lookup_began_at(broken, earlier)
+        # Not a third time.
+        return began_at if is_repeat and began_at == broken.began_at else question.began_at
+
     def _why_no_question(self, question: Question, earlier: list[Question]) -> str | None:
         call, began_at = question.call, question.began_at
         met_at = max(
@@ -623,9 +637,10 @@ class _Facts:
             may_be_forgotten = self.truth.forgets and call.began_at > other.ended_at
             is_in_force = began_at - other.settled_at < self.settings.verdict_ttl - EPSILON
             # A thread cannot end what it waits for: it finds only afterwards that the time is over.
+            lasted = other.ended_at - self._lookup_began_at(other, earlier)
             has_run_out = (
                 self.world.setup.in_threads
-                and other.ended_at - other.began_at > self.settings.control_plane_timeout
+                and lasted > self.settings.control_plane_timeout - EPSILON
             )
             if has_run_out:
                 continue
