@@ -80,11 +80,14 @@ def test_a_url_is_read_once(urls: list[str], reads: int) -> None:
     assert patterns.reads == reads
 
 
-def test_as_many_routes_as_are_kept_are_each_read_once() -> None:
+@pytest.mark.parametrize("query", ["", "?a=1"])
+def test_as_many_routes_as_are_kept_are_each_read_once(query: str) -> None:
     table, patterns = RouteTable(limit=2), _Counted()
     other = BASE.replace("job-1", "job-2")
     for base in (BASE, other, BASE, other):
-        assert table.find(httpx.URL(f"{base}/api"), patterns) is not None
+        state = table.find(httpx.URL(f"{base}/api{query}"), patterns)
+        assert state is not None
+        assert state.route.url == base
     assert patterns.reads == 2
 
 
