@@ -544,6 +544,11 @@ class _Facts:
                 first_ends_at = met[0].body_at + settings.control_plane_timeout
                 if other is call or met[0].began_at <= closes_at or self._is_handed_over(met[0]):
                     gate = max(gate, first_ends_at)
+            leads = other is not call and any(probe.is_warmup for probe in other.probes)
+            if leads and other.began < call.ended and other.ended > call.began:
+                # One that a transport below holds is waited for as long as if it could still end.
+                longest = settings.probe_timeout + settings.control_plane_timeout
+                gate = max(gate, min(other.held_below_until, closes_at + longest))
         gate = self._when_not_cut(call, gate)
         if not call.sends:
             return gate + slack
