@@ -642,13 +642,10 @@ class _Facts:
             may_be_forgotten = self.truth.forgets and call.began_at > other.ended_at
             is_in_force = began_at - other.settled_at < self.settings.verdict_ttl - EPSILON
             # A thread cannot end what it waits for: it finds only afterwards that the time is over.
-            lasted = other.ended_at - self._lookup_began_at(other, earlier)
-            has_run_out = (
-                self.world.setup.in_threads
-                and lasted > self.settings.control_plane_timeout - EPSILON
-            )
-            if has_run_out:
-                continue
+            if self.world.setup.in_threads:
+                lasted = other.ended_at - self._lookup_began_at(other, earlier)
+                if lasted > self.settings.control_plane_timeout - EPSILON:
+                    continue
             if other.answer == RUNNING and is_in_force and not may_be_forgotten:
                 return "an answer that said it runs was in force"
             is_known = met_at is not None and met_at < other.began_at - EPSILON

@@ -18,6 +18,7 @@ from testkit.clients import put_transport, pyqwest_transport, transport_of
 from testkit.fakes import GATEWAY_BODY, FakeControlPlane
 from testkit.http_server import JSON, Handler, on_a_thread
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
+from tinker_guard.observability import providers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,7 @@ def test_an_exporter_over_a_guard_does_not_export_its_own_requests(
     provider, exporter = TracerProvider(), _ExporterOverAGuard()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    providers.refresh()
     client = httpx.Client(
         transport=SyncGuardTransport(httpx.MockTransport(lambda _: httpx.Response(200)))
     )

@@ -767,42 +767,42 @@ async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
     assert seen(root)[2:] == (REQUEST | ended, StatusCode.ERROR)
 
 
-async def test_a_probe_that_fails(spans: InMemorySpanExporter) -> None:
-    def answer(exchange: Exchange) -> httpx.Response:
-        if exchange.is_probe:
-            raise httpx.ConnectError("refused")
-        return ok()
-
-    await send(guard(FakeGateway(answer), warmup_successes=1))
-    warmup, _ = below(root_of(spans), spans)
-    (probe,) = below(warmup, spans)
-    assert seen(probe)[2:] == (
-        EXCHANGE
-        | {
-            "http.request.method": "GET",
-            "tinker_guard.probe.result": "failed",
-            "error.type": "httpx.ConnectError",
-        },
-        StatusCode.ERROR,
-    )
+def _refuse() -> httpx.Response:
+    raise httpx.ConnectError("refused")
 
 
-async def test_a_probe_that_meets_the_trainers_own_404(spans: InMemorySpanExporter) -> None:
-    """As of a server that does not know the probe's path."""
-    gateway = FakeGateway(lambda e: trainer_404() if e.is_probe else ok())
+@pytest.mark.parametrize(
+    ("answer", "told", "status"),
+    [
+        pytest.param(
+            _refuse,
+            {"tinker_guard.probe.result": "failed", "error.type": "httpx.ConnectError"},
+            StatusCode.ERROR,
+            id="fails",
+        ),
+        pytest.param(
+            trainer_404,
+            {
+                "http.response.status_code": 404,
+                "tinker_guard.probe.result": "reached",
+                "tinker_guard.not_found.source": "trainer",
+            },
+            StatusCode.UNSET,
+            id="the trainer does not know its path",
+        ),
+    ],
+)
+async def test_a_probe_that_gets_no_200(
+    answer: Callable[[], httpx.Response],
+    told: dict[str, Any],
+    status: StatusCode,
+    spans: InMemorySpanExporter,
+) -> None:
+    gateway = FakeGateway(lambda e: answer() if e.is_probe else ok())
     await send(guard(gateway, warmup_successes=1))
     warmup, _ = below(root_of(spans), spans)
     (probe,) = below(warmup, spans)
-    assert seen(probe)[2:] == (
-        EXCHANGE
-        | {
-            "http.request.method": "GET",
-            "http.response.status_code": 404,
-            "tinker_guard.probe.result": "reached",
-            "tinker_guard.not_found.source": "trainer",
-        },
-        StatusCode.UNSET,
-    )
+    assert seen(probe)[2:] == (EXCHANGE | {"http.request.method": "GET"} | told, status)
 
 
 @pytest.mark.parametrize(
@@ -1128,6 +1128,7 @@ async def test_a_sampler_that_minds_no_parent_is_let_be(monkeypatch: pytest.Monk
     keeping, kept = TracerProvider(sampler=ALWAYS_ON), InMemorySpanExporter()
     keeping.add_span_processor(SimpleSpanProcessor(kept))
     monkeypatch.setattr(trace, "get_tracer_provider", lambda: keeping)
+    providers.refresh()
     for module in (request_spans, telemetry):
         monkeypatch.setattr(module, "emits_client_span", lambda _: True)
 

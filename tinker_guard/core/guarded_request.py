@@ -235,7 +235,7 @@ class GuardedRequest:
                 )
                 now = self.clock()
                 missing_since = self.flights.missing_since
-                # Another request may have heard meanwhile that there is such a job.
+                # Whoever heard since then, or then, that there is such a job has set this later.
                 was_missing = (
                     asked_before is not None
                     and missing_since is not None
