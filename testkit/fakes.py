@@ -12,7 +12,7 @@ from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 ORIGIN = "https://gateway.test"
 BASE = f"{ORIGIN}/training/v1/rlorTrainerJobs/acc/job-1"
@@ -203,11 +203,11 @@ class FakeControlPlane:
         self,
         state: str | Exception | None = "JOB_STATE_RUNNING",
         *,
-        states: list[tuple[float, str | None]] | None = None,
+        states: Sequence[tuple[float, str | Exception | None]] = (),
         takes: float = 0.0,
     ) -> None:
         self.state = state
-        self.states = states or []
+        self.states = states
         self.takes = takes
         self.asked: list[tuple[float, str, str, str]] = []
         self.credentials: list[dict[str, str]] = []

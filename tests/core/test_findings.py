@@ -9,10 +9,11 @@ from tinker_guard.core.findings import (
     NotFound,
     ProbingEnd,
     Reached,
+    Refused,
     Routable,
     TimedOut,
 )
-from tinker_guard.policy.judgement import JOB_RUNNING
+from tinker_guard.policy.judgement import JOB_MISSING, JOB_RUNNING, JobAnswer
 from tinker_guard.policy.not_found import Source
 
 _NOT_FOUND = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
@@ -41,6 +42,18 @@ def test_whom_an_end_serves_besides_the_one_who_probed(
         assert end.serves(met_at, needs_proof=False) is True
         serves = since is not None and met_at <= since
         assert end.serves(met_at, needs_proof=True) is serves
+
+
+@pytest.mark.parametrize("needs_proof", [True, False])
+@pytest.mark.parametrize(
+    ("met_at", "serves"), [(0.0, True), (1.0, True), (1.05, False), (3, False)]
+)
+def test_a_refusal_serves_those_whose_404_came_before_all_that_it_rests_on(
+    met_at: float, serves: bool, needs_proof: bool
+) -> None:
+    # The first of two lookups began at 1.0, the second one at 3.1.
+    refused = Refused(JOB_MISSING, _NOT_FOUND, JobAnswer().timed(3.1, 3.2), 1.0)
+    assert refused.serves(met_at, needs_proof=needs_proof) is serves
 
 
 def test_that_the_time_is_over_serves_nobody_else() -> None:

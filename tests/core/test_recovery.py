@@ -43,12 +43,9 @@ from testkit.fakes import (
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core import attempts
-from tinker_guard.core.findings import NotFound, Refused
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.providers import NOTHING
 from tinker_guard.policy.json_body import BODY_LIMIT
-from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING, JobAnswer, Judgement
-from tinker_guard.policy.not_found import Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -563,6 +560,25 @@ async def test_another_word_between_two_that_a_job_is_missing_takes_back_the_fir
     assert (await one).status_code == 200
     assert (await another).status_code == 200
     assert {0.0, heard_at} <= {at for at, *_ in plane.asked}
+
+
+@pytest.mark.parametrize("is_at_gate", [True, False])
+async def test_what_was_heard_of_an_earlier_404_is_not_the_first_word_on_the_next_one(
+    is_at_gate: bool,
+) -> None:
+    """A job that is missed once may be created, and missed once again, by a replica that lags."""
+    states: list[tuple[float, str | Exception | None]]
+    states = [(1.0, OSError()), (2.25, None), (4.35, "JOB_STATE_RUNNING")]
+    plane = FakeControlPlane(None, states=states, takes=0.1)
+    gateway = FakeGateway(known_from(4.5))
+    # Without a gate, the trainer is reached as nothing is said, and loses its route again.
+    if not is_at_gate:
+        gateway.answer = lambda exchange: (
+            ok() if exchange.is_probe or exchange.at > 4.5 else gateway_404()
+        )
+    transport = guard(gateway, plane, warmup_successes=int(is_at_gate))
+    assert (await send(transport)).status_code == 200
+    assert [round(at, 2) for at, *_ in plane.asked][:4] == [0.0, 2.1, 2.2, 4.3]
 
 
 @pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_IDLE", "JOB_STATE_NEW"])
@@ -1937,10 +1953,20 @@ _TOLD = ("outcome", "verdict", "verdict.reason", "account", "job")
         ([(1.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
         # One negative answer is not the truth.
         ([(1.0, None), (2.0, "JOB_STATE_CREATING")], "control_plane_error", 10.0),
+        # Nothing was said between two of them, however long that took.
+        ([(1.0, None), (2.0, OSError()), (3.5, None)], "job_missing", 3.5),
+        ([(1.0, None), (2.0, OSError()), (8.0, None)], "job_missing", 8.0),
+        # Another word takes back the first.
+        ([(1.0, None), (2.0, "JOB_STATE_CREATING"), (5.0, None)], "job_missing", 7.0),
+        ([(1.0, None), (2.0, "JOB_STATE_NEW"), (5.0, None)], "job_missing", 7.0),
+        ([(1.0, None), (2.0, OSError()), (4.0, "JOB_STATE_IDLE"), (5.0, None)], "job_missing", 7.0),
     ],
 )
 async def test_what_a_control_plane_says_where_probes_say_nothing_is_heard(
-    later: list[tuple[float, str | None]], reason: str, ends_at: float, spans: InMemorySpanExporter
+    later: list[tuple[float, str | Exception | None]],
+    reason: str,
+    ends_at: float,
+    spans: InMemorySpanExporter,
 ) -> None:
     def answer(exchange: Exchange) -> httpx.Response:
         return tracked(401, b"{}", "application/json") if exchange.is_probe else gateway_404()
@@ -2230,26 +2256,29 @@ async def test_a_job_on_its_way_does_not_make_a_spent_budget_a_genuine_404(
 
 
 @pytest.mark.parametrize(
-    ("judgement", "met_at", "serves"),
+    ("later", "came_at", "ends_at"),
     [
-        # The probe met its 404 at 1.0; the last lookup began at 3.1, and the one before at 1.1.
-        (JOB_NOT_RUNNING, 3.0, True),
-        (JOB_NOT_RUNNING, 3.1, True),
-        (JOB_NOT_RUNNING, 3.2, False),
+        ([(5.0, "JOB_STATE_PAUSED")], 0.5, 5.0),
+        ([(5.0, "JOB_STATE_PAUSED")], 3.0, 5.0),
         # Of a missing job, the first of the two answers has to be about the other 404 too.
-        (JOB_MISSING, 0.5, True),
-        (JOB_MISSING, 1.0, True),
-        (JOB_MISSING, 1.05, False),
-        (JOB_MISSING, 3.0, False),
+        ([(1.0, None), (2.0, OSError()), (5.0, None)], 0.5, 5.0),
+        ([(1.0, None), (2.0, OSError()), (5.0, None)], 2.5, 7.0),
+        ([(1.0, None), (2.0, OSError()), (5.0, None)], 4.0, 7.0),
     ],
 )
 async def test_whom_a_refusal_of_probing_serves(
-    judgement: Judgement, met_at: float, serves: bool
+    later: list[tuple[float, str | Exception | None]], came_at: float, ends_at: float
 ) -> None:
-    found = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
-    refused = Refused(judgement, found, JobAnswer().timed(3.1, 3.2), found.met_at)
-    assert refused.serves(met_at, needs_proof=True) is serves
-    assert refused.serves(met_at, needs_proof=False) is serves
+    def answer(exchange: Exchange) -> httpx.Response:
+        return tracked(401, b"{}", "application/json") if exchange.is_probe else gateway_404()
+
+    plane = FakeControlPlane(OSError(), states=later)
+    transport = guard(FakeGateway(answer), plane, warmup_successes=0, retry_timeout=10)
+    leader = asyncio.create_task(send(transport))
+    await asyncio.sleep(came_at)
+    assert (await send(transport)).status_code == 404
+    assert ends_at <= loop_time() < ends_at + 1.5
+    assert (await leader).status_code == 404
 
 
 @pytest.mark.parametrize("state", ["JOB_STATE_CREATING", "JOB_STATE_FAILED", None])

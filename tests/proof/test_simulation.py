@@ -38,8 +38,9 @@ ENOUGH_OF_ALL_KINDS = 2_000
 
 def test_no_schedule_breaks_an_invariant_and_all_that_matters_is_met() -> None:
     met: Counter[str] = Counter()
-    # In the last one, a transport below holds the request that leads at the gate.
-    for seed in (*range(SCHEDULES), 190085548):
+    # In the last two, a transport below holds the request that leads at the gate, and nothing is
+    # said between two answers that the job is missing.
+    for seed in (*range(SCHEDULES), 190085548, 190098646):
         result = run(draw(seed))
         assert result.violations == [], f"python -m proof.simulation --replay {seed}"
         met += result.situations

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias
 import httpx
 
 from tinker_guard.policy.json_body import BODY_LIMIT
-from tinker_guard.policy.judgement import JOB_MISSING
 
 if TYPE_CHECKING:
     from tinker_guard.policy.judgement import JobAnswer, Judgement
@@ -147,12 +146,10 @@ class Refused(_End):
     """The probe's 404; None if the probe failed, and the request's own was judged."""
     answer: JobAnswer
     asked_since: float
-    """When the first of the lookups that it rests on began, or shortly before."""
+    """When the first of the lookups that it rests on began."""
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        # That a job is missing was said twice.
-        is_missing = self.judgement is JOB_MISSING
-        return (self.asked_since if is_missing else self.answer.asked_at) >= met_at
+        return self.asked_since >= met_at
 
     def serves_at_gate(self, came_at: float) -> bool:  # noqa: D102 - as above
         # The job may have been resumed before the request came.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -111,6 +112,8 @@ class GuardedRequest:
         """How often the request was sent again."""
         self.answer: JobAnswer | None = None
         """What the control plane said last."""
+        self.asked_before: float = -math.inf
+        """When the last lookup about the same 404 began whose answer called for a second one."""
         self.transport_error_id: int | None = None
         """The `id()` of what the transport raised as the request was sent. The error itself refers
         to the frames that it came through, and these to this object: a program would keep them,
@@ -200,14 +203,14 @@ class GuardedRequest:
             logs.log_conflict(self.state, self.wait)
 
     async def look_up(
-        self, not_found_at: float, deadline: float, *, up_since: float | None, is_first: bool
+        self, met_at: float | None, deadline: float, *, up_since: float | None, is_first: bool
     ) -> Judgement | KeepWaiting:
         """Ask the control plane about a 404 until its answer is good for a verdict.
 
         Where there is none, what has been reached is the evidence.
 
         Args:
-            not_found_at: When the 404 came.
+            met_at: When the 404 came; None for the one that was asked about last.
             deadline: Until when to wait for an answer.
             up_since: Since when the route was warm as the 404 came; None if it was not.
             is_first: Whether none was asked for before it: then it may always take its full time,
@@ -222,9 +225,13 @@ class GuardedRequest:
             unreached = NEVER_REACHED if self.state.route.has_probe else NOT_ASKED
             self.answer = (LOST if has_reached else unreached).timed(now, now)
             return judge_by_reach(has_reached=has_reached)
+        if met_at is None:
+            assert self.answer is not None
+            not_found_at = self.answer.earliest_later
+        else:
+            not_found_at, self.asked_before = met_at, -math.inf
         if is_first:
             deadline = max(deadline, not_found_at + self.settings.control_plane_timeout)
-        asked_before: float | None = None
         if up_since is not None and up_since > not_found_at:
             # It has come up since.
             up_since = None
@@ -236,22 +243,19 @@ class GuardedRequest:
                 now = self.clock()
                 missing_since = self.flights.missing_since
                 # Whoever heard since then, or then, that there is such a job has set this later.
-                was_missing = (
-                    asked_before is not None
-                    and missing_since is not None
-                    and missing_since <= asked_before
-                )
+                was_missing = missing_since is not None and missing_since <= self.asked_before
                 warm_for = None if up_since is None else self.answer.asked_at - up_since
                 judged = judge(self.answer, was_missing=was_missing, warm_for=warm_for)
                 if not isinstance(judged, AskAgain):
                     return judged
-                asked_before = self.answer.asked_at
                 # Another request may have heard it some time ago.
                 pause = max(judged.seconds - (now - self.answer.answered_at), 0.0)
                 if now + pause >= deadline:
                     # One negative answer is not the truth, and there is no time for a second one.
                     return CONTROL_PLANE_ERROR
                 await runtime.sleep(pause)
+                # Only now: whatever is asked next is asked some time after this.
+                self.asked_before = self.answer.asked_at
                 # The second word on a missing job comes some time after the first. On another one,
                 # what somebody else asked after this answer was asked for is as good.
                 not_found_at = (

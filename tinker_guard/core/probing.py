@@ -17,7 +17,7 @@ from tinker_guard.core.findings import (
 )
 from tinker_guard.core.probe import probe
 from tinker_guard.policy.job import may_settle
-from tinker_guard.policy.judgement import JOB_NOT_RUNNING, Judgement, Verdict
+from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING, Judgement, Verdict
 from tinker_guard.policy.not_found import Source
 
 if TYPE_CHECKING:
@@ -69,11 +69,10 @@ async def probe_until_routable(
                 guarded.state.ambiguous_ends = 0
                 return Routable(found.met_at, found.cookies, race=rounds.race)
             case NotFound():
-                end = await rounds.judge(found, found.met_at)
+                end = await rounds.judge(found)
             case Failed() if needs_proof:
                 # The request's own 404, which is still in hand, has no verdict yet.
-                assert guarded.answer is not None
-                end = await rounds.judge(None, guarded.answer.earliest_later)
+                end = await rounds.judge(None)
             case Failed():
                 end = Inconclusive(found, race=rounds.race)
             case _:
@@ -101,7 +100,7 @@ class _Rounds:
         self._stopped_at: float | None = None
         self._last_end: Ambiguous | TimedOut | None = None
 
-    async def judge(self, not_found: NotFound | None, met_at: float) -> ProbingEnd:
+    async def judge(self, not_found: NotFound | None) -> ProbingEnd:
         """Ask the control plane about a probe's 404; about the request's own, if that is None.
 
         Returns:
@@ -112,7 +111,7 @@ class _Rounds:
         self._has_asked = True
         try:
             judged = await guarded.look_up(
-                met_at,
+                None if not_found is None else not_found.met_at,
                 self._deadline,
                 up_since=guarded.state.warm_since,
                 is_first=is_first,
@@ -136,7 +135,9 @@ class _Rounds:
         elif judged.verdict is Verdict.UNVERIFIED:
             return Inconclusive(race=self.race)
         elif not self._may_settle(answer):
-            return Refused(judged, not_found, answer, met_at)
+            # That a job is missing was said twice.
+            asked_at = guarded.asked_before if judged is JOB_MISSING else answer.asked_at
+            return Refused(judged, not_found, answer, asked_at)
         if not_found is None:
             return Inconclusive(race=self.race)
         self._last_end = TimedOut(judged, not_found, race=self.race)

@@ -198,10 +198,7 @@ class Recovery:
             return in_vain
         try:
             judged = await guarded.look_up(
-                self._met_at,
-                self._budget.ends_at,
-                up_since=up_since,
-                is_first=self._race is None,
+                self._met_at, self._budget.ends_at, up_since=up_since, is_first=self._race is None
             )
         except TimeoutError:
             return self._race or CONTROL_PLANE_TIMEOUT
