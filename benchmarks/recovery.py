@@ -425,11 +425,14 @@ def _deleted(measured: Measured) -> Row:
     if not (during and before) or peer.surfaced_after is None:
         raise RuntimeError("a deleted job did not end a run")
     seconds = [median(run.surfaced_after or 0.0 for run in runs) for runs in (during, before)]
-    # Each request that met it asks by itself: only what is heard after a 404 may judge it.
-    questions = max(run.questions / max(run.not_founds, 1) for run in (*during, *before))
+    # Each request that met it, or whose probe did, asks by itself: only what is heard after a 404
+    # may judge it. After the step, these are the SDK's own telemetry and the end of its session.
+    questions = max(
+        run.questions / (run.not_founds + run.probes_not_found) for run in (*during, *before)
+    )
     return Row(
         "deleted job, mid-run / during warmup: from the first 404 to the SDK's error",
-        "1 question a request, < 0.5 s",
+        "1 question a 404, < 0.5 s",
         f"B {peer.questions} question, {peer.surfaced_after:.2f} s",
         f"{questions:.3g} question, {seconds[0]:.2f} s / {seconds[1]:.2f} s",
         ratio_of(seconds[0], peer.surfaced_after),

@@ -56,6 +56,7 @@ class Run:
         requests: Requests that came over the trainer route, probes included.
         probes: Those of them that have the probe's path.
         not_founds: Requests but for probes that met the gateway's 404.
+        probes_not_found: Probes that met it.
         bytes_resent: Bytes in the bodies of requests that were sent in the place of those.
         questions: How often the control plane was asked.
         regained_after: From the gateway's first 404 until an operation that met one was
@@ -75,6 +76,7 @@ class Run:
     requests: int = 0
     probes: int = 0
     not_founds: int = 0
+    probes_not_found: int = 0
     bytes_resent: int = 0
     questions: int = 0
     regained_after: float | None = None
@@ -234,6 +236,7 @@ def _train(contestant: str, fault: Fault, timeout: float) -> Run:
             requests=len(exchanges),
             probes=sum(e.path == PROBE for e in exchanges),
             not_founds=sum(e.path != PROBE and _is_gateway_404(e) for e in exchanges),
+            probes_not_found=sum(e.path == PROBE and _is_gateway_404(e) for e in exchanges),
             bytes_resent=bytes_resent(exchanges),
             questions=questions,
             regained_after=regained_after(exchanges),

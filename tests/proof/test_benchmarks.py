@@ -409,10 +409,13 @@ def test_what_is_made_of_the_runs() -> None:
             run = replace(RIGHT, contestant=contestant, fault=fault, seconds=seconds)
             measured.runs.append(replace(run, seconds=0.5) if fault == "none" else run)
         for fault in ("deleted", "deleted-before"):
-            died = replace(RIGHT, losses=None, error="NotFoundError", questions=1)
-            measured.runs.append(
-                replace(died, contestant=contestant, fault=fault, surfaced_after=0.1)
-            )
+            died = replace(RIGHT, losses=None, error="NotFoundError", surfaced_after=0.1)
+            # After a step, the SDK's telemetry meets the gate.
+            if fault == "deleted":
+                died = replace(died, not_founds=1, probes_not_found=2, questions=3)
+            else:
+                died = replace(died, probes_not_found=1, questions=1)
+            measured.runs.append(replace(died, contestant=contestant, fault=fault))
         measured.connects[contestant] = measured.slow_connects[contestant] = [seconds / 10]
     measured.own_404 = {"none": [1.0], "guard": [6.0]}
     found = {row.what: row for row in recovery.rows(measured)}
