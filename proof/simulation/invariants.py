@@ -427,14 +427,15 @@ class _Facts:
     def _sends_in_time(self, call: Call) -> Iterator[str]:
         if call.met_404_at is None:
             return
-        ends_at = self.truth.budget(call).latest
-        late = [send for send in call.sends[1:] if send.began_at > ends_at + EPSILON]
+        slack = self._slack(call)
+        ends_at = self.truth.budget(call).latest + slack
+        late = [send for send in call.sends[1:] if send.began_at > ends_at]
         if not late:
             return
         first = call.sends[0]
         if late[0] is call.sends[1]:
-            ends_at = max(ends_at, self.truth.first_question_ends_at(call, first))
-        ends_at = self._when_not_cut(call, ends_at + self._slack(call))
+            ends_at = max(ends_at, self.truth.first_question_ends_at(call, first) + slack)
+        ends_at = self._when_not_cut(call, ends_at)
         if len(late) > 1 or (late[0].began_at > ends_at and late[0].is_over):
             yield f"call {call.number}: resent after its budget"
 
@@ -445,6 +446,8 @@ class _Facts:
             return
         own = [question for question in self.world.questions if question.call is call]
         for question in own:
+            if self._may_come_too_late(question, own):
+                continue
             about = max(
                 (x.ended for x in (*call.sends, *call.probes) if x.ended < question.began),
                 default=0,
@@ -620,6 +623,16 @@ class _Facts:
             if (reason := self._why_no_question(question, questions[:number])) is not None:
                 yield f"route {question.route}: asked at {question.began_at:.3f}, though {reason}"
 
+    def _may_come_too_late(self, question: Question, earlier: list[Question]) -> bool:
+        """Whether an answer may not count, because the time for its lookup was over.
+
+        A thread cannot end what it waits for: it finds only afterwards that the time is over.
+        """
+        if not self.world.setup.in_threads:
+            return False
+        lasted = question.ended_at - self._lookup_began_at(question, earlier)
+        return lasted > self.settings.control_plane_timeout - EPSILON
+
     def _lookup_began_at(self, question: Question, earlier: list[Question]) -> float:
         """When the lookup began: it asks once more after a connection that broke."""
         calls = [other for other in earlier if other.call is question.call]
@@ -641,11 +654,8 @@ class _Facts:
         for other in earlier:
             may_be_forgotten = self.truth.forgets and call.began_at > other.ended_at
             is_in_force = began_at - other.settled_at < self.settings.verdict_ttl - EPSILON
-            # A thread cannot end what it waits for: it finds only afterwards that the time is over.
-            if self.world.setup.in_threads:
-                lasted = other.ended_at - self._lookup_began_at(other, earlier)
-                if lasted > self.settings.control_plane_timeout - EPSILON:
-                    continue
+            if self._may_come_too_late(other, earlier):
+                continue
             if other.answer == RUNNING and is_in_force and not may_be_forgotten:
                 return "an answer that said it runs was in force"
             is_known = met_at is not None and met_at < other.began_at - EPSILON

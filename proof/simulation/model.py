@@ -230,6 +230,8 @@ class ModelWorld:
             and (x.has_reached if x.is_probe else x.author == "trainer" and x.status_code == 200)
             and x.stream is not None
             and x.stream.is_exhausted
+            # A replaced transport is closed with its last answer, before that is handed on.
+            and not (x.transport.is_closing and x.transport.closed_at <= x.body_at)
             for x in self.exchanges
         )
 
@@ -425,6 +427,7 @@ class ModelTransport(httpx.AsyncBaseTransport):
         self.replicas: dict[int, int] = {}
         self.is_closed = False
         self.closed_at = float("inf")
+        self.is_closing = False
         self.question: Question | None = None
         """The last one that went over it."""
         self.carries_requests = False
@@ -490,7 +493,11 @@ class ModelTransport(httpx.AsyncBaseTransport):
             # The program's own, which closes as it would without the guard.
             return
         question = None if self.carries_requests else self.question
-        await self._world.close("transport", self._world.setup.close_takes, question)
+        self.is_closing = True
+        try:
+            await self._world.close("transport", self._world.setup.close_takes, question)
+        finally:
+            self.is_closing = False
         if self._closes_badly:
             raise OSError("this one does not close well")
 
