@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -245,6 +246,10 @@ def guard(gateway: FakeGateway, control_plane: Any = None, **settings: Any) -> G
         control_plane=control_plane or gateway.control_plane,
         new_transport=gateway.new_transport,
     )
+
+
+ungated = partial(guard, warmup_successes=0)
+"""A guard whose gate is open."""
 
 
 async def send(transport: GuardTransport, request: httpx.Request | None = None) -> httpx.Response:

@@ -20,8 +20,8 @@ from testkit.fakes import (
     send,
     trainer_404,
 )
+from testkit.fakes import ungated as guard
 from tests import ROOT, script
-from tests.observability.test_spans import guard
 from tinker_guard import GuardSettings
 from tinker_guard.cli.report.records import OUTCOMES, REASONS
 from tinker_guard.control_plane.fireworks import FireworksControlPlane

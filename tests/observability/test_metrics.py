@@ -24,7 +24,8 @@ from testkit.fakes import (
     settle,
     trainer_404,
 )
-from tests.observability.test_spans import EXCHANGE, guard, hang
+from testkit.fakes import ungated as guard
+from tests.observability.test_spans import EXCHANGE, hang
 from tinker_guard.faults import logger
 from tinker_guard.observability import metrics as declared
 

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.trace import SpanKind
 
 from testkit.fakes import FakeControlPlane, FakeGateway, gateway_404, ok, send
-from tests.observability.test_spans import guard
+from testkit.fakes import ungated as guard
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.operation_names import operation_of

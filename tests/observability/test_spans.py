@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -23,7 +22,6 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, StatusCode
 
-from testkit import fakes
 from testkit.fakes import (
     BASE,
     KEY,
@@ -38,6 +36,7 @@ from testkit.fakes import (
     settle,
     trainer_404,
 )
+from testkit.fakes import ungated as guard
 from tinker_guard import telemetry
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.observability import actions, begun, providers
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.anyio
-
-guard = partial(fakes.guard, warmup_successes=0)
-"""A guard whose gate is open."""
 
 EXCHANGE = {
     "http.request.method": "POST",
