@@ -489,6 +489,63 @@ async def test_a_gateway_that_comes_up_is_waited_for(
     assert f"gateway.test:443 answers {status}." in caplog.messages[0]
 
 
+def refuse(_: Exchange) -> httpx.Response:
+    raise caused_by(ConnectionRefusedError())
+
+
+_UNANSWERED: list[Callable[[Exchange], httpx.Response]] = [
+    lambda _: httpx.Response(503),
+    lambda _: httpx.Response(429),
+    refuse,
+]
+
+
+@pytest.mark.parametrize("answer", _UNANSWERED)
+@pytest.mark.parametrize(
+    ("states", "gone_at"),
+    [
+        ([(0.0, "JOB_STATE_FAILED")], 0.0),
+        ([(0.0, "JOB_STATE_RUNNING"), (20.0, "JOB_STATE_EXPIRED")], 20.0),
+        # Twice, and with nothing in between.
+        ([(0.0, None)], 2.0),
+        ([(0.0, OSError()), (10.0, None)], 12.0),
+        # What a resume leaves behind.
+        ([(0.0, "JOB_STATE_PAUSED")], 30.0),
+        ([(0.0, "JOB_STATE_PAUSED"), (5.0, "JOB_STATE_RUNNING"), (50.0, "JOB_STATE_PAUSED")], 50.0),
+    ],
+)
+async def test_a_job_that_is_gone_is_told_where_the_gateway_answers_no_probe_too(
+    answer: Callable[[Exchange], httpx.Response],
+    states: list[tuple[float, str | Exception | None]],
+    gone_at: float,
+) -> None:
+    plane = FakeControlPlane(None, states=states)
+    assert await wait(answer, plane) is Readiness.JOB_GONE
+    assert gone_at <= loop_time() < gone_at + 3.5
+
+
+@pytest.mark.parametrize("answer", _UNANSWERED)
+@pytest.mark.parametrize(
+    ("state", "takes"),
+    [("JOB_STATE_RUNNING", 0.0), ("JOB_STATE_NEW", 0.0), (OSError(), 0.0), (None, 60.0)],
+)
+async def test_nor_is_it_told_to_be_gone_where_it_is_not_known(
+    answer: Callable[[Exchange], httpx.Response], state: str | Exception | None, takes: float
+) -> None:
+    plane = FakeControlPlane(state, takes=takes)
+    assert await wait(answer, plane, timeout=20) is Readiness.UNVERIFIABLE
+    assert 20.0 <= loop_time() < 21.0
+
+
+async def test_a_job_that_is_resumed_behind_a_gateway_that_answers_no_probe_is_waited_for() -> None:
+    plane = FakeControlPlane("JOB_STATE_PAUSED", states=[(12.0, "JOB_STATE_RUNNING")])
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        return ok() if exchange.at > 15 else httpx.Response(503)
+
+    assert await wait(answer, plane) is Readiness.READY
+
+
 @pytest.mark.parametrize(
     ("origin", "place"),
     [

@@ -18,6 +18,8 @@ from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
+from tinker_guard.policy.job import may_settle
+from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING
 from tinker_guard.policy.route import patterns_of, suggest_pattern
 from tinker_guard.settings import (
     GuardSettings,
@@ -174,6 +176,7 @@ async def until_routable(
     guarded.wait = logs.Wait("", seconds, "timeout")
     async with unless_abandoned(line.aclose):
         deadline = guarded.arrived_at + seconds
+        job = _Job(guarded, deadline, settle)
         async for attempt in attempts(settings, deadline, attempts_before=1):
             end = await probe_until_routable(
                 guarded,
@@ -186,6 +189,8 @@ async def until_routable(
             obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
             if obstacle is None:
                 break
+            if await job.is_gone():
+                return Readiness.JOB_GONE
             guarded.log_waiting(None, deadline, obstacle=obstacle)
             attempt.retry_state.set_result(0.0)
     if isinstance(end, Inconclusive) and end.failed is None and not guarded.has_control_plane:
@@ -203,6 +208,36 @@ async def until_routable(
             return Readiness.TIMED_OUT
         case _:
             assert_never(end)
+
+
+class _Job:
+    """The job of a route whose gateway answers no probe: that may be why.
+
+    Args:
+        guarded: What waits.
+        deadline: Until when to wait for the control plane.
+        settle: Seconds for which a stopped state that a resume leaves behind is not believed.
+    """
+
+    def __init__(self, guarded: GuardedRequest, deadline: float, settle: float) -> None:
+        self._guarded = guarded
+        self._deadline = deadline
+        self._settle = settle
+        self._stopped_at: float | None = None
+
+    async def is_gone(self) -> bool:
+        """Whether the control plane says that the job is stopped or does not exist."""
+        guarded = self._guarded
+        now = guarded.clock()
+        try:
+            judged = await guarded.look_up(now, self._deadline, up_since=None, is_first=False)
+        except TimeoutError:
+            return False
+        if judged not in (JOB_NOT_RUNNING, JOB_MISSING):
+            return False
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        has_settled = guarded.clock() - self._stopped_at >= self._settle
+        return has_settled or guarded.answer is None or not may_settle(guarded.answer.state)
 
 
 def _shown(url: str) -> str:

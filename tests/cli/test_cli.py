@@ -102,7 +102,6 @@ OF_THE_EXTRAS = (
         "click",
         "numpy",
         "opentelemetry.sdk",
-        "starlette",
     ),
     *("tinker", "uvicorn", "zstandard"),
 )

@@ -47,7 +47,7 @@ class _Command(NamedTuple):
 
 
 _REPORT: Final = ("ijson", "msgspec", "rich")
-_DEMO: Final = ("rich", "numpy", "opentelemetry", "starlette", "tinker", "uvicorn", "zstandard")
+_DEMO: Final = ("rich", "numpy", "opentelemetry", "tinker", "uvicorn", "zstandard")
 COMMANDS: Final = {
     "wait": _Command("wait:wait", "", ()),
     "doctor": _Command("doctor.screen:doctor", "", ()),
