@@ -153,31 +153,62 @@ async def test_a_final_state_is_believed_while_another_one_settles() -> None:
     assert 3.0 <= loop_time() < 4.0
 
 
-@pytest.mark.parametrize(
-    ("answer", "state"),
-    [
-        (lambda _: httpx.Response(401), "JOB_STATE_RUNNING"),
-        (lambda _: httpx.Response(200), "JOB_STATE_RUNNING"),
-        (lambda _: gateway_404(), ControlPlaneError("401: check the key", status_code=401)),
-    ],
-)
-async def test_unverifiable(
-    answer: Callable[[Exchange], httpx.Response], state: str | Exception
-) -> None:
-    assert await wait(answer, FakeControlPlane(state)) is Readiness.UNVERIFIABLE
-    assert loop_time() == 0.0
+@pytest.mark.parametrize("status", [200, 204, 302, 400, 401, 403, 405])
+async def test_unverifiable(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    answer = await wait(lambda _: httpx.Response(status), FakeControlPlane())
+    assert (answer, loop_time()) == (Readiness.UNVERIFIABLE, 0.0)
+    assert caplog.messages == [
+        f"job acc/job-1: its route cannot be probed: gateway.test:443 answers {status}."
+    ]
 
 
-@pytest.mark.parametrize(
-    ("state", "said"), [(None, ""), (OSError("tml-secret"), "cannot be reached")]
-)
+_NO_ANSWERS = [
+    (OSError("tml-secret"), "FakeControlPlane raised OSError"),
+    (ControlPlaneError("it is out of order.", 500), "it is out of order"),
+    (ControlPlaneError("it refused the key (401).", 401), "it refused the key (401)"),
+    (ControlPlaneError("it has no job's state.", 200), "it has no job's state"),
+    (ControlPlaneError(""), "the control plane gives no usable answer"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), _NO_ANSWERS)
 async def test_that_no_state_is_known_is_told_too(
-    state: Exception | None, said: str, caplog: pytest.LogCaptureFixture
+    error: Exception, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "tinker_guard")
-    await wait(lambda _: gateway_404(), FakeControlPlane(state))
-    assert all(line.endswith(f"{said}.") for line in caplog.messages)
-    assert len(caplog.messages) in ((0,) if state is None else (11, 12, 13))
+    answer = await wait(lambda _: gateway_404(), FakeControlPlane(error))
+    assert answer is Readiness.UNVERIFIABLE
+    assert 120.0 <= loop_time() < 121.0
+    ending = f"the gateway answers 404, and {said}."
+    assert all(line.endswith(ending) for line in caplog.messages)
+    assert len(caplog.messages) in (11, 12, 13)
+
+
+@pytest.mark.parametrize(("error", "said"), _NO_ANSWERS)
+async def test_a_trainer_that_comes_up_is_waited_for_whatever_the_control_plane_answers(
+    error: Exception, said: str
+) -> None:
+    assert await wait(known_from(20.0), FakeControlPlane(error)) is Readiness.READY
+    assert 20.0 <= loop_time() < 24.0
+
+
+@pytest.mark.parametrize("status", [200, 302, 401, 403, 408])
+async def test_an_odd_answer_to_a_probe_in_a_race_is_waited_past(status: int) -> None:
+    """It says as little as before, but that the route is not known yet was said in between."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if 3.0 < exchange.at < 6.0:
+            return httpx.Response(status)
+        return known_from(20.0)(exchange)
+
+    assert await wait(answer, FakeControlPlane()) is Readiness.READY
+    assert 20.0 <= loop_time() < 24.0
+
+
+async def test_that_there_is_no_such_job_is_no_obstacle(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tinker_guard")
+    assert await wait(lambda _: gateway_404(), FakeControlPlane(None)) is Readiness.JOB_GONE
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("not_found", [plain_404, router_404, lambda: httpx.Response(404)])
@@ -223,7 +254,7 @@ async def test_a_route_by_configuration_is_waited_for() -> None:
 
 def test_a_url_on_no_trainer_route_is_told_how_it_would_be_one() -> None:
     with pytest.raises(
-        ValueError, match=r"TINKER_GUARD_ROUTES to http://head:8000/\{_part1}, say$"
+        ValueError, match=r"TINKER_GUARD_ROUTES, for example to http://head:8000/\{_part1}$"
     ):
         wait_until_routable("http://head:8000/geheim")
 
@@ -340,7 +371,7 @@ def test_the_command_lets_a_state_settle_as_long_as_it_is_told(
 def test_the_command_says_what_settling_is() -> None:
     said = " ".join(invoke("wait", "--help").output.split())
     assert "--settle" in said
-    assert "a state is not believed that a job may still show after it was resumed" in said
+    assert "ignore a stopped state, such as JOB_STATE_PAUSED, that may be left from before" in said
     assert "(default: 30)" in said
     assert SETTLE_SECONDS == 30.0
     assert invoke("wait", BASE, "--settle", "-1").exit_code == 2

@@ -149,8 +149,8 @@ async def until_routable(
     if state is None:
         raise ValueError(
             "this URL is on no trainer route; it should look like "
-            "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB. Of another server, set "
-            f"{variable('routes')} to {suggest_pattern(base_url)}, say"
+            "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB. For another server, set "
+            f"{variable('routes')}, for example to {suggest_pattern(base_url)}"
         )
     make = new_transport or _ClientTransport
     try:
@@ -177,6 +177,7 @@ async def until_routable(
     async with unless_abandoned(line.aclose):
         deadline = guarded.arrived_at + seconds
         job = _Job(guarded, deadline, settle)
+        is_race = False
         async for attempt in attempts(settings, deadline, attempts_before=1):
             end = await probe_until_routable(
                 guarded,
@@ -189,7 +190,11 @@ async def until_routable(
             obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
             if obstacle is None:
                 break
-            if await job.is_gone():
+            is_race = is_race or end.race is not None
+            if not (is_race or _may_pass(end)):
+                logs.log_not_probed(state, obstacle)
+                break
+            if _is_unanswered(end) and await job.is_gone():
                 return Readiness.JOB_GONE
             guarded.log_waiting(None, deadline, obstacle=obstacle)
             attempt.retry_state.set_result(0.0)
@@ -257,22 +262,30 @@ def _is_proxied(url: httpx.URL) -> bool:
 def _obstacle(
     end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL, *, is_proxied: bool
 ) -> str | None:
-    """What may pass by waiting, where nothing could be found out; None where that may not help."""
+    """Why nothing could be found out; None if something was."""
     if not isinstance(end, Inconclusive):
         return None
-    if end.failed is None and not guarded.has_control_plane:
-        return logs.say_why(None, None, has_control_plane=False)
-    if end.failed is None:
-        answer = guarded.answer
-        # A control plane that is not there yet.
-        is_down = answer is not None and answer.failure is not None and not answer.status_code
-        return "the control plane cannot be reached" if is_down else None
     place = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
-    if end.failed.failure is not None:
+    if end.failed is not None and end.failed.failure is not None:
         return _reason(end.failed.failure, url.host, place, is_proxied=is_proxied)
-    status = end.failed.status_code
-    is_passing = status is not None and (status >= 500 or status == 429)
-    return f"{place} answers {status}" if is_passing else None
+    if end.failed is not None:
+        return f"{place} answers {end.failed.status_code}"
+    if not guarded.has_control_plane:
+        return logs.say_why(None, None, has_control_plane=False)
+    detail = "" if guarded.answer is None else guarded.answer.detail
+    unusable = detail.removesuffix(".") or "the control plane gives no usable answer"
+    return f"the gateway answers 404, and {unusable}"
+
+
+def _is_unanswered(end: ProbingEnd) -> bool:
+    """Whether the gateway answered no probe: that may be so because the job is gone."""
+    return isinstance(end, Inconclusive) and end.failed is not None
+
+
+def _may_pass(end: ProbingEnd) -> bool:
+    """Whether what is in the way may pass by waiting; an answer such as 401 does not."""
+    status_code = end.failed.status_code if isinstance(end, Inconclusive) and end.failed else None
+    return status_code is None or status_code >= 500 or status_code == 429
 
 
 def _reason(failure: Failure, host: str, place: str, *, is_proxied: bool) -> str:

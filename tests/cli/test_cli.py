@@ -322,8 +322,11 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> No
         (("gateway", "--fault-file", "no/such/file.json"), "does not exist"),
         (("gateway", "--port", "70000"), "must be a number from 0 to 65535"),
         (("wait", "https://tinker.test", "--timeout", "soon"), "'soon' is no number of seconds"),
-        (("wait", "https://tinker.test", "--timeout", "0"), "must be at least 0.1"),
-        (("wait", "https://tinker.test", "--settle", "inf"), "must be at least 0"),
+        (
+            ("wait", "https://tinker.test", "--timeout", "0"),
+            "must be a finite number, at least 0.1",
+        ),
+        (("wait", "https://tinker.test", "--settle", "inf"), "must be a finite number, at least 0"),
         (("trane",), "invalid choice: 'trane'"),
     ],
 )
@@ -649,6 +652,16 @@ def test_wait_tells_its_ends_apart(
         exit_code, output = invoke("wait", gateway.base_url, "--timeout", "1")
     assert (exit_code, said in output) == (code, True)
     assert gateway.api_key not in output
+
+
+@pytest.mark.parametrize("variable", ["TINKER_API_KEY", "FIREWORKS_API_KEY"])
+def test_wait_takes_the_key_of_either_sdk(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TINKER_API_KEY", "FIREWORKS_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with LocalGateway(Fault(job_states=((0.0, "JOB_STATE_FAILED"),))) as gateway:
+        monkeypatch.setenv(variable, gateway.api_key)
+        exit_code, _ = invoke("wait", gateway.base_url, "--timeout", "1")
+    assert exit_code == 4
 
 
 def test_wait_for_no_trainer_route() -> None:

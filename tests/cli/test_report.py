@@ -1137,6 +1137,28 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], 
     assert says in " ".join(err.split())
 
 
+@pytest.mark.parametrize("held", ['{"resourceSpans": []}\n', "\n  {}", "<svg/>", "notes"])
+def test_a_file_that_is_no_page_is_not_replaced_by_one(tmp_path: Path, held: str) -> None:
+    """`report --html *.jsonl` takes the first of the files that are to be read for the page."""
+    first, second = tmp_path / "spans-0.jsonl", tmp_path / "spans-1.jsonl"
+    first.write_text(held)
+    second.write_text(otlp_lines(a_run()))
+    exit_code, out, err = invoke("--html", first, second)
+    assert (exit_code, out) == (2, "")
+    assert "exists and is no HTML page" in " ".join(err.split())
+    assert first.read_text() == held
+
+
+@pytest.mark.parametrize("held", ["", "<!DOCTYPE html>\n<p>", "\n<!doctype HTML>", "<html></html>"])
+def test_a_page_is_replaced_by_the_next_one(tmp_path: Path, held: str) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(held)
+    for _ in range(2):
+        exit_code, _, _ = invoke(written(tmp_path, otlp_lines(a_run())), "--html", page)
+        assert exit_code == 0
+        assert page.read_text().startswith("<!")
+
+
 def test_progress_is_shown_at_a_terminal_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,9 +144,10 @@ def build_parser(*, is_brief: bool = False) -> argparse.ArgumentParser:
         add(
             "wait",
             "wait until a trainer's route answers",
-            "It waits by the rule of a guarded run's warmup, and while the name, the port or TLS "
-            "are not there yet. The key is read from TINKER_API_KEY. Exit codes: 0 ready, 2 wrong "
-            "usage, 3 timed out, 4 the job is stopped or missing, 5 not verifiable.",
+            "It waits by the rule of a guarded run's warmup, and while the name does not resolve, "
+            "the port is closed or TLS fails. The key is read from TINKER_API_KEY or "
+            "FIREWORKS_API_KEY. Exit codes: 0 ready, 2 wrong usage, 3 timed out, 4 the job is "
+            "stopped or missing, 5 not verifiable.",
         )
     )
     doctor = add(
@@ -210,8 +211,8 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
         type=_seconds(0.0),
         default=30.0,
         metavar="SECONDS",
-        help="for how long a state is not believed that a job may still show after it was resumed, "
-        "such as JOB_STATE_PAUSED; 0 believes it at once (default: 30)",
+        help="for how long to ignore a stopped state, such as JOB_STATE_PAUSED, that may be left "
+        "from before a resume; 0 believes it at once (default: 30)",
     )
     parser.add_argument("--quiet", "-q", action="store_true", help="print nothing; see exit code")
     _add_json(parser, "how it ended")
@@ -228,7 +229,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--html",
-        type=_file_to_write,
+        type=_page_to_write,
         metavar="PATH",
         help="also write a page with timelines to this file; it needs nothing from elsewhere",
     )
@@ -292,7 +293,7 @@ def _seconds(least: float) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds") from None
         if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be at least {least:g}")
+            raise argparse.ArgumentTypeError(f"must be a finite number, at least {least:g}")
         return value
 
     return seconds
@@ -311,6 +312,19 @@ def _file_to_write(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{path} cannot be written: no such directory, or a directory"
         )
+    return path
+
+
+def _page_to_write(text: str) -> Path:
+    # `report --html *.jsonl` would replace the first of the files that are to be read.
+    path = _file_to_write(text)
+    if path.is_file():
+        with path.open("rb") as file:
+            begin = file.read(100).lstrip().lower()
+        if begin and not begin.startswith((b"<!doctype html", b"<html")):
+            raise argparse.ArgumentTypeError(
+                f"{path} exists and is no HTML page: name the page, then the files to read"
+            )
     return path
 
 

@@ -23,8 +23,8 @@ starts. Nothing else changes: same process, same signals, same exit code.
     tinker-guard run torchrun --nproc-per-node 4 train.py
 
 With --strict, what would run unguarded stops with an error instead: an SDK
-that the guard does not know its way into, a Python without tinker_guard, a
-setting that cannot work.
+release that the guard cannot hook, a Python without tinker_guard, a setting
+that cannot work.
 
 An SDK (tinker, fireworks-ai) is guarded when the program imports it, by the
 TINKER_GUARD_* variables. A program that imports none is left alone. With

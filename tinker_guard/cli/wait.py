@@ -39,7 +39,7 @@ def wait(arguments: argparse.Namespace) -> int:
         with spinner:
             readiness = wait_until_routable(
                 arguments.url,
-                api_key=os.environ.get("TINKER_API_KEY"),
+                api_key=os.environ.get("TINKER_API_KEY") or os.environ.get("FIREWORKS_API_KEY"),
                 timeout=timeout,
                 settle=arguments.settle,
             )

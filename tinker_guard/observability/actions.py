@@ -16,6 +16,7 @@ from tinker_guard.observability import attributes as names
 from tinker_guard.observability.providers import enabled, is_suppressed
 from tinker_guard.policy.gateways import gateway_of
 from tinker_guard.policy.not_found import Source
+from tinker_guard.transports.runtime import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,6 +93,7 @@ def not_found_labels(
 
 def error_type_of(error: BaseException) -> str | None:
     """An exception's name by the HTTP conventions; None for the caller's cancellation."""
+    error = error.error if isinstance(error, Interrupted) else error
     if isinstance(error, asyncio.CancelledError):
         return None
     kind = type(error)

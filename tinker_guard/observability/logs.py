@@ -228,6 +228,12 @@ def log_warm(state: RouteState, seconds: float, probes: int) -> None:
     )
 
 
+@fail_open
+def log_not_probed(state: RouteState, why: str) -> None:
+    """Log why a route cannot be probed, where waiting does not help."""
+    logger.warning("%s: its route cannot be probed: %s.", state.route.subject, why)
+
+
 last_handed_back: list[str] = []
 """The last warning about a 404 that was handed back, for the end of a traceback."""
 

@@ -30,7 +30,9 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         What is under way is not ended by the timeouts around; what has not begun in time is.
         """
         runtime.begin()
-        return response_for_coroutines(self.transport.handle_request(request))
+        with runtime.interruptible():
+            response = self.transport.handle_request(request)
+        return response_for_coroutines(response)
 
     async def __aenter__(self) -> Self:
         self.transport.__enter__()
@@ -41,7 +43,8 @@ class BlockingTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the transport."""
-        self.transport.close()
+        with runtime.interruptible():
+            self.transport.close()
 
 
 def blocking_factory(
@@ -115,7 +118,12 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._stream.close()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self._stream:
+        chunks = iter(self._stream)
+        while True:
+            with runtime.interruptible():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.
             try:
                 runtime.go_on()
@@ -125,7 +133,8 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        self._stream.close()
+        with runtime.interruptible():
+            self._stream.close()
 
 
 class _StreamOfClient(httpx.SyncByteStream):

@@ -8,16 +8,22 @@ that a coroutine never suspends. There is no event loop then, and no thread besi
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import os
+import signal
+import sys
 import threading
 import time
+import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AbstractAsyncContextManager
+    from types import CodeType
 
 _T = TypeVar("_T")
 
@@ -85,6 +91,15 @@ def run_blocking(
         RuntimeError: It waited for something else, which would need an event loop.
         BaseException: What the coroutine raises.
     """
+    try:
+        return _drive(coroutine, threads, is_request=is_request)
+    except Interrupted as interrupted:
+        error = interrupted.error
+    # Here, and not above, where it would get the other one as its context.
+    raise error
+
+
+def _drive(coroutine: Coroutine[Any, Any, _T], threads: Threads, *, is_request: bool) -> _T:
     before = _thread.threads, _thread.loop, _thread.timeouts
     _thread.threads, _thread.loop = threads, asyncio._get_running_loop()
     if is_request:
@@ -108,7 +123,10 @@ async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         RuntimeError: It needs an event loop, and there is none.
     """
     threads = _threads()
-    return await call() if threads is None else run_blocking(call(), threads)
+    if threads is None:
+        return await call()
+    with interruptible():
+        return _drive(call(), threads, is_request=False)
 
 
 def is_blocking() -> bool:
@@ -140,11 +158,10 @@ async def sleep(seconds: float) -> None:
         await asyncio.sleep(seconds)
         return
     timeout, left = time_left()
-    if timeout is None or seconds < left:
-        threads.sleep(max(seconds, 0.0))
-        return
-    threads.sleep(max(left, 0.0))
-    raise Expired(timeout)
+    with interruptible(always=True):
+        threads.sleep(max(min(seconds, left), 0.0))
+    if timeout is not None and seconds >= left:
+        raise Expired(timeout)
 
 
 def begin() -> None:
@@ -173,9 +190,9 @@ def wait(changed: threading.Condition, until: float | None = None) -> None:
     timeout, left = time_left()
     if until is not None and (own := until - clock()()) < left:
         timeout, left = None, own
-    if left == math.inf:
-        changed.wait()
-    elif not changed.wait(max(left, 0.0)):
+    with interruptible(always=True):
+        is_changed = changed.wait(None if left == math.inf else max(left, 0.0))
+    if not is_changed:
         raise TimeoutError if timeout is None else Expired(timeout)
 
 
@@ -258,6 +275,68 @@ class Expired(BaseException):
 
     def __init__(self, timeout: _BlockingTimeout) -> None:
         self.timeout = timeout
+
+
+class Interrupted(BaseException):
+    """What a signal handler raised while the thread blocked; `run_blocking` raises that again.
+
+    It is the program's, such as a time limit of its own, and goes past all that takes an exception
+    for a failure of what the thread was blocked by.
+
+    Args:
+        error: What was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@contextmanager
+def interruptible(*, always: bool = False) -> Iterator[None]:
+    """Around what blocks the thread: tell what the program raises there from failures.
+
+    Args:
+        always: Whether nothing else can raise an exception there.
+    """
+    handled = sys.exception()
+    try:
+        yield
+    except (Exception, asyncio.CancelledError) as error:
+        if not (always or _is_by_signal_handler(error, since=handled)):
+            raise
+        raise Interrupted(error) from None
+
+
+def _is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
+    """Whether a signal handler raised an error, or one that a transport made this one of.
+
+    Args:
+        error: The error.
+        since: What the program is handling anyway, which may be of a signal handler too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    raised: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if raised is None or raised is since:
+            break
+        if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(raised.__traceback__)):
+            return True
+        raised = raised.__context__
+    return False
+
+
+_LONGEST_CHAIN: Final = 20
+"""Of errors made of others. A program can tie them to a ring."""
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    # A method has its function's; any other object is called by a method.
+    code: CodeType | None = getattr(handler, "__code__", None)
+    return code or getattr(type(handler).__call__, "__code__", None)
 
 
 class _BlockingTimeout:

@@ -31,12 +31,13 @@ def serve(fault: Fault, host: str, port: int, say: Callable[[str], None]) -> Non
         signal.signal(number, signal.default_int_handler)
     try:
         with LocalGateway(fault, host=host, port=port) as gateway:
-            say(f"Serving a gateway with the fault {fault.name!r}. {fault.description}".rstrip())
+            said = f": {fault.description}" if fault.description else ""
+            say(f"Serving a gateway with the fault {fault.name!r}{said}.")
             say("")
             say(f"  export TINKER_BASE_URL={gateway.base_url}")
             say(f"  export TINKER_API_KEY={gateway.api_key}")
             say("")
-            say("A fault counts its seconds from the first request. Ctrl-C ends the gateway.")
+            say("The fault happens once: restart the gateway before the next run. Ctrl-C ends it.")
             seen: set[int] = set()
             while True:
                 _say_new(gateway, seen, say)

@@ -1,0 +1,251 @@
+"""What a signal handler raises below a sync client is the program's, as its own time limit is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import httpx
+import pytest
+
+from testkit.fakes import (
+    GATEWAY_BODY,
+    FakeControlPlane,
+    FakeGateway,
+    TrackedStream,
+    gateway_404,
+    known_from,
+    ok,
+    post,
+)
+from tests.core.test_both_transports import sync_guard
+from tinker_guard import GuardSettings
+from tinker_guard.transports import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from testkit.fakes import Exchange
+    from testkit.threads import VirtualTime
+
+
+class TimeLimitError(Exception):
+    """As RQ's and Celery's."""
+
+
+class ScopeCancelledError(asyncio.CancelledError):
+    """As Prefect's."""
+
+
+ERRORS = [TimeLimitError, ScopeCancelledError, TimeoutError, OSError, ValueError]
+
+
+def end_it(error: type[BaseException], *_: object) -> NoReturn:
+    raise error("over")
+
+
+class _Limit:
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def end(self, *_: object) -> NoReturn:
+        raise self._error("over")
+
+    __call__ = end
+
+
+def _function(error: type[BaseException]) -> Callable[..., object]:
+    def handler(*_: object) -> NoReturn:
+        raise error("over")
+
+    return handler
+
+
+HANDLERS: list[Callable[[type[BaseException]], Callable[..., object]]] = [
+    _function,
+    lambda error: _Limit(error).end,
+    _Limit,
+    lambda error: partial(end_it, error),
+    # What raises need not be the handler itself.
+    lambda error: lambda *_: end_it(error),
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def _ring() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+
+
+class _RingingPlane(FakeControlPlane):
+    async def job_state(self, *args: Any, **more: Any) -> str | None:
+        _ring()
+        return await super().job_state(*args, **more)
+
+
+class _RingingStream(TrackedStream):
+    async def __aiter__(self) -> Any:
+        _ring()
+        async for chunk in super().__aiter__():
+            yield chunk
+
+
+def _probed(exchange: Exchange) -> httpx.Response:
+    if exchange.is_probe:
+        _ring()
+    return ok()
+
+
+def _resent(exchange: Exchange) -> httpx.Response:
+    if exchange.connection > 0 and not exchange.is_probe:
+        _ring()
+    return known_from(1.0)(exchange)
+
+
+def _read(_: Exchange) -> httpx.Response:
+    response = gateway_404()
+    response.stream = _RingingStream([GATEWAY_BODY])
+    return response
+
+
+WHERE = {
+    "a probe at the gate": (_probed, FakeControlPlane, 3),
+    "a lookup": (known_from(5.0), _RingingPlane, 0),
+    "a lookup at the gate": (known_from(5.0), _RingingPlane, 3),
+    "a resend": (_resent, FakeControlPlane, 0),
+    "a 404's body": (_read, FakeControlPlane, 0),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_it_reaches_the_caller(
+    where: str,
+    error: type[BaseException],
+    handler: Callable[[type[BaseException]], Callable[..., Any]],
+    virtual_time: VirtualTime,
+) -> None:
+    answer, plane, warmup_successes = WHERE[where]
+    guard = sync_guard(
+        FakeGateway(answer), plane(), GuardSettings(warmup_successes=warmup_successes)
+    )
+    signal.signal(signal.SIGUSR1, handler(error))
+    with pytest.raises(error, match="over") as raised:
+        guard.handle_request(post())
+    assert type(raised.value) is error
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("warmup_successes", [0, 3])
+def test_so_does_what_is_raised_in_a_wait(
+    error: type[BaseException],
+    warmup_successes: int,
+    virtual_time: VirtualTime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever raises it: a thread may be given an exception from another one."""
+
+    def sleep(_: float) -> None:
+        raise error("over")
+
+    monkeypatch.setattr(runtime.THREADS, "sleep", sleep)
+    guard = sync_guard(
+        FakeGateway(known_from(5.0)),
+        FakeControlPlane(),
+        GuardSettings(warmup_successes=warmup_successes),
+    )
+    with pytest.raises(error, match="over"):
+        guard.handle_request(post())
+
+
+@pytest.mark.parametrize("mapped", [httpx.ReadTimeout, httpx.ReadError])
+def test_so_does_what_a_transport_has_made_of_it(
+    mapped: type[httpx.TransportError], virtual_time: VirtualTime
+) -> None:
+    """Httpx makes its own errors of TimeoutError and OSError, with and without a guard."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if not exchange.is_probe:
+            return ok()
+        try:
+            _ring()
+        except OSError as error:
+            try:
+                raise ConnectionError from error
+            except ConnectionError:
+                raise mapped("over")  # noqa: B904 - as httpcore's
+        raise AssertionError
+
+    signal.signal(signal.SIGUSR1, _function(TimeoutError))
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    with pytest.raises(mapped, match="over"):
+        guard.handle_request(post())
+
+
+def test_a_probe_that_fails_while_the_program_handles_such_an_error_has_failed(
+    virtual_time: VirtualTime,
+) -> None:
+    """It cleans up, say. What it is handling is the context of all that is raised."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise httpx.ConnectError("no")
+        return ok()
+
+    signal.signal(signal.SIGUSR1, _function(TimeLimitError))
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    try:
+        _ring()
+    except TimeLimitError:
+        assert guard.handle_request(post()).status_code == 200
+    else:
+        raise AssertionError
+
+
+def test_errors_that_are_tied_to_a_ring_are_followed_once(virtual_time: VirtualTime) -> None:
+    first, second = httpx.ConnectError("no"), httpx.ConnectError("no")
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            first.__context__, second.__context__ = second, first
+            raise first
+        return ok()
+
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    assert guard.handle_request(post()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "error_type"),
+    [
+        (TimeLimitError, "error", f"{__name__}.TimeLimitError"),
+        (ScopeCancelledError, "cancelled", None),
+    ],
+)
+def test_its_span_names_it(
+    error: type[BaseException],
+    outcome: str,
+    error_type: str | None,
+    virtual_time: VirtualTime,
+    spans: InMemorySpanExporter,
+) -> None:
+    signal.signal(signal.SIGUSR1, _function(error))
+    guard = sync_guard(FakeGateway(_probed), FakeControlPlane(), GuardSettings())
+    with pytest.raises(error):
+        guard.handle_request(post())
+    [root] = [span for span in spans.get_finished_spans() if span.parent is None]
+    attributes = root.attributes or {}
+    assert attributes["tinker_guard.outcome"] == outcome
+    assert attributes.get("error.type") == error_type
