@@ -93,7 +93,7 @@ class SyncGuardTransport(httpx.BaseTransport):
             return response
         if response.status_code != 404:
             if not state.is_warm:
-                state.meets(response)
+                state.meets(request, response)
             return response
         report = RequestReport(request, state, guard._settings)
         not_found = response_for_coroutines(response)

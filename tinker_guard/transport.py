@@ -91,7 +91,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             response = await sent_on.handle_async_request(request)
             if response.status_code != 404:
                 if state is not None and not state.is_warm:
-                    state.meets(response)
+                    state.meets(request, response)
                 return response
             report = RequestReport(request, state, self._settings)
             return await self._recover(request, state, report, sent_on, response)
@@ -102,7 +102,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             if response.status_code == 404:
                 response = await self._recover(request, state, report, sent_on, response)
             elif state is not None and not state.is_warm:
-                state.meets(response)
+                state.meets(request, response)
             return report.answered(response)
 
     async def _recover(

@@ -24,7 +24,7 @@ from tinker_guard.policy.judgement import (
     judge,
     judge_by_reach,
 )
-from tinker_guard.policy.not_found import may_be_trainers
+from tinker_guard.policy.not_found import shows_route
 from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.policy.reach import with_cookies
 from tinker_guard.transports import runtime
@@ -173,7 +173,8 @@ class GuardedRequest:
         """
         self.sent_on = self.line.transport
         try:
-            request = with_cookies(self.request, cookies)
+            # Without a 404, its own cookies may be right: they need not be a balancer's.
+            request = with_cookies(self.request, cookies, replaces=pause is not None)
         except Exception:
             faults.log_fault("pinning a request")
             request = self.request
@@ -193,11 +194,12 @@ class GuardedRequest:
             response: The answer.
             end: What was found out before the request was sent.
         """
-        is_trainers = may_be_trainers(response.status_code, response.headers)
-        if is_trainers:
+        raw_path = self.request.url.raw_path
+        shows = shows_route(raw_path, response.status_code, response.headers)
+        if shows:
             self.state.answered(self.clock())
             self.state.ambiguous_ends += isinstance(end, Ambiguous)
-        if is_trainers or self.resends > 0:
+        if shows or self.resends > 0:
             logs.log_race_over(self.state, self.resends)
         if response.status_code == 409 and self.resends > 0:
             logs.log_conflict(self.state, self.wait)

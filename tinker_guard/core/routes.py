@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from tinker_guard.core.single_flight import SingleFlight, new_flight
 from tinker_guard.observability.logs import RouteLog
 from tinker_guard.policy.deployment import named_deployment
-from tinker_guard.policy.not_found import may_be_trainers
+from tinker_guard.policy.not_found import shows_route
 from tinker_guard.policy.route import Route, RoutePatterns, patterns_of
 from tinker_guard.transports import runtime
 
@@ -155,9 +155,9 @@ class RouteState:
             self.is_warm = True
             self.is_exhausted = False
 
-    def meets(self, response: httpx.Response) -> None:
+    def meets(self, request: httpx.Request, response: httpx.Response) -> None:
         """Note an answer to a request that the guard did not look after."""
-        if may_be_trainers(response.status_code, response.headers):
+        if shows_route(request.url.raw_path, response.status_code, response.headers):
             self.has_shown_trainer = True
 
     def exhausted(self, now: float, key: Hashable) -> None:

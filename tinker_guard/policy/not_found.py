@@ -158,6 +158,23 @@ def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:
     )
 
 
+_HEALTH: Final = frozenset({b"health", b"healthz", b"livez", b"readyz"})
+
+
+def shows_route(raw_path: bytes, status_code: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer shows that its route is known: the trainer's, and not about its health.
+
+    A gateway may route checks of health before all else, or answer them itself.
+
+    Args:
+        raw_path: The request's path and query.
+        status_code: The answer's status.
+        headers: The answer's headers, by names of any case.
+    """
+    is_health = raw_path.partition(b"?")[0].rpartition(b"/")[2] in _HEALTH
+    return not is_health and may_be_trainers(status_code, headers)
+
+
 # Pages, XML as object stores write it, and problem documents (RFC 9457).
 _OTHERS_MEDIA_TYPE: Final = re.compile(r"text/html|[^/]+/(?:.*\+)?xml|application/problem\+.*")
 

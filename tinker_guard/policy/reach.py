@@ -118,17 +118,24 @@ def _takes_back(attribute: bytes, headers: httpx.Headers) -> bool:
     return expires is not None and is_over(expires[1].decode("ascii", "replace"), headers)
 
 
-def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:
-    """A request that carries cookies in the place of its own of the same names.
+def with_cookies(
+    request: httpx.Request, cookies: Cookies, *, replaces: bool = True
+) -> httpx.Request:
+    """A request that carries further cookies.
 
     Everything else is the very same; the request that was given, and the caller's cookie jar, stay
     as they are.
+
+    Args:
+        request: The request.
+        cookies: The cookies.
+        replaces: Whether they take the place of its own of the same names.
     """
     if not cookies:
         return request
     headers = list(request.headers.raw)
-    values, places = dict(cookies), []
-    missing = dict(values)
+    missing, places = dict(cookies), []
+    values = missing.copy() if replaces else {}
     for place, (name, value) in enumerate(headers):
         if name.lower() == b"cookie":
             places.append(place)

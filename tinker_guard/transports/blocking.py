@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -30,8 +32,14 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         What is under way is not ended by the timeouts around; what has not begun in time is.
         """
         runtime.begin()
-        with runtime.interruptible():
+        handled = sys.exception()
+        # Without a function of the guard's own around it, which could fail.
+        try:
             response = self.transport.handle_request(request)
+        except (Exception, asyncio.CancelledError) as error:
+            if runtime.is_by_signal_handler(error, since=handled):
+                raise runtime.Interrupted(error) from None
+            raise
         return response_for_coroutines(response)
 
     async def __aenter__(self) -> Self:
@@ -43,8 +51,7 @@ class BlockingTransport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the transport."""
-        with runtime.interruptible():
-            self.transport.close()
+        self.transport.close()
 
 
 def blocking_factory(
@@ -118,12 +125,16 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
         self._stream.close()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        chunks = iter(self._stream)
+        chunks, handled = iter(self._stream), sys.exception()
         while True:
-            with runtime.interruptible():
-                chunk = next(chunks, None)
-            if chunk is None:
+            try:
+                chunk = next(chunks)
+            except StopIteration:
                 return
+            except (Exception, asyncio.CancelledError) as error:
+                if runtime.is_by_signal_handler(error, since=handled):
+                    raise runtime.Interrupted(error) from None
+                raise
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.
             try:
                 runtime.go_on()
@@ -133,8 +144,7 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        with runtime.interruptible():
-            self._stream.close()
+        self._stream.close()
 
 
 class _StreamOfClient(httpx.SyncByteStream):

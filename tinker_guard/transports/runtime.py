@@ -91,15 +91,6 @@ def run_blocking(
         RuntimeError: It waited for something else, which would need an event loop.
         BaseException: What the coroutine raises.
     """
-    try:
-        return _drive(coroutine, threads, is_request=is_request)
-    except Interrupted as interrupted:
-        error = interrupted.error
-    # Here, and not above, where it would get the other one as its context.
-    raise error
-
-
-def _drive(coroutine: Coroutine[Any, Any, _T], threads: Threads, *, is_request: bool) -> _T:
     before = _thread.threads, _thread.loop, _thread.timeouts
     _thread.threads, _thread.loop = threads, asyncio._get_running_loop()
     if is_request:
@@ -109,11 +100,15 @@ def _drive(coroutine: Coroutine[Any, Any, _T], threads: Threads, *, is_request: 
     except StopIteration as end:
         result: _T = end.value
         return result
+    except Interrupted as interrupted:
+        error = interrupted.error
     else:
         coroutine.close()
         raise RuntimeError("this needs an event loop, and is called below a sync client")
     finally:
         _thread.threads, _thread.loop, _thread.timeouts = before
+    # Here, and not above, where it would get the other one as its context.
+    raise error
 
 
 async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
@@ -126,7 +121,7 @@ async def isolated(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     if threads is None:
         return await call()
     with interruptible():
-        return _drive(call(), threads, is_request=False)
+        return run_blocking(call(), threads)
 
 
 def is_blocking() -> bool:
@@ -302,12 +297,12 @@ def interruptible(*, always: bool = False) -> Iterator[None]:
     try:
         yield
     except (Exception, asyncio.CancelledError) as error:
-        if not (always or _is_by_signal_handler(error, since=handled)):
+        if not (always or is_by_signal_handler(error, since=handled)):
             raise
         raise Interrupted(error) from None
 
 
-def _is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
+def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
     """Whether a signal handler raised an error, or one that a transport made this one of.
 
     Args:
