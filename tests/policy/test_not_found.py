@@ -59,6 +59,11 @@ def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> 
         ({"code": 5, "message": "no route to a-route"}, ["a-route"], False),
         ({"code": 5, "message": "no route to route"}, ["route"], False),
         ({"code": 5, "message": "no job a-route-b"}, ["a-route"], False),
+        # A plain word does, but for one in the name of a resource.
+        ({"code": 5, "message": "no job accounts/upstream/jobs/host"}, ["upstream", "host"], True),
+        ({"code": 5, "message": "accounts/a/jobs/app is not there"}, ["a", "app"], True),
+        ({"code": 5, "message": "accounts/a/jobs/b: no upstream"}, ["a", "upstream"], False),
+        ({"code": 5, "message": "unknown path /v1/route"}, ["route"], False),
         # That an id speaks of a job does not show that the answer does.
         ({"code": 404, "message": "nothing at job-1"}, ["job-1"], False),
         ({"code": 404, "message": "nothing at trainer"}, ["trainer"], False),
@@ -83,6 +88,15 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
         ("no checkpoint on host-1", [], Source.UNKNOWN),
         ("checkpoint-1: service not found", ["checkpoint-1"], Source.UNKNOWN),
         ("x" * 1995 + " future-1", ["future-1"], Source.UNKNOWN),
+        # What is named after it: pods, a host, a replica set.
+        ("pod sampler-7b-0 is not ready", ["sampler-7b"], Source.UNKNOWN),
+        ("pod sampler-0 is not ready", ["sampler"], Source.UNKNOWN),
+        ("Sampler-7B-5d9c7b-x2x9z has gone", ["sampler-7b"], Source.UNKNOWN),
+        ("rlor-sampler-7b-0 has gone", ["sampler-7b"], Source.UNKNOWN),
+        ("sampler-7b-0.acme.svc.cluster.local: refused", ["sampler-7b"], Source.UNKNOWN),
+        ("sampler-7b.acme.svc is not known", ["sampler-7b"], Source.UNKNOWN),
+        ("no sampler sampler-7b-0", ["sampler-7b"], Source.TRAINER),
+        ("no sampler-8b in llama-7b", ["llama-7b"], Source.TRAINER),
         ("x" * 990 + " future-1", ["future-1"], Source.UNKNOWN),
     ],
 )
@@ -98,6 +112,13 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
     [
         ("Service a/checkpoint-1 not found", ["a", "checkpoint-1"], Source.UNKNOWN),
         ("Model no-route-1 not found", ["no-route-1"], Source.TRAINER),
+        ("Pod sampler-7b-0 not found", ["sampler-7b"], Source.UNKNOWN),
+        # No future of the trainer's.
+        ("Service not found. It may come in the near future.", [], Source.UNKNOWN),
+        ("Service not found: try again in the future", [], Source.UNKNOWN),
+        ("Service not found. In future, ask first.", [], Source.UNKNOWN),
+        ("Job not found: the future f-1 is gone", [], Source.TRAINER),
+        ("Job f-1 not found in futures", [], Source.UNKNOWN),
         ("Model not found", ["a"], Source.TRAINER),
     ],
 )

@@ -10,7 +10,6 @@ from tinker_guard.policy.wording import (
     PHRASE_LENGTH,
     ROUTERS_WORDS,
     is_reason_phrase,
-    names_among,
     without,
 )
 
@@ -71,9 +70,8 @@ def speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
         members: Its members.
         ids: What the question's URL names; see `not_found.source_of`.
     """
-    names = names_among(ids)
     return any(name.startswith("cloudflare_") for name in members) or any(
-        ROUTERS_WORDS.search(without(names, text).replace("_", " "))
+        ROUTERS_WORDS.search(without(ids, text, but_words=True).replace("_", " "))
         for holder in holders(members)
         for name in (*_TEXT_MEMBERS, *_CODE_MEMBERS)
         if isinstance(text := holder.get(name), str)

@@ -19,7 +19,6 @@ from tinker_guard.policy.wording import (
     ROUTERS_WORDS,
     TRAINERS_WORDS,
     is_reason_phrase,
-    names_among,
     without,
 )
 
@@ -229,7 +228,7 @@ def _source_by_text(shape: ServerShape, members: dict[str, Any], ids: Collection
         text = text[name]
     if is_reason_phrase(text):
         return Source.UNKNOWN if shape.is_generic else Source.ROUTER
-    if ROUTERS_WORDS.search(without(names_among(ids), text)):
+    if ROUTERS_WORDS.search(without(ids, text, but_words=True)):
         return Source.UNKNOWN
     if shape.is_generic and not TRAINERS_WORDS.search(without(ids, text)):
         return Source.UNKNOWN
@@ -245,7 +244,7 @@ def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
     text = "\n".join(texts)
     if TRAINERS_WORDS.search(without(ids, text)):
         return False
-    said = without(names_among(ids), text).replace("_", " ")
+    said = without(ids, text, but_words=True).replace("_", " ")
     return GATEWAYS_WORDS.search(said) is not None
 
 

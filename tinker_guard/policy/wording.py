@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 TRAINERS_WORDS: Final = re.compile(
-    r"(?<!/)\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model"
+    # Not what may come "in the near future".
+    r"(?<!/)(?<!\bin )(?<!\bin the )(?<!\bnear )"
+    r"\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model"
     r"|(?:sampling|training)[ _]session)\b"
     r"|\btinker://",
     re.IGNORECASE,
@@ -72,6 +74,10 @@ _REASON_PHRASE: Final = re.compile(
 
 PHRASE_LENGTH: Final = 64
 
+_OF_PODS: Final = r"(?:-\w*\d\w*)*"
+"""What Kubernetes adds to a name: sampler-7b-0, sampler-7b-5d9c7b-x2x9z. Not another word, which
+may be somebody else's."""
+
 _TEXT_LENGTH: Final = 1000
 """How much of a text is searched: a pattern takes long for a text of a million characters."""
 
@@ -85,15 +91,25 @@ def is_reason_phrase(text: object) -> bool:
     )
 
 
-def without(ids: Collection[str], text: str) -> str:
-    """The beginning of a text, with an x in the place of what the request's URL names."""
+def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
+    """The beginning of a text, with an x in the place of what the request's URL names.
+
+    Also of what is named after it, such as the pods and the host of a job.
+
+    Args:
+        ids: What the request's URL names.
+        text: The text.
+        but_words: Whether an id that is a plain word stays, but for one in the name of a resource:
+            where a router speaks of a route, `route` is no id, but it is in `accounts/route`.
+    """
     # Cut before, so that a long text takes no time, and after: an id may stand at the first cut.
     text = text[: 2 * _TEXT_LENGTH]
     for one in sorted(filter(None, ids), key=len, reverse=True):
-        text = re.sub(rf"(?<![\w~-]){re.escape(one)}(?![\w~-])", "x", text, flags=re.IGNORECASE)
+        if not one.isalpha():
+            named = rf"(?<![\w.~-])(?:[\w.~]+-)*{re.escape(one)}{_OF_PODS}(?:\.[\w.-]*)?(?![\w~-])"
+        elif but_words:
+            named = rf"(?<=\w/){one}(?![\w~-])"
+        else:
+            named = rf"(?<![\w~-]){one}{_OF_PODS}(?![\w~-])"
+        text = re.sub(named, "x", text, flags=re.IGNORECASE)
     return text[:_TEXT_LENGTH]
-
-
-def names_among(ids: Collection[str]) -> list[str]:
-    """The ids that are no plain words: where a router speaks of a route, `route` is no id."""
-    return [one for one in ids if not one.isalpha()]
