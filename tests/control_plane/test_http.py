@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from testkit.fakes import KEY, FakeGateway, loop_time, ok, plain_404
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.control_plane.chosen import control_plane_of
+from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.http import HttpControlPlane, state_name
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteState, RouteTable
@@ -161,6 +162,33 @@ async def test_to_the_routes_own_origin_goes_what_makes_a_request_arrive() -> No
     assert (sent["modal-key"], sent["host"], "cookie" in sent) == ("wk-1", "inner.test", False)
 
 
+@pytest.mark.parametrize("is_fireworks", [True, False])
+@pytest.mark.parametrize("own_key", [None, "cp-1"])
+@pytest.mark.parametrize("url", [ORIGIN, f"{ORIGIN}:443", f"{ORIGIN}/api", None])
+async def test_so_it_does_where_a_setting_names_that_origin(
+    is_fireworks: bool, own_key: str | None, url: str | None
+) -> None:
+    """As without the setting: what makes a request arrive there makes a lookup arrive too."""
+    server = Server({"state": "JOB_STATE_RUNNING"})
+    key = None if own_key is None else SecretStr(own_key)
+    plane = (
+        FireworksControlPlane(url, api_key=key, transport=httpx.MockTransport(server))
+        if is_fireworks
+        else server.plane(f"{url or ''}/status", api_key=key)
+    )
+    headers = {"CF-Access-Client-Id": "c-1", "Host": "inner.test", "X-Api-Key": KEY}
+    request = httpx.Request("POST", f"{ORIGIN}/api/v1/x", headers=headers)
+    request.extensions["sni_hostname"] = "inner.test"
+    route = "/training/v1/rlorTrainerJobs/{account}/{job}"
+    state = route_state(f"{ORIGIN}/training/v1/rlorTrainerJobs/a/j/api/v1/x", ORIGIN + route)
+    assert (await SharedControlPlane(GuardSettings(), plane).ask(state, request)).is_running
+    (asked,) = server.requests
+    assert (asked.headers["cf-access-client-id"], asked.headers["host"]) == ("c-1", "inner.test")
+    assert asked.extensions["sni_hostname"] == "inner.test"
+    keys = [value for name, value in asked.headers.raw if name.lower() == b"x-api-key"]
+    assert keys == [(own_key or KEY).encode()]
+
+
 async def test_another_origin_gets_nothing_of_the_request() -> None:
     server = Server({"state": "running"})
     shared = SharedControlPlane(GuardSettings(), server.plane("https://api.test/status"))
@@ -169,6 +197,32 @@ async def test_another_origin_gets_nothing_of_the_request() -> None:
     request = httpx.Request("POST", f"{ORIGIN}/api/v1/x", headers=headers)
     await shared.ask(route_state(f"{ORIGIN}/api/v1/x", ORIGIN), request)
     assert "geheim" not in repr(server.requests[0].headers.raw)
+
+
+@pytest.mark.parametrize("word", ["error", "ERROR", "fail", "ok", "Success"])
+@pytest.mark.parametrize(
+    "more", [{}, {"message": "database timeout"}, {"data": None}, {"data": {"name": "other"}}]
+)
+async def test_a_word_about_the_question_is_no_state(word: str, more: dict[str, Any]) -> None:
+    for member in ("status", "state"):
+        with pytest.raises(ControlPlaneError, match="with no state at"):
+            await Server({member: word, **more}).ask(state=(member,))
+
+
+@pytest.mark.parametrize(
+    ("document", "options"),
+    [
+        ({"status": "error", "name": "qwen-3"}, {}),
+        ({"status": "error", "data": [{"name": "models/qwen-3/versions/1"}]}, {}),
+        ({"status": "error"}, {"stopped": ("ERROR",)}),
+        ({"status": "error"}, {"running": ("ERROR",)}),
+        ({"status": {"state": "error"}}, {"state": ("status", "state")}),
+    ],
+)
+async def test_where_it_is_about_the_job_it_is_one(
+    document: dict[str, Any], options: dict[str, Any]
+) -> None:
+    assert await Server(document).ask(**{"state": ("status",)} | options) == "ERROR"
 
 
 # -- what is answered ------------------------------------------------------------------------------

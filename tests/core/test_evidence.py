@@ -18,6 +18,7 @@ from testkit.fakes import (
     loop_time,
     ok,
     plain_404,
+    router_404,
     tracked,
     trainer_404,
 )
@@ -321,6 +322,30 @@ async def test_the_trainers_own_404_is_handed_back_at_once() -> None:
     gateway.answer = lambda _: trainer_404()
     assert (await send(transport)).content == TRAINER_BODY
     assert (loop_time(), len(gateway.sent)) == (0.0, 2)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/healthz", "/healthz?verbose=1", "/health", "/readyz"])
+@pytest.mark.parametrize("warmup_successes", [0, 1])
+@pytest.mark.parametrize("plain", [plain_404, router_404])
+async def test_an_answer_about_health_does_not_show_that_it_was_reached(
+    path: str, warmup_successes: int, plain: Callable[[], httpx.Response]
+) -> None:
+    """A gateway may know that path before all else, or answer it by itself."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.path == httpx.URL(path).path:
+            return ok()
+        return httpx.Response(503) if exchange.is_probe else plain()
+
+    gateway = FakeGateway(answer)
+    transport = guard(gateway, warmup_successes=warmup_successes)
+    for _ in range(3):
+        assert (await send(transport, path)).status_code == 200
+    state = ROUTES.find(httpx.URL(f"{HEAD}{path}"), patterns_of((HEAD,)))
+    assert state is not None
+    assert (state.is_warm, state.has_shown_trainer) == (False, False)
+    assert (await send(transport)).status_code == 404
+    assert loop_time() >= GuardSettings().unreached_timeout
 
 
 @pytest.mark.parametrize("status_code", [400, 401, 403, 409, 410, 422, 429, 500, 502, 503])

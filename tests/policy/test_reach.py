@@ -230,6 +230,21 @@ def test_a_resend_carries_the_cookies_in_the_place_of_its_own(
     assert original.headers.raw == before
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], [(b"Cookie", b"affinity=2; zone=b")]),
+        ([(b"Cookie", b"affinity=1")], [(b"Cookie", b"affinity=1; zone=b")]),
+        ([(b"Cookie", b"affinity=1; zone=a")], [(b"Cookie", b"affinity=1; zone=a")]),
+        ([(b"Cookie", b"s=3")], [(b"Cookie", b"s=3; affinity=2; zone=b")]),
+    ],
+)
+def test_what_has_met_no_404_keeps_its_own(given: Headers, expected: Headers) -> None:
+    cookies = ((b"affinity", b"2"), (b"zone", b"b"))
+    sent = with_cookies(request(given), cookies, replaces=False)
+    assert [header for header in headers_of(sent) if header[0] == b"Cookie"] == expected
+
+
 def test_all_else_of_the_resend_is_the_very_same() -> None:
     original = request(STAYING, timeout={"read": 600.0})
     sent = with_cookies(original, ((b"affinity", b"2"),))
@@ -393,6 +408,30 @@ async def test_a_balancers_cookie_pins_the_request_to_the_replica_that_was_reach
         ["session=s"] if session else []
     )
     assert len([c for c in cookies if c.startswith("affinity=")]) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("known_at", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["session", "sid", "affinity"])
+async def test_a_probe_that_is_given_a_session_takes_none_from_the_request(
+    known_at: float, name: str
+) -> None:
+    """A server may give one to whoever comes without."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.at < known_at:
+            return gateway_404()
+        if exchange.is_probe:
+            response = ok()
+            response.headers["set-cookie"] = f"{name}=nobody; Path=/"
+            return response
+        return ok() if f"{name}=alice" in exchange.headers["cookie"] else httpx.Response(401)
+
+    gateway = FakeGateway(answer)
+    sent = request([(b"Cookie", f"theme=dark; {name}=alice".encode())])
+    response = await guarded(gateway, warmup=3).handle_async_request(sent)
+    assert response.status_code == 200
+    assert len(gateway.sent) == 1
 
 
 @pytest.mark.anyio

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
-from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
+from tinker_guard.control_plane.question import (
+    MISSING,
+    HasKey,
+    document_at,
+    is_same_origin,
+    place_of,
+    with_own_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,9 +51,9 @@ class FireworksControlPlane(HasKey):
     is_key_lost: bool = field(default=False, repr=False)
     reach: Reach | None = field(default=None, repr=False, compare=False)
 
-    def is_at(self, _: str) -> bool:
+    def is_at(self, origin: str) -> bool:
         """Whether the question goes to the route's own origin."""
-        return self.url is None
+        return self.url is None or is_same_origin(self.url, origin)
 
     def url_for(self, account: str, job: str, *, origin: str) -> httpx.URL:
         """What is fetched to learn a job's state."""
@@ -82,12 +89,12 @@ class FireworksControlPlane(HasKey):
         credentials: Mapping[str, str],
         ids: tuple[str, str],
     ) -> str | None:
-        extensions: Mapping[str, Any] = {}
+        extensions: Mapping[str, Any] = {} if self.reach is None else self.reach.extensions
         if self.api_key is not None:
-            headers = [(b"x-api-key", self.api_key.get_secret_value().encode())]
-        elif self.reach is not None and self.url is None:
+            own = [(b"x-api-key", self.api_key.get_secret_value().encode())]
+            headers = with_own_key(self.reach, own)
+        elif self.reach is not None:
             headers = list(self.reach.headers)
-            extensions = self.reach.extensions
         else:
             headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
         document = await document_at(

@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
-from tinker_guard.control_plane.question import MISSING, HasKey, document_at, place_of
+from tinker_guard.control_plane.question import (
+    MISSING,
+    HasKey,
+    document_at,
+    is_same_origin,
+    place_of,
+    with_own_key,
+)
 from tinker_guard.policy.errors import reports_an_error
 from tinker_guard.policy.job import PHASES, JobPhase
+from tinker_guard.policy.json_body import texts_in
 from tinker_guard.policy.template import fill, names_in
 
 if TYPE_CHECKING:
@@ -36,6 +44,9 @@ STOPPED: Final = (
 """States that stop a job wherever they are said: those of Fireworks, and words of others, such as
 SUCCEEDED of Ray's jobs, `terminating` and `done` of dstack, Docker's `exited`. Not ERROR and
 SUCCESS, which may be said of the question."""
+
+
+_OF_QUESTIONS: Final = frozenset({"ERROR", "FAIL", "OK", "SUCCESS"})
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,7 @@ class HttpControlPlane(HasKey):
         """Whether the question goes to a route's own origin."""
         if self.url.startswith("/"):
             return True
-        here, there = httpx.URL(self.url), httpx.URL(origin)
-        return (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+        return is_same_origin(self.url, origin)
 
     async def route_state(
         self, names: Mapping[str, str], *, origin: str, credentials: Mapping[str, str]
@@ -99,14 +109,15 @@ class HttpControlPlane(HasKey):
         """
         filled = fill(self.url, names)
         url = httpx.URL(origin + filled if filled.startswith("/") else filled)
-        extensions: Mapping[str, Any] = {}
+        extensions: Mapping[str, Any] = {} if self.reach is None else self.reach.extensions
         if self.api_key is not None:
             key = self.api_key.get_secret_value().encode()
-            headers = [(b"x-api-key", key), (b"authorization", b"Bearer " + key)]
+            own = [(b"x-api-key", key), (b"authorization", b"Bearer " + key)]
+            headers = with_own_key(self.reach, own)
         elif not self.is_at(origin):
             headers = []
         elif self.reach is not None:
-            headers, extensions = list(self.reach.headers), self.reach.extensions
+            headers = list(self.reach.headers)
         else:
             headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
         headers.append((b"accept", b"application/json"))
@@ -120,16 +131,28 @@ class HttpControlPlane(HasKey):
         )
         if document is MISSING or self._lacks_job(document, names):
             return None
+        found = document
         for member in self.state:
-            document = _member(document, fill(member, names))
-        state = state_name(document)
-        if state is None:
+            found = _member(found, fill(member, names))
+        state = state_name(found)
+        if state is None or self._is_of_the_question(state, document, names):
             raise ControlPlaneError(
                 f"{place_of(url)} answered, but with no state at "
                 f"{'.'.join(self.state)}. TINKER_GUARD_CONTROL_PLANE_STATE says where it stands.",
                 200,
             )
         return state
+
+    def _is_of_the_question(self, state: str, document: object, names: Mapping[str, str]) -> bool:
+        """Whether a word such as `error` says how the question went, and not the job.
+
+        It is the job's where a setting lists it as a state, where it stands below another member,
+        and where the document names the job.
+        """
+        may_be = state in _OF_QUESTIONS and state not in self.phases and len(self.state) == 1
+        return may_be and not any(
+            name in text.split("/") for text in texts_in(document) for name in names.values()
+        )
 
     def _lacks_job(self, document: object, names: Mapping[str, str]) -> bool:
         """Whether a member that a placeholder names is missing where others of its kind are."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from tinker_guard.policy.reach import Reach
+
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -199,6 +201,26 @@ def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> ob
     else:
         problem = f"{place} answered with the status {status_code}."
     raise ControlPlaneError(problem, status_code, answer.retry_after)
+
+
+def is_same_origin(url: str, origin: str) -> bool:
+    """Whether a URL is at an origin."""
+    here, there = httpx.URL(url), httpx.URL(origin)
+    return (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
+
+
+def with_own_key(reach: Reach | None, key: Headers) -> Headers:
+    """The headers of a lookup with a key of its own: it arrives as the guarded request does.
+
+    Args:
+        reach: What makes the guarded request arrive there; None at another origin.
+        key: The headers with the key.
+    """
+    others = reach.headers if reach is not None else ()
+    return [*(pair for pair in others if pair[0].lower() not in _CREDENTIALS), *key]
+
+
+_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key"})
 
 
 def place_of(url: httpx.URL) -> str:

@@ -107,3 +107,18 @@ def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ValueError("no number of a real answer")
     return int(digits)
+
+
+def texts_in(document: object) -> list[str]:
+    """All texts of a JSON document, in their order. Not recursive: a body may be deep."""
+    texts: list[str] = []
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, dict):
+            left.extend(reversed(value.values()))
+        elif isinstance(value, list):
+            left.extend(reversed(value))
+    return texts

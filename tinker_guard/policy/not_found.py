@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.errors import PROBLEM_MEMBERS, is_error_member, reports_an_error
-from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, media_types
+from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, media_types, texts_in
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
 from tinker_guard.policy.wording import (
     GATEWAYS_WORDS,
@@ -237,7 +237,7 @@ def _source_by_text(shape: ServerShape, members: dict[str, Any], ids: Collection
 
 def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
     """Whether an answer with FastAPI's `detail` may be a gateway's that is made with FastAPI."""
-    texts = _texts_in(members)
+    texts = texts_in(members)
     # The reason phrase alone, in an object or a list, is no more of the trainer's than without.
     if texts and all(map(is_reason_phrase, texts)):
         return True
@@ -246,21 +246,6 @@ def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
         return False
     said = without(ids, text, but_words=True).replace("_", " ")
     return GATEWAYS_WORDS.search(said) is not None
-
-
-def _texts_in(members: dict[str, Any]) -> list[str]:
-    """All texts of a JSON object, in their order. Not recursive: a body may be deep."""
-    texts: list[str] = []
-    left: list[object] = [members]
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            texts.append(value)
-        elif isinstance(value, dict):
-            left.extend(reversed(value.values()))
-        elif isinstance(value, list):
-            left.extend(reversed(value))
-    return texts
 
 
 def _is_more_than_detail(members: dict[str, Any]) -> bool:
