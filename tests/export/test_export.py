@@ -22,6 +22,7 @@ from testkit.otlp import backend
 from testkit.programs import free_port
 from tinker_guard.export.console import Trees
 from tinker_guard.export.exporters import FILE_DELAY
+from tinker_guard.export.ids import OwnIds
 from tinker_guard.export.lifecycle import EXIT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -75,6 +76,38 @@ def run(program: str, **variables: str) -> tuple[str, str]:
         out, err = process.communicate(timeout=40)
     assert process.returncode == 0, err
     return out, err
+
+
+@pytest.mark.parametrize("export", ["jsonl:{}", "console", None])
+def test_the_random_numbers_of_a_program_stay_as_they_are(
+    export: str | None, tmp_path: Path
+) -> None:
+    """A seeded run has to shuffle its data as without an export."""
+    out, _ = run(
+        """
+import random
+random.seed(0)
+if "TINKER_GUARD_EXPORT" in os.environ:
+    begin()
+    from opentelemetry import trace
+    tracer = trace.get_tracer("another's")
+    with tracer.start_as_current_span("one"), tracer.start_as_current_span("two"):
+        send(3)
+say(random.random())
+""",
+        **({} if export is None else {"TINKER_GUARD_EXPORT": export.format(tmp_path / "x.jsonl")}),
+    )
+    assert "0.8444218515250481" in out
+
+
+def test_no_two_spans_have_the_same_id() -> None:
+    ids = OwnIds()
+    for generate, bits in ((ids.generate_span_id, 64), (ids.generate_trace_id, 128)):
+        found = [generate() for _ in range(1000)]
+        assert len({*found}) == 1000
+        assert max(found).bit_length() > bits - 8
+        assert min(found) > 0
+    assert ids.is_trace_id_random() is True
 
 
 def spans_in(path: Path, by: str = "tinker_guard") -> list[dict[str, Any]]:

@@ -159,11 +159,12 @@ def _trace_to(exporters: Exporters, resource: Resource) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from tinker_guard.export.ids import OwnIds
     from tinker_guard.export.without_secrets import WithoutSecrets
 
     delay = exporters.span_delay
     # By default, the SDK would wait half a minute at exit for a backend that is down.
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=OwnIds())
     provider.add_span_processor(WithoutSecrets())
     provider.add_span_processor(
         BatchSpanProcessor(
