@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack, cast
 
+from tinker_guard.control_plane.protocol import check_given
 from tinker_guard.install import installation
 from tinker_guard.settings import (
     GuardSettings,
@@ -89,6 +90,8 @@ def install_guard(
     if isinstance(control_plane, str):
         named["control_plane"] = control_plane
         control_plane = None
+    if control_plane is not None:
+        check_given(control_plane)
     if settings is not None:
         check_type(settings)
         if named:

@@ -631,6 +631,51 @@ def test_a_base_url_that_is_not_guarded_is_told_of_once_at_install(
     assert "geheim" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("routes", "is_warned"), [((), False), ("http://head:8000", True), ("http://heads:80", True)]
+)
+def test_a_client_that_the_routes_of_a_setting_miss_is_warned_of(
+    routes: str, is_warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where none is set, the server may have nothing to guard; a setting may be misspelt."""
+    monkeypatch.setenv("TINKER_BASE_URL", "http://other:8000")
+    install_guard(routes=routes)
+    kept = sdk_client(base_url="http://other:8000")
+    told = [each for each in caplog.records if "is no trainer route" in each.getMessage()]
+    assert [each.levelname for each in told] == ["WARNING"] * (2 * is_warned)
+    del kept
+
+
+class _Plane:
+    async def job_state(self, *_: Any, **__: Any) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("control_plane", "says"),
+    [
+        (_Plane, "_Plane is a class. Call it."),
+        (5, "int has neither."),
+        (object(), "object has neither."),
+        (print, "builtin_function_or_method has neither."),
+    ],
+)
+def test_what_is_no_control_plane_is_refused_at_once(control_plane: Any, says: str) -> None:
+    for use in (
+        lambda: install_guard(control_plane=control_plane),
+        lambda: GuardTransport(
+            httpx.MockTransport(lambda _: httpx.Response(200)), control_plane=control_plane
+        ),
+    ):
+        with pytest.raises(
+            InvalidSettingsError, match=r"^control_plane: must be an object"
+        ) as told:
+            use()
+        assert str(told.value).endswith(says)
+    assert not status().is_installed
+    install_guard(control_plane=_Plane())
+
+
 def test_a_route_by_configuration_is_shown_without_what_is_hidden() -> None:
     install_guard(routes="http://head:8000/k/{_key}")
     kept = sdk_client(base_url="http://head:8000/k/geheim")

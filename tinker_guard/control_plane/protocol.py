@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
+from tinker_guard.settings import InvalidSettingsError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -74,6 +76,23 @@ class RouteControlPlane(Protocol):
 
 
 AnyControlPlane: TypeAlias = ControlPlane | RouteControlPlane
+
+
+def check_given(plane: object) -> None:
+    """Refuse what is no control plane, before the first 404 is judged by it.
+
+    Raises:
+        InvalidSettingsError: It has neither method, or is a class instead of an object of one.
+    """
+    if isinstance(plane, type):
+        raise InvalidSettingsError(
+            f"control_plane: must be an object; {plane.__name__} is a class. Call it."
+        )
+    if not isinstance(plane, ControlPlane | RouteControlPlane):
+        raise InvalidSettingsError(
+            "control_plane: must be an object with a method job_state or route_state, and "
+            f"{type(plane).__name__} has neither."
+        )
 
 
 class ControlPlaneError(Exception):

@@ -21,7 +21,7 @@ from tinker_guard.control_plane.chosen import (
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.http import HttpControlPlane
 from tinker_guard.control_plane.kubernetes import KubernetesControlPlane
-from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
+from tinker_guard.control_plane.protocol import ControlPlaneError, check_given, is_state_name
 from tinker_guard.control_plane.question import DisconnectedError
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
@@ -59,6 +59,8 @@ class SharedControlPlane:
     def __init__(
         self, settings: GuardSettings, control_plane: AnyControlPlane | None = None
     ) -> None:
+        if control_plane is not None:
+            check_given(control_plane)
         self._given = control_plane
         self._control_plane = control_plane or control_plane_of(settings)
         self._is_default = control_plane is None and settings.control_plane is None

@@ -303,7 +303,7 @@ class _Installation:
             self.places[place] += 1
             is_new = self.places[place] == 1
         if is_new:
-            faults.log(logging.INFO, "%s.", place)
+            faults.log(_level_of(place, self.settings), "%s.", place)
 
     def _put_guards(
         self,
@@ -604,7 +604,13 @@ def _tell_unguarded_base_url(settings: GuardSettings) -> None:
         # The SDK reports this itself, and so does `tinker-guard doctor`.
         return
     if place is not None and place.job is None:
-        faults.log(logging.INFO, "TINKER_BASE_URL: %s.", place)
+        faults.log(_level_of(place, settings), "TINKER_BASE_URL: %s.", place)
+
+
+def _level_of(place: Place, settings: GuardSettings) -> int:
+    """WARNING where patterns are set, and match none of what the program sends: a misspelt one."""
+    is_missed = place.job is None and bool(settings.routes)
+    return logging.WARNING if is_missed else logging.INFO
 
 
 def _prepare_children(request: _Request) -> None:
