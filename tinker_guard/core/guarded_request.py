@@ -173,8 +173,7 @@ class GuardedRequest:
         """
         self.sent_on = self.line.transport
         try:
-            # Without a 404, its own cookies may be right: they need not be a balancer's.
-            request = with_cookies(self.request, cookies, replaces=pause is not None)
+            request = with_cookies(self.request, cookies)
         except Exception:
             faults.log_fault("pinning a request")
             request = self.request

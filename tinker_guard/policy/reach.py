@@ -97,7 +97,8 @@ _EXPIRES: Final = re.compile(rb"\s*expires\s*=\s*(.*)", re.IGNORECASE)
 def cookies_set_by(response: httpx.Response) -> Cookies:
     """The cookies that a response sets: a balancer's pin the next request to the same replica.
 
-    One that the response takes back is not among them: the request keeps its own of that name.
+    One that the response takes back is not among them: the request keeps its own of that name. Nor
+    is a login's, which a server may give to whoever comes without.
     """
     headers = response.headers
     cookies = [value.split(b";") for name, value in headers.raw if name.lower() == b"set-cookie"]
@@ -106,7 +107,18 @@ def cookies_set_by(response: httpx.Response) -> Cookies:
         for pair, *attributes in cookies
         if not any(_takes_back(attribute, headers) for attribute in attributes)
     )
-    return tuple((name.strip(), value.strip()) for name, _, value in pairs if name.strip())
+    named = ((name.strip(), value.strip()) for name, _, value in pairs)
+    return tuple((name, value) for name, value in named if name and not _LOGINS.fullmatch(name))
+
+
+# Of web frameworks, Kubeflow, oauth2-proxy, Cloudflare Access. Not JSESSIONID, which balancers
+# choose a replica by.
+_LOGINS: Final = re.compile(
+    rb"(?:__(?:host|secure)-)?_*(?:connect\.sid|s(?:ession[-_]?)?id|session|phpsessid"
+    rb"|asp\.net_sessionid|authservice_session|oauth2_proxy(?:_\d+)?|cf_authorization"
+    rb"|(?:access|id|refresh|auth|csrf|xsrf)?[-_]?token|auth(?:orization)?|csrf|jwt)",
+    re.IGNORECASE,
+)
 
 
 def _takes_back(attribute: bytes, headers: httpx.Headers) -> bool:
@@ -118,24 +130,17 @@ def _takes_back(attribute: bytes, headers: httpx.Headers) -> bool:
     return expires is not None and is_over(expires[1].decode("ascii", "replace"), headers)
 
 
-def with_cookies(
-    request: httpx.Request, cookies: Cookies, *, replaces: bool = True
-) -> httpx.Request:
-    """A request that carries further cookies.
+def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:
+    """A request that carries cookies in the place of its own of the same names.
 
     Everything else is the very same; the request that was given, and the caller's cookie jar, stay
     as they are.
-
-    Args:
-        request: The request.
-        cookies: The cookies.
-        replaces: Whether they take the place of its own of the same names.
     """
     if not cookies:
         return request
     headers = list(request.headers.raw)
-    missing, places = dict(cookies), []
-    values = missing.copy() if replaces else {}
+    values, places = dict(cookies), []
+    missing = dict(values)
     for place, (name, value) in enumerate(headers):
         if name.lower() == b"cookie":
             places.append(place)
