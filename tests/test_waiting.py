@@ -259,6 +259,13 @@ def test_a_url_on_no_trainer_route_is_told_how_it_would_be_one() -> None:
         wait_until_routable("http://head:8000/geheim")
 
 
+@pytest.mark.parametrize("more", ["?x=1", "#top", "/?key=geheim", "?"])
+def test_a_url_with_a_query_is_refused_without_showing_it(more: str) -> None:
+    with pytest.raises(ValueError, match="must have no query") as told:
+        wait_until_routable(f"{BASE}{more}")
+    assert "geheim" not in str(told.value)
+
+
 def test_what_is_no_url_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^this is no URL: 'http://x:port...'$"):
         wait_until_routable("http://x:port/")

@@ -139,6 +139,8 @@ async def until_routable(
         raise ValueError(f"this is no URL with http:// or https:// and a host: {_shown(url)}")
     if base_url.port is not None and not 0 < base_url.port < 65536:
         raise ValueError("this URL must have a port from 1 to 65535")
+    if base_url.query or base_url.fragment:
+        raise ValueError("this URL must have no query: remove what begins with ? or #")
     if api_key is not None and not can_be_sent(api_key):
         raise ValueError(
             "no header can carry this API key: look for a line break or a space at its end, or a "

@@ -316,7 +316,7 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("demo", "--otlp", "localhost"), "http://localhost:4318"),
+        (("demo", "--otlp", "localhost"), "--otlp must be a URL such as http://localhost:4318"),
         (("demo", "--otlp", "http://"), "http://localhost:4318"),
         (("demo", "--svg", "no/such/folder/x.svg"), "cannot be written"),
         (("gateway", "--fault-file", "no/such/file.json"), "does not exist"),

@@ -53,7 +53,10 @@ def demo(arguments: argparse.Namespace) -> int:
     """Train the same five steps three times; returns the exit code."""
     try:
         fault = _fault_to_show(arguments.fault)
-        otlp = None if arguments.otlp is None else traces_url(arguments.otlp)
+        try:
+            otlp = None if arguments.otlp is None else traces_url(arguments.otlp)
+        except ValueError as error:
+            raise ValueError(f"--otlp {error}") from None
         exporter = None if otlp is None else otlp_exporter(otlp)
         GuardSettings()
     except MissingExporterError:
