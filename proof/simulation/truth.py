@@ -166,7 +166,8 @@ class Truth:
         """Whether a call that has met a 404 had to be sent again before it was handed back.
 
         Its trainer was reached before, so that its 404 came of a race, and there was time for that:
-        reading the 404, or closing something, did not last until the budget was over.
+        reading the 404, closing something, or a process that stood still did not last until the
+        budget was over.
         """
         first = next(exchange for exchange in call.sends if exchange.is_404)
         over_at = self.budget(call).earliest - ROUNDING
@@ -174,8 +175,8 @@ class Truth:
             self.is_alone
             and first.body_at < over_at
             and not any(
-                closing.began_at < call.ended_at and closing.ended_at >= over_at
-                for closing in self.world.closings
+                lost.began_at < call.ended_at and lost.ended_at >= over_at
+                for lost in (*self.world.closings, *self.world.stalls)
             )
             and call.caller.asks != "upload"
             and self._was_surely_reached(call, first.began_at)
