@@ -106,7 +106,9 @@ def install_guard(
 def uninstall_guard() -> None:
     """Restore the SDK as it was before `install_guard()`; does nothing if that was not called.
 
-    Requests in progress keep their guard to the end.
+    Requests in progress keep their guard to the end. Close clients before that, if you can: after a
+    race, connections of a transport that replaced a client's own stay open until the garbage
+    collector finds them.
     """
     installation.uninstall()
 
