@@ -205,6 +205,29 @@ async def test_an_odd_answer_to_a_probe_in_a_race_is_waited_past(status: int) ->
     assert 20.0 <= loop_time() < 24.0
 
 
+async def test_it_is_asked_once_for_each_probe_that_is_answered() -> None:
+    plane = FakeControlPlane(OSError())
+    probes = 0
+
+    def answer(_: Exchange) -> httpx.Response:
+        nonlocal probes
+        probes += 1
+        return gateway_404()
+
+    await wait(answer, plane, timeout=20)
+    assert plane.questions in (probes, probes - 1)
+
+
+async def test_a_control_plane_that_takes_longer_than_the_wait_is_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    plane = FakeControlPlane(takes=60.0)
+    assert await wait(lambda _: gateway_404(), plane, timeout=1) is Readiness.UNVERIFIABLE
+    assert caplog.messages[0].endswith(
+        "the gateway answers 404, and the control plane gives no usable answer."
+    )
+
+
 async def test_that_there_is_no_such_job_is_no_obstacle(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tinker_guard")
     assert await wait(lambda _: gateway_404(), FakeControlPlane(None)) is Readiness.JOB_GONE
@@ -573,6 +596,21 @@ async def test_nor_is_it_told_to_be_gone_where_it_is_not_known(
     plane = FakeControlPlane(state, takes=takes)
     assert await wait(answer, plane, timeout=20) is Readiness.UNVERIFIABLE
     assert 20.0 <= loop_time() < 21.0
+
+
+async def test_a_control_plane_is_waited_for_until_the_end_and_no_longer() -> None:
+    plane = FakeControlPlane(takes=60.0)
+    assert await wait(lambda _: httpx.Response(503), plane, timeout=7) is Readiness.UNVERIFIABLE
+    assert loop_time() == 7.0
+
+
+@pytest.mark.parametrize(("settle", "seconds"), [(0.0, 0.0), (10.0, 12.0)])
+async def test_a_state_settles_from_when_it_was_first_heard(settle: float, seconds: float) -> None:
+    await asyncio.sleep(1000)
+    plane = FakeControlPlane("JOB_STATE_PAUSED")
+    answer = await wait(lambda _: httpx.Response(503), plane, settle=settle)
+    assert answer is Readiness.JOB_GONE
+    assert settle <= loop_time() - 1000 <= seconds
 
 
 async def test_a_job_that_is_resumed_behind_a_gateway_that_answers_no_probe_is_waited_for() -> None:

@@ -421,3 +421,23 @@ async def test_an_error_of_such_a_class_is_its_own() -> None:
         state_of("http://head:8000/x"), REQUEST
     )
     assert answer.detail == "ask later"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            FakeControlPlane,
+            "control_plane: must be an object; FakeControlPlane is a class. Call it.",
+        ),
+        (
+            5,
+            "control_plane: must be an object with a method job_state or route_state, and int has "
+            "neither.",
+        ),
+    ],
+)
+def test_what_is_no_control_plane_is_refused(given: Any, says: str) -> None:
+    with pytest.raises(InvalidSettingsError) as told:
+        SharedControlPlane(GuardSettings(), given)
+    assert str(told.value) == says

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from tinker_guard import GuardSettings
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator
 
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -212,6 +214,56 @@ def test_a_probe_that_fails_while_the_program_handles_such_an_error_has_failed(
         assert guard.handle_request(post()).status_code == 200
     else:
         raise AssertionError
+
+
+def test_so_has_one_whose_answer_breaks_off(virtual_time: VirtualTime) -> None:
+    class Broken(TrackedStream):
+        async def __aiter__(self) -> Any:
+            yield b"{"
+            raise httpx.ReadError("no")
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        response = ok()
+        if exchange.is_probe:
+            response.stream = Broken([])
+        return response
+
+    signal.signal(signal.SIGUSR1, _function(TimeLimitError))
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    try:
+        _ring()
+    except TimeLimitError:
+        assert guard.handle_request(post()).status_code == 200
+    else:
+        raise AssertionError
+
+
+def test_in_another_thread_a_probe_has_failed(virtual_time: VirtualTime) -> None:
+    """Handlers run in the main thread alone."""
+
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise httpx.ConnectError("no")
+        return ok()
+
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(guard.handle_request, post()).result(10).status_code == 200
+
+
+def test_what_is_raised_as_a_thread_waits_for_another_is_no_failure() -> None:
+    class Changed:
+        def wait(self, _: float | None) -> bool:
+            raise TimeLimitError("over")
+
+    async def wait() -> None:
+        try:
+            runtime.wait(cast("threading.Condition", Changed()))
+        except Exception as error:
+            raise AssertionError from error
+
+    with pytest.raises(TimeLimitError):
+        runtime.run_blocking(wait())
 
 
 def test_errors_that_are_tied_to_a_ring_are_followed_once(virtual_time: VirtualTime) -> None:

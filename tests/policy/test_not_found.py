@@ -86,6 +86,8 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
         ("no checkpoint in checkpoint-1", ["checkpoint-1"], Source.TRAINER),
         ("no checkpoint on host-1", ["host-1"], Source.TRAINER),
         ("no checkpoint on host-1", [], Source.UNKNOWN),
+        ("no checkpoint on host", ["host"], Source.UNKNOWN),
+        ("no checkpoint in jobs/host", ["host"], Source.TRAINER),
         ("checkpoint-1: service not found", ["checkpoint-1"], Source.UNKNOWN),
         ("x" * 1995 + " future-1", ["future-1"], Source.UNKNOWN),
         # What is named after it: pods, a host, a replica set.
@@ -113,6 +115,8 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
         ("Service a/checkpoint-1 not found", ["a", "checkpoint-1"], Source.UNKNOWN),
         ("Model no-route-1 not found", ["no-route-1"], Source.TRAINER),
         ("Pod sampler-7b-0 not found", ["sampler-7b"], Source.UNKNOWN),
+        ("Service not found", ["service"], Source.UNKNOWN),
+        ("Model jobs/service not found", ["service"], Source.TRAINER),
         # No future of the trainer's.
         ("Service not found. It may come in the near future.", [], Source.UNKNOWN),
         ("Service not found: try again in the future", [], Source.UNKNOWN),

@@ -315,7 +315,7 @@ def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -
     raised: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
         if raised is None or raised is since:
-            break
+            return False
         if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(raised.__traceback__)):
             return True
         raised = raised.__context__
