@@ -206,7 +206,7 @@ async def test_an_odd_answer_to_a_probe_in_a_race_is_waited_past(status: int) ->
 
 
 async def test_it_is_asked_once_for_each_probe_that_is_answered() -> None:
-    plane = FakeControlPlane(OSError())
+    plane = FakeControlPlane(OSError(), takes=0.1)
     probes = 0
 
     def answer(_: Exchange) -> httpx.Response:

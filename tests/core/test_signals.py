@@ -238,6 +238,20 @@ def test_so_has_one_whose_answer_breaks_off(virtual_time: VirtualTime) -> None:
         raise AssertionError
 
 
+@pytest.mark.parametrize("handler", [print, signal.default_int_handler, signal.SIG_IGN])
+def test_a_handler_without_code_of_its_own_raises_nothing(
+    handler: Any, virtual_time: VirtualTime
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise httpx.ConnectError("no")
+        return ok()
+
+    signal.signal(signal.SIGUSR1, handler)
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    assert guard.handle_request(post()).status_code == 200
+
+
 def test_in_another_thread_a_probe_has_failed(virtual_time: VirtualTime) -> None:
     """Handlers run in the main thread alone."""
 
