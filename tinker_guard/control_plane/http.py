@@ -45,8 +45,8 @@ STOPPED: Final = (
 SUCCEEDED of Ray's jobs, `terminating` and `done` of dstack, Docker's `exited`. Not ERROR and
 SUCCESS, which may be said of the question."""
 
-
 _OF_QUESTIONS: Final = frozenset({"ERROR", "FAIL", "OK", "SUCCESS"})
+"""Words that may be said of the question, where no setting lists them as states of a job."""
 
 
 @dataclass(frozen=True)

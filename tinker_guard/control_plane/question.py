@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 
+CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
+"""What a control plane is given of a guarded request, unless it has a key of its own."""
+
 
 class Missing:
     """A control plane says that there is no such job."""
@@ -217,10 +220,8 @@ def with_own_key(reach: Reach | None, key: Headers) -> Headers:
         key: The headers with the key.
     """
     others = reach.headers if reach is not None else ()
-    return [*(pair for pair in others if pair[0].lower() not in _CREDENTIALS), *key]
-
-
-_CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key"})
+    replaced = {name.encode() for name in CREDENTIAL_HEADERS}
+    return [*(pair for pair in others if pair[0].lower() not in replaced), *key]
 
 
 def place_of(url: httpx.URL) -> str:

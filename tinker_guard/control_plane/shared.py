@@ -22,7 +22,7 @@ from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.http import HttpControlPlane
 from tinker_guard.control_plane.kubernetes import KubernetesControlPlane
 from tinker_guard.control_plane.protocol import ControlPlaneError, check_given, is_state_name
-from tinker_guard.control_plane.question import DisconnectedError
+from tinker_guard.control_plane.question import CREDENTIAL_HEADERS, DisconnectedError
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
-
-_CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
 
 
 class SharedControlPlane:
@@ -173,7 +171,7 @@ class SharedControlPlane:
         route = state.route
         name = type(self._control_plane).__name__
         sent = request.headers
-        credentials = {header: sent[header] for header in _CREDENTIAL_HEADERS if header in sent}
+        credentials = {header: sent[header] for header in CREDENTIAL_HEADERS if header in sent}
         try:
             async with (
                 self._plane_on(line, request, route.origin) as plane,

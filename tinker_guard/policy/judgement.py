@@ -12,6 +12,7 @@ from enum import EnumType, StrEnum
 from typing import Final, TypeAlias, assert_never
 
 from tinker_guard.policy.job import JobPhase, phase_of
+from tinker_guard.policy.route import last_segment
 
 
 class _ShortHelp(EnumType):
@@ -252,7 +253,7 @@ def is_known_to_every_trainer(raw_path: bytes) -> bool:
     Args:
         raw_path: The request's path and query.
     """
-    return raw_path.partition(b"?")[0].rpartition(b"/")[2] in _ESSENTIAL
+    return last_segment(raw_path) in _ESSENTIAL
 
 
 _BACKGROUND: Final = frozenset({b"telemetry", b"session_heartbeat", b"finish"})
@@ -270,4 +271,4 @@ def waits_once(raw_path: bytes) -> bool:
     Args:
         raw_path: The request's path and query.
     """
-    return raw_path.partition(b"?")[0].rpartition(b"/")[2] in _BACKGROUND | _REPEATED
+    return last_segment(raw_path) in _BACKGROUND | _REPEATED

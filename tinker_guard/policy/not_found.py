@@ -14,6 +14,7 @@ from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.errors import PROBLEM_MEMBERS, is_error_member, reports_an_error
 from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, media_types, texts_in
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
+from tinker_guard.policy.route import last_segment
 from tinker_guard.policy.wording import (
     GATEWAYS_WORDS,
     ROUTERS_WORDS,
@@ -170,7 +171,7 @@ def shows_route(raw_path: bytes, status_code: int, headers: Mapping[str, str]) -
         status_code: The answer's status.
         headers: The answer's headers, by names of any case.
     """
-    is_health = raw_path.partition(b"?")[0].rpartition(b"/")[2] in _HEALTH
+    is_health = last_segment(raw_path) in _HEALTH
     return not is_health and may_be_trainers(status_code, headers)
 
 

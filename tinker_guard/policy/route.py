@@ -459,3 +459,12 @@ def suggest_pattern(url: httpx.URL) -> str:
         return path
     parts = [f"/{{_part{number + 1}}}" for number in range(path.count("/"))]
     return f"{url.scheme}://{url.netloc.decode('ascii')}{''.join(parts)}"
+
+
+def last_segment(raw_path: bytes) -> bytes:
+    """The last segment of a request's path, which names its operation.
+
+    Args:
+        raw_path: The request's path and query.
+    """
+    return raw_path.partition(b"?")[0].rpartition(b"/")[2]
