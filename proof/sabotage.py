@@ -19,8 +19,7 @@ from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.recovery import Recovery
 from tinker_guard.core.routes import Flights, RouteState, RouteTable
 from tinker_guard.core.single_flight import SingleFlight
-from tinker_guard.observability import actions
-from tinker_guard.observability.request import ObservedRequest
+from tinker_guard.observability import actions, metrics
 from tinker_guard.policy import judgement, pacing, reach
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_TIMEOUT,
@@ -500,9 +499,7 @@ def _told_body(original: Any, self: telemetry.RequestReport, response: httpx.Res
     return original(self, response)
 
 
-@_breaking(7)
-def _told_metric(put: Put) -> None:
-    def labels(self: ObservedRequest) -> dict[str, Any]:
-        return {"user": self._request.headers["x-user"]}
-
-    put(ObservedRequest, "_labels", property(labels))
+@_around(telemetry.RequestReport, "judged", 7)
+def _told_metric(original: Any, self: telemetry.RequestReport, judgement: Any) -> None:
+    metrics.count(metrics.VERDICTS, {"user": self._request.headers["x-user"]})
+    original(self, judgement)

@@ -19,10 +19,14 @@ from tinker_guard.observability.actions import (
     is_in_action,
     labels,
     not_found_labels,
+)
+from tinker_guard.observability.exchange import Exchange
+from tinker_guard.observability.operation_names import (
+    Operation,
+    lookup_of,
+    operation_of,
     route_labels,
 )
-from tinker_guard.observability.exchange import Exchange, exchange_attributes
-from tinker_guard.observability.operation_names import Operation, operation_of
 from tinker_guard.observability.providers import NOTHING, enabled, is_suppressed
 from tinker_guard.observability.request import job_labels, observe_request
 from tinker_guard.policy.judgement import (
@@ -194,10 +198,9 @@ def probe_span(
     request: httpx.Request, state: RouteState, settings: GuardSettings
 ) -> Iterator[ProbeReport]:
     """The span of one probe."""
-    operation = operation_of(request.method, request.url.raw_path, state.route)
-    attributes = exchange_attributes(operation, request)
-    is_wanted = settings.trace != "off"
-    with action(f"probe {operation.span_name}", attributes, is_wanted=is_wanted) as span:
+    operation = operation_of(request.method, request.url, state.route)
+    name, is_wanted = f"probe {operation.span_name}", settings.trace != "off"
+    with action(name, operation.of_http, is_wanted=is_wanted) as span:
         report = ProbeReport(request, operation, span)
         try:
             yield report
@@ -277,12 +280,5 @@ def lookup_exchange(request: httpx.Request, template: str) -> Exchange:
         request: The lookup's request.
         template: Its path, with ids replaced; empty if the path may not be recorded.
     """
-    path = ""
-    if template:
-        # Without the path of the control plane's base URL: it may contain a key.
-        segments = request.url.raw_path.decode("ascii", "replace").split("/")
-        path = "/".join(["", *segments[-template.count("/") :]])
-    operation = Operation(
-        request.method, f"GET {template}".rstrip(), None, path, is_background=False
-    )
+    operation = lookup_of(request.url, template)
     return Exchange(request, operation, is_wanted=is_in_action(), is_traced_below=False)

@@ -131,7 +131,7 @@ class GuardedRequest:
     def wait(self) -> logs.Wait:
         """What the log says of its waits."""
         request = self.request
-        operation = operation_of(request.method, request.url.raw_path, self.state.route)
+        operation = operation_of(request.method, request.url, self.state.route)
         wait = logs.Wait(operation.span_name)
         return wait.within("warmup_timeout", self.settings.warmup_timeout)
 

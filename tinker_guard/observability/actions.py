@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from tinker_guard.policy.judgement import Judgement
-    from tinker_guard.policy.route import Route
     from tinker_guard.transports.body_prefix import BodyPrefix
 
 
@@ -59,18 +58,6 @@ def tracer() -> trace.Tracer:
 def labels(judgement: Judgement) -> dict[str, AttributeValue]:
     """The attributes that label a span or a metric with a verdict."""
     return {names.VERDICT: judgement.verdict.value, names.REASON: judgement.reason.value}
-
-
-def route_labels(route: Route) -> dict[str, AttributeValue]:
-    """The attributes that name a route: account and job, or its base URL as it may be shown."""
-    found: dict[str, AttributeValue] = {}
-    if not route.is_named_by_job:
-        found[names.ROUTE] = route.recorded_url
-    if route.account is not None:
-        found[names.ACCOUNT] = route.account
-    if route.job is not None:
-        found[names.JOB] = route.job
-    return found
 
 
 def not_found_labels(
@@ -181,7 +168,7 @@ def _open(
     if True not in enabled() or is_suppressed():
         return None
     watch = Stopwatch()
-    span = tracer().start_span(name, attributes=attributes, start_time=watch.began_ns)
+    span = tracer().start_span(name, attributes=dict(attributes), start_time=watch.began_ns)
     inside = context.set_value(_IN_ACTION, True, trace.set_span_in_context(span))
     return span, context.attach(inside), watch
 

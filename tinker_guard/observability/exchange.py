@@ -32,7 +32,6 @@ from tinker_guard.observability.actions import Stopwatch, error_type_of, tracer
 from tinker_guard.observability.providers import enabled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from contextvars import Token
     from types import TracebackType
 
@@ -46,16 +45,6 @@ if TYPE_CHECKING:
 
 
 _PROTOCOLS: Final = {b"HTTP/1.0": "1.0", b"HTTP/1.1": "1.1", b"HTTP/2": "2"}
-
-
-def exchange_attributes(operation: Operation, request: httpx.Request) -> dict[str, AttributeValue]:
-    """Attributes of every HTTP span and metric that are known before sending."""
-    url = request.url
-    return {
-        names.METHOD: operation.method,
-        names.SERVER_ADDRESS: url.host,
-        names.SERVER_PORT: url.port or (443 if url.scheme == "https" else 80),
-    }
 
 
 class Exchange:
@@ -72,29 +61,18 @@ class Exchange:
         is_wanted: Whether the guard observes the exchange; if not, it changes and records nothing.
         has_span: Whether the guard creates the span now, if it is the guard's to create.
         resend: Number of the resend; 0 for the first attempt.
-        request_attributes: More attributes of a CLIENT span that is also the whole request's:
-            it is left open, without the attributes in `result`. None if it is the exchange's only.
-        unsampled: The current span during the exchange if the guard creates none; None leaves the
-            current one.
+        is_whole_request: Whether its CLIENT span is the whole request's too: then it is left open,
+            without the attributes in `result`.
+        current: The current span during the exchange if the guard creates none; None leaves the
+            caller's.
     """
 
-    __slots__ = (
-        "_ended_ns",
-        "_has_span",
-        "_is_wanted",
-        "_operation",
-        "_request_attributes",
-        "_resend",
-        "_token",
-        "_unsampled",
-        "_watch",
-        "is_mine",
-        "is_traced_below",
-        "request",
-        "response",
-        "result",
-        "span",
-    )
+    response: httpx.Response | None = None
+    """The response; set by the code that sends."""
+    span: Span | None = None
+    """The CLIENT span that the guard has created."""
+    _token: Token[Context] | None = None
+    _ended_ns: int | None = None
 
     def __init__(
         self,
@@ -106,27 +84,21 @@ class Exchange:
         is_wanted: bool = True,
         has_span: bool = True,
         resend: int = 0,
-        request_attributes: Mapping[str, AttributeValue] | None = None,
-        unsampled: Span | None = None,
+        is_whole_request: bool = False,
+        current: Span | None = None,
     ) -> None:
         self.request: httpx.Request = request
-        self.response: httpx.Response | None = None
-        """The response; set by the code that sends."""
-        self._operation = operation
         self.is_traced_below: bool = is_traced_below
         self.is_mine: bool = not (is_traced_below or is_traced_above)
         """Whether the guard creates the CLIENT span."""
+        self.result: dict[str, AttributeValue] = {}
+        """Attributes that are known after the exchange."""
+        self._operation = operation
         self._is_wanted = is_wanted
         self._has_span = has_span
         self._resend = resend
-        self._request_attributes = request_attributes
-        self._unsampled = unsampled
-        self.span: Span | None = None
-        """The CLIENT span that the guard has created."""
-        self.result: dict[str, AttributeValue] = {}
-        """Attributes that are known after the exchange."""
-        self._token: Token[Context] | None = None
-        self._ended_ns: int | None = None
+        self._is_whole_request = is_whole_request
+        self._current = current
 
     def __enter__(self) -> Exchange:
         if self._is_wanted:
@@ -147,8 +119,8 @@ class Exchange:
         self._watch = Stopwatch()
         inside = context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True)
         if self.is_mine and self._has_span:
-            self.span = self._start_span(tracer(), self._request_attributes)
-        current = self.span or self._unsampled
+            self.span = self.start_span(is_whole_request=self._is_whole_request)
+        current = self.span or self._current
         if current is not None:
             inside = trace.set_span_in_context(current, inside)
         self._token = context.attach(inside)
@@ -163,45 +135,36 @@ class Exchange:
             context.detach(self._token)
         self._ended_ns = self._watch.now_ns
         self._describe(error)
-        if self.span is not None and self._request_attributes is None:
+        if self.span is not None and not self._is_whole_request:
             self._finish(self.span)
         if self.is_mine and enabled().metrics:
-            attributes = exchange_attributes(self._operation, self.request)
-            metrics.measure(
-                metrics.EXCHANGE_DURATION, self._watch.seconds, attributes | self.result
-            )
+            attributes = {**self._operation.of_http, **self.result}
+            metrics.measure(metrics.EXCHANGE_DURATION, self._watch.seconds, attributes)
 
-    def start_late(self, request_attributes: Mapping[str, AttributeValue]) -> Span:
-        """Start the CLIENT span of the whole request, for an exchange without one."""
-        return self._start_span(tracer(), request_attributes)
-
-    @fail_open
-    def record_late(self, late_tracer: Tracer | None = None) -> None:
-        """Create the CLIENT span of a completed exchange without one.
+    def start_span(self, by: Tracer | None = None, *, is_whole_request: bool = False) -> Span:
+        """Start the CLIENT span.
 
         Args:
-            late_tracer: The tracer; None uses the guard's own.
+            by: The tracer; None uses the guard's own.
+            is_whole_request: Whether it is the span of the whole request, too.
         """
-        if self._ended_ns is not None:
-            self._finish(self._start_span(late_tracer or tracer()))
-
-    def _start_span(
-        self, by: Tracer, request_attributes: Mapping[str, AttributeValue] | None = None
-    ) -> Span:
-        attributes = exchange_attributes(self._operation, self.request)
-        if request_attributes is not None:
-            attributes |= request_attributes
-        attributes[names.URL_FULL] = _url_without_secrets(self.request.url, self._operation.path)
-        if self._operation.method == "_OTHER":
-            attributes[names.METHOD_ORIGINAL] = self.request.method
+        operation = self._operation
+        known = operation.of_both if is_whole_request else operation.of_exchange
+        attributes = dict(known)
         if self._resend:
             attributes[names.RESEND_COUNT] = self._resend
-        return by.start_span(
-            self._operation.span_name,
+        return (by or tracer()).start_span(
+            operation.span_name,
             kind=SpanKind.CLIENT,
             attributes=attributes,
             start_time=self._watch.began_ns,
         )
+
+    @fail_open
+    def record_late(self, by: Tracer | None = None) -> None:
+        """Create the CLIENT span of a completed exchange without one; see `start_span`."""
+        if self._ended_ns is not None:
+            self._finish(self.start_span(by))
 
     def _finish(self, span: Span) -> None:
         span.set_attributes(self.result)
@@ -274,9 +237,3 @@ def _with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Reque
     vars(twin).update(vars(request))
     twin.headers = headers
     return twin
-
-
-def _url_without_secrets(url: httpx.URL, path: str) -> str:
-    host, port = url.host, url.port
-    authority = f"[{host}]" if ":" in host else host
-    return f"{url.scheme}://{authority}{'' if port is None else f':{port}'}{path}"

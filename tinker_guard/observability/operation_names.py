@@ -1,4 +1,4 @@
-"""Low-cardinality names of the SDK's operations, and the set of background operations."""
+"""The operation of a request: its low-cardinality name, and the attributes that it implies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import httpx
+
+from tinker_guard.observability import attributes as names
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.util.types import AttributeValue
+
     from tinker_guard.policy.route import Route
 
 # Matches `forward_backward` and `v1`. A word with other characters is an id, and so is a word after
@@ -51,53 +59,135 @@ _METHODS: Final = frozenset(
 
 
 class Operation(NamedTuple):
-    """The operation of one request."""
+    """The operation of one request, with the attributes that are known before it is sent."""
 
-    method: str
-    """The HTTP method; `_OTHER` for a non-standard one."""
     span_name: str
     """Such as `POST /api/v1/forward_backward`. For paths outside `/api/v1/` of a trainer route only
     the method, as the HTTP conventions require for paths without a template."""
-    label: str | None
-    """Such as `forward_backward`; None off trainer routes."""
-    path: str
-    """The part of the path that may be recorded: below `/api/v1/` of a trainer route, all but the
-    query. Elsewhere the template of a known operation of the SDK, or nothing: some servers have the
-    API key in the path."""
     is_background: bool
+    label: Mapping[str, AttributeValue]
+    """Its name, such as `forward_backward`; nothing off trainer routes."""
+    of_http: Mapping[str, AttributeValue]
+    """Of every HTTP span and metric."""
+    of_exchange: Mapping[str, AttributeValue]
+    """Of the CLIENT span of an exchange."""
+    of_request: Mapping[str, AttributeValue]
+    """Of the INTERNAL span of a request."""
+    of_both: Mapping[str, AttributeValue]
+    """Of a CLIENT span that is the whole request's too."""
 
 
-def operation_of(method: str, raw_path: bytes, route: Route | None) -> Operation:
+def operation_of(method: str, url: httpx.URL, route: Route | None) -> Operation:
     """The operation of a request.
 
     Args:
         method: The request's method.
-        raw_path: Its path and query.
+        url: Its URL.
         route: The trainer route of the request, or None.
     """
-    # Without the query: signed URLs all have different ones, which would fill the cache.
-    path = raw_path.partition(b"?")[0]
-    if route is None:
-        return _operation(method, path, None, "")
-    return _operation(method, path, route.path, route.recorded_path)
+    path = url.raw_path
+    if b"?" in path:
+        # Signed URLs all have different queries, which would fill the cache.
+        path = path.partition(b"?")[0]
+    if route is not None:
+        return _on_route(method, path, route)
+    return _off_routes(method, url.scheme, url.host, url.port, path)
 
 
 @lru_cache(maxsize=1024)
-def _operation(method: str, raw_path: bytes, base: str | None, recorded_base: str) -> Operation:
-    known = method if method in _METHODS else "_OTHER"
-    verb = known if known == method else "HTTP"
+def _on_route(method: str, raw_path: bytes, route: Route) -> Operation:
+    url = httpx.URL(route.origin)
+    return _operation(method, url.scheme, url.host, url.port, raw_path, route)
+
+
+@lru_cache(maxsize=1024)
+def _off_routes(
+    method: str, scheme: str, host: str, port: int | None, raw_path: bytes
+) -> Operation:
+    return _operation(method, scheme, host, port, raw_path, None)
+
+
+def _operation(
+    method: str, scheme: str, host: str, port: int | None, raw_path: bytes, route: Route | None
+) -> Operation:
+    verb = method if method in _METHODS else "HTTP"
     path = raw_path.decode("ascii", "replace")
-    is_background = path.rpartition("/")[2] in _BACKGROUND
-    below = path if base is None else path[len(base) :]
+    base, recorded_base = ("", "") if route is None else (route.path, route.recorded_path)
+    below = path[len(base) :]
     template = _template(below[1:])
-    if base is None or not (below.startswith(_PREFIX) or template in {"", *_OPERATIONS}):
+    if route is not None and (below.startswith(_PREFIX) or template in {"", *_OPERATIONS}):
+        name, recorded = f"{verb} /{template}", below
+        label: dict[str, AttributeValue] = {names.OPERATION: template.removeprefix("api/v1/")}
+    else:
         # A configured route may be a whole server, with such a key in the paths below it.
         _, prefix, tail = below.rpartition(_PREFIX)
         template = _template(tail)
-        recorded = prefix + template if prefix and template in _OPERATIONS else ""
-        return Operation(known, verb, None, recorded_base + recorded, is_background)
-    label = template.removeprefix("api/v1/")
-    return Operation(known, f"{verb} /{template}", label, recorded_base + below, is_background)
+        name, recorded = verb, prefix + template if prefix and template in _OPERATIONS else ""
+        label = {}
+    original = {} if verb == method else {names.METHOD_ORIGINAL: method}
+    http = _of_http(method, scheme, host, port)
+    url = {names.URL_FULL: _url(scheme, host, port, recorded_base + recorded)}
+    request = original | label | ({} if route is None else route_labels(route))
+    return Operation(
+        name,
+        path.rpartition("/")[2] in _BACKGROUND,
+        label,
+        of_http=http,
+        of_exchange=http | original | url,
+        of_request=http | request,
+        of_both=http | request | url,
+    )
+
+
+def lookup_of(url: httpx.URL, template: str) -> Operation:
+    """The operation of a lookup.
+
+    Args:
+        url: Its URL.
+        template: Its path, with ids replaced; empty if the path may not be recorded.
+    """
+    path = ""
+    if template:
+        # Without the path of the control plane's base URL: it may contain a key.
+        segments = url.raw_path.decode("ascii", "replace").split("/")
+        path = "/".join(["", *segments[-template.count("/") :]])
+    http = _of_http("GET", url.scheme, url.host, url.port)
+    exchange = http | {names.URL_FULL: _url(url.scheme, url.host, url.port, path)}
+    return Operation(
+        f"GET {template}".rstrip(),
+        is_background=False,
+        label={},
+        of_http=http,
+        of_exchange=exchange,
+        of_request=http,
+        of_both=exchange,
+    )
+
+
+def _of_http(method: str, scheme: str, host: str, port: int | None) -> dict[str, AttributeValue]:
+    return {
+        names.METHOD: method if method in _METHODS else "_OTHER",
+        names.SERVER_ADDRESS: host,
+        names.SERVER_PORT: port or (443 if scheme == "https" else 80),
+    }
+
+
+def _url(scheme: str, host: str, port: int | None, path: str) -> str:
+    """A URL without user name, password, query and fragment."""
+    authority = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{authority}{'' if port is None else f':{port}'}{path}"
+
+
+def route_labels(route: Route) -> dict[str, AttributeValue]:
+    """The attributes that name a route: account and job, or its base URL as it may be shown."""
+    found: dict[str, AttributeValue] = {}
+    if not route.is_named_by_job:
+        found[names.ROUTE] = route.recorded_url
+    if route.account is not None:
+        found[names.ACCOUNT] = route.account
+    if route.job is not None:
+        found[names.JOB] = route.job
+    return found
 
 
 def _template(path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context, trace
@@ -18,12 +18,11 @@ from tinker_guard.observability.actions import (
     error_type_of,
     labels,
     not_found_labels,
-    route_labels,
     tracer,
 )
 from tinker_guard.observability.begun import can_begin_again, tracer_beginning_again
-from tinker_guard.observability.exchange import Exchange, exchange_attributes, propagated_headers
-from tinker_guard.observability.operation_names import operation_of
+from tinker_guard.observability.exchange import Exchange, propagated_headers
+from tinker_guard.observability.operation_names import operation_of, route_labels
 from tinker_guard.observability.providers import enabled
 from tinker_guard.policy.judgement import (
     NO_CONTROL_PLANE,
@@ -34,7 +33,7 @@ from tinker_guard.policy.judgement import (
 from tinker_guard.transports.renewable import emits_client_span
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextvars import Token
 
     import httpx
@@ -72,63 +71,49 @@ class ObservedRequest:
     not sampled. Its spans, too, are created at the first event.
     """
 
-    __slots__ = (
-        "_caller",
-        "_first",
-        "_first_404_at",
-        "_has_spans",
-        "_is_quiet",
-        "_is_traced_above",
-        "_is_wanted",
-        "_not_found",
-        "_operation",
-        "_race_met",
-        "_request",
-        "_settings",
-        "_span",
-        "_state",
-        "_token",
-        "_unsampled",
-        "_warmup_wait",
-        "_watch",
-    )
+    _first: Exchange | None = None
+    _first_404_at: float | None = None
+    _race_met = False
+    _span: Span | None = None
+    _token: Token[context.Context] | None = None
+    _unsampled: Span | None = None
+    _warmup_wait: float | None = None
 
     def __init__(
         self, request: httpx.Request, state: RouteState | None, settings: GuardSettings
     ) -> None:
         self._watch = Stopwatch()
-        self._request = request
         self._state = state
         self._settings = settings
         route = None if state is None else state.route
-        self._operation = operation_of(request.method, request.url.raw_path, route)
-        self._first_404_at: float | None = None
-        self._race_met = False
+        self._operation = operation_of(request.method, request.url, route)
         self._not_found: dict[str, AttributeValue] = {}
-        self._warmup_wait: float | None = None
-        self._first: Exchange | None = None
-        self._span: Span | None = None
-        self._unsampled: Span | None = None
-        self._token: Token[context.Context] | None = None
-        self._is_wanted = settings.trace != "off"
+        wanted = settings.trace
+        self._is_wanted = wanted != "off"
         self._has_spans = self._is_wanted and enabled().spans
-        self._is_quiet = settings.trace == "eventful" or (
-            settings.trace == "work" and self._operation.is_background
+        self._is_quiet = wanted == "eventful" or (
+            wanted == "work" and self._operation.is_background
         )
         self._caller = trace.get_current_span() if self._is_wanted else trace.INVALID_SPAN
-        self._is_traced_above = self._has_spans and _is_propagated(
-            self._caller.get_span_context(), request
+        self._is_traced_above = (
+            self._has_spans
+            and self._caller is not trace.INVALID_SPAN
+            and _is_propagated(self._caller.get_span_context(), request)
         )
 
     async def send(
         self, transport: httpx.AsyncBaseTransport, request: httpx.Request
     ) -> httpx.Response:
         """Send the request for the first time."""
-        with self._begin(transport, request) as exchange:
-            exchange.response = await transport.handle_async_request(exchange.request)
-        if exchange.response.status_code == 404:
+        self._choose_span(transport, request)
+        if self._first is None:
+            return await transport.handle_async_request(request)
+        with self._first as exchange:
+            response = await transport.handle_async_request(exchange.request)
+            exchange.response = response
+        if response.status_code == 404:
             self._first_404_at = self._watch.seconds
-        return exchange.response
+        return response
 
     async def resend(
         self,
@@ -139,8 +124,7 @@ class ObservedRequest:
         judgement: Judgement | None,
     ) -> httpx.Response:
         """Send the request again; see `RequestReport.resend`."""
-        attributes = exchange_attributes(self._operation, self._request)
-        attributes[names.RESEND_COUNT] = resend
+        attributes = {**self._operation.of_http, names.RESEND_COUNT: resend}
         attributes[names.PAUSE] = round(pause, 3)
         if judgement is not None:
             attributes |= labels(judgement)
@@ -205,18 +189,24 @@ class ObservedRequest:
 
     @fail_open
     def promote(self) -> None:
-        """Start the INTERNAL span of the request at its first event, if it has none yet."""
-        if not self._has_spans or self._span is not None:
+        """Make the request's INTERNAL span current at its first event; start it if there is none.
+
+        It is current even if it is not sampled, so that spans below it get the same decision.
+        """
+        if not self._has_spans or self._token is not None:
             return
-        first = self._first
-        if first is None:
-            self._start_span()
-        elif first.span is not None:
-            self._begin_again(first, first.span)
-        else:
-            self._start_span()
-            if first.is_mine or (first.is_traced_below and self._unsampled is not None):
-                first.record_late()
+        first, span, record = self._first, self._span, None
+        if span is None and first is not None and first.span is not None:
+            span, record = self._begin_again(first, first.span)
+        elif span is None:
+            span = self._start_span(tracer())
+            is_unsampled = self._unsampled is not None
+            if first and (first.is_mine or (first.is_traced_below and is_unsampled)):
+                record = first.record_late
+        self._span = span
+        self._token = context.attach(trace.set_span_in_context(span))
+        if record is not None:
+            record()
 
     @fail_open
     def end(
@@ -234,21 +224,23 @@ class ObservedRequest:
             span = self._span
         self._detach()
         result: dict[str, AttributeValue] = {}
-        if span is None and first is not None and is_one_span and self._has_spans:
+        if is_one_span and first is not None and self._has_spans:
             span, result = first.span, first.result
             if span is None and error_type is not None:
-                span = first.start_late(self._request_attributes)
+                span = first.start_span(is_whole_request=True)
         self._span = None
         verdict = {} if report.judgement is None else labels(report.judgement)
         if span is not None and span.is_recording():
-            result |= {names.OUTCOME: outcome.value, names.RETRIES: report.resends, **verdict}
+            result[names.OUTCOME] = ended_as = outcome.value
+            result[names.RETRIES] = report.resends
+            result |= verdict
             result |= self._not_found
-            met = ", ".join(map(str, verdict.values()))
+            met = ", ".join(map(str, verdict.values())) if verdict else ""
             if self._warmup_wait is not None:
                 result[names.WARMUP_WAIT] = round(self._warmup_wait, 3)
                 met = met or f"waited {self._warmup_wait:.2f} s for the warmup"
             result[names.INPUT] = self._operation.span_name
-            result[names.OUTPUT] = f"{outcome.value}: {met}" if met else outcome.value
+            result[names.OUTPUT] = f"{ended_as}: {met}" if met else ended_as
             if status_code is not None:
                 result[names.STATUS_CODE] = status_code
             if error_type is not None:
@@ -263,68 +255,56 @@ class ObservedRequest:
             if self._race_met and self._first_404_at is not None:
                 metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
 
-    def _begin(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> Exchange:
-        """Begin the first exchange, with the request's span until its first event."""
+    @fail_open
+    def _choose_span(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:
+        """Choose the request's span until its first event, for the first exchange."""
         is_below = emits_client_span(transport)
-        request_attributes = None
-        if self._has_spans and self._span is None:
-            request_attributes = self._choose_span(is_below=is_below)
+        is_above = self._is_traced_above
+        current: Span | None = None
+        is_both = False
+        if self._has_spans and self._token is None:
+            if self._is_quiet:
+                if not is_above and _follows_parent(trace.get_tracer_provider()):
+                    parent = self._caller.get_span_context()
+                    current = self._unsampled = NonRecordingSpan(_unsampled(parent))
+            elif is_below or is_above:
+                current = self._span = self._start_span(tracer())
+            elif can_begin_again(tracer()):
+                is_both = True
+            else:
+                self.promote()
         self._first = Exchange(
             request,
             self._operation,
-            is_wanted=self._is_wanted,
             is_traced_below=is_below,
-            is_traced_above=self._is_traced_above,
-            has_span=self._span is not None or request_attributes is not None,
-            request_attributes=request_attributes,
-            unsampled=self._unsampled,
+            is_traced_above=is_above,
+            is_wanted=self._is_wanted,
+            has_span=self._span is not None or is_both,
+            is_whole_request=is_both,
+            current=current,
         )
-        return self._first
 
-    @fail_open
-    def _choose_span(self, *, is_below: bool) -> dict[str, AttributeValue] | None:
-        """The request's attributes, if the exchange's span is to be the request's span too."""
-        if self._is_quiet:
-            if not self._is_traced_above and _follows_parent(trace.get_tracer_provider()):
-                self._unsampled = NonRecordingSpan(_unsampled(self._caller.get_span_context()))
-            return None
-        if is_below or self._is_traced_above or not can_begin_again(tracer()):
-            self._start_span()
-            return None
-        return self._request_attributes
-
-    @property
-    def _request_attributes(self) -> dict[str, AttributeValue]:
-        """Attributes of a request's span known at the start, beside `exchange_attributes`."""
-        attributes: dict[str, AttributeValue] = {}
-        if self._operation.method == "_OTHER":
-            attributes[names.METHOD_ORIGINAL] = self._request.method
-        if self._operation.label is not None:
-            attributes[names.OPERATION] = self._operation.label
-        if self._state is not None:
-            attributes |= route_labels(self._state.route)
-        return attributes
-
-    def _start_span(self, by: Tracer | None = None) -> None:
-        self._span = (by or tracer()).start_span(
+    def _start_span(self, by: Tracer) -> Span:
+        return by.start_span(
             self._operation.span_name,
-            attributes=exchange_attributes(self._operation, self._request)
-            | self._request_attributes,
+            attributes=dict(self._operation.of_request),
             start_time=self._watch.began_ns,
         )
-        # Current even if it is not sampled, so that spans below it get the same decision.
-        self._token = context.attach(trace.set_span_in_context(self._span))
 
-    def _begin_again(self, first: Exchange, given_up: Span) -> None:
-        """Replace the one span of the request and its first exchange by two."""
+    def _begin_again(
+        self, first: Exchange, given_up: Span
+    ) -> tuple[Span, Callable[[], object] | None]:
+        """Replace the one span of the request and its first exchange by two.
+
+        Returns:
+            The request's, and what records the exchange's as soon as the first one is current.
+        """
         if not given_up.is_recording():
             # The sampler has dropped the span, and the spans below.
-            self._span = given_up
-            self._token = context.attach(trace.set_span_in_context(given_up))
-            return
+            return given_up, None
         begun = given_up.get_span_context()
-        self._start_span(tracer_beginning_again(begun))
-        first.record_late(tracer_beginning_again(begun, begun.span_id))
+        span = self._start_span(tracer_beginning_again(begun))
+        return span, partial(first.record_late, tracer_beginning_again(begun, begun.span_id))
 
     def _detach(self) -> None:
         token, self._token = self._token, None
@@ -339,10 +319,7 @@ class ObservedRequest:
     @property
     def _labels(self) -> dict[str, AttributeValue]:
         """The attributes of a request's metrics."""
-        found = job_labels(self._state, self._settings)
-        if self._operation.label is not None:
-            found[names.OPERATION] = self._operation.label
-        return found
+        return {**job_labels(self._state, self._settings), **self._operation.label}
 
 
 def _is_propagated(current: SpanContext, request: httpx.Request) -> bool:
@@ -384,4 +361,4 @@ def job_labels(state: RouteState | None, settings: GuardSettings) -> dict[str, A
     """The attributes that name a route on a metric, if `metrics_by_job` is set."""
     if state is None or not settings.metrics_by_job:
         return {}
-    return {**route_labels(state.route)}
+    return route_labels(state.route)

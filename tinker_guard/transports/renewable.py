@@ -169,6 +169,6 @@ def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
 def _innermost(
     transport: httpx.AsyncBaseTransport,
 ) -> httpx.AsyncBaseTransport | httpx.BaseTransport:
-    while isinstance(transport, DrainingTransport | BorrowedTransport):
+    while isinstance(transport, (DrainingTransport, BorrowedTransport)):
         transport = transport.transport
     return transport.transport if isinstance(transport, BlockingTransport) else transport
