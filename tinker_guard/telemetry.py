@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from tinker_guard.faults import fail_open
+from tinker_guard.faults import fail_open, log_fault
 from tinker_guard.observability import attributes as names
 from tinker_guard.observability import metrics
 from tinker_guard.observability.actions import (
@@ -28,7 +28,7 @@ from tinker_guard.observability.operation_names import (
     route_labels,
 )
 from tinker_guard.observability.providers import NOTHING, enabled, is_suppressed
-from tinker_guard.observability.request import job_labels, observe_request
+from tinker_guard.observability.request import ObservedRequest, job_labels
 from tinker_guard.policy.judgement import (
     Judgement,
     Outcome,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.core.routes import RouteState
-    from tinker_guard.observability.request import ObservedRequest
     from tinker_guard.policy.judgement import JobAnswer
     from tinker_guard.settings import GuardSettings
     from tinker_guard.transports.body_prefix import BodyPrefix
@@ -74,7 +73,10 @@ class RequestReport:
 
     def __enter__(self) -> RequestReport:
         if enabled() is not NOTHING and not is_suppressed():
-            self._observed = observe_request(self._request, self._state, self._settings)
+            try:
+                self._observed = ObservedRequest(self._request, self._state, self._settings)
+            except Exception:
+                log_fault("telemetry (a request's beginning)")
         return self
 
     def __exit__(

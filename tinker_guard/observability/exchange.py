@@ -25,7 +25,7 @@ from opentelemetry.context import (
 )
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from tinker_guard.faults import fail_open
+from tinker_guard.faults import fail_open, log_fault
 from tinker_guard.observability import attributes as names
 from tinker_guard.observability import metrics
 from tinker_guard.observability.actions import Stopwatch, error_type_of, tracer
@@ -71,8 +71,9 @@ class Exchange:
     """The response; set by the code that sends."""
     span: Span | None = None
     """The CLIENT span that the guard has created."""
+    ended_ns: int | None = None
+    """When it ended, in nanoseconds since the epoch; None until then."""
     _token: Token[Context] | None = None
-    _ended_ns: int | None = None
 
     def __init__(
         self,
@@ -102,7 +103,11 @@ class Exchange:
 
     def __enter__(self) -> Exchange:
         if self._is_wanted:
-            self._begin()
+            # Not by `fail_open`: this is done for each request, and a call less is cheaper.
+            try:
+                self._begin()
+            except Exception:
+                log_fault("telemetry (before an exchange)")
         return self
 
     def __exit__(
@@ -112,9 +117,11 @@ class Exchange:
         traceback: TracebackType | None,
     ) -> None:
         if self._is_wanted:
-            self._end(exc)
+            try:
+                self._end(exc)
+            except Exception:
+                log_fault("telemetry (after an exchange)")
 
-    @fail_open
     def _begin(self) -> None:
         self._watch = Stopwatch()
         inside = context.set_value(_SUPPRESS_HTTP_INSTRUMENTATION_KEY, True)
@@ -129,11 +136,13 @@ class Exchange:
         elif self.is_traced_below:
             self.request = _without_context(self.request)
 
-    @fail_open
     def _end(self, error: BaseException | None) -> None:
         if self._token is not None:
             context.detach(self._token)
-        self._ended_ns = self._watch.now_ns
+        if self._has_span and not self.is_mine:
+            # Recorded by the transport below, or by the instrumentation above.
+            return
+        self.ended_ns = self._watch.now_ns
         self._describe(error)
         if self.span is not None and not self._is_whole_request:
             self._finish(self.span)
@@ -163,14 +172,14 @@ class Exchange:
     @fail_open
     def record_late(self, by: Tracer | None = None) -> None:
         """Create the CLIENT span of a completed exchange without one; see `start_span`."""
-        if self._ended_ns is not None:
+        if self.ended_ns is not None:
             self._finish(self.start_span(by))
 
     def _finish(self, span: Span) -> None:
         span.set_attributes(self.result)
         if names.ERROR_TYPE in self.result:
             span.set_status(Status(StatusCode.ERROR))
-        span.end(self._ended_ns)
+        span.end(self.ended_ns)
 
     def _describe(self, error: BaseException | None) -> None:
         result = self.result

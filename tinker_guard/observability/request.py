@@ -50,14 +50,6 @@ _EVERYDAY: Final = frozenset({TRAINER_ANSWERED, NO_CONTROL_PLANE})
 """404s that need no attention, for instance of a server that lacks an endpoint."""
 
 
-@fail_open
-def observe_request(
-    request: httpx.Request, state: RouteState | None, settings: GuardSettings
-) -> ObservedRequest:
-    """Observe one guarded request; None if that fails."""
-    return ObservedRequest(request, state, settings)
-
-
 class ObservedRequest:
     """The spans of one guarded request, if it has any, and its metrics.
 
@@ -73,6 +65,7 @@ class ObservedRequest:
 
     _first: Exchange | None = None
     _first_404_at: float | None = None
+    _not_found: Mapping[str, AttributeValue] = {}
     _race_met = False
     _span: Span | None = None
     _token: Token[context.Context] | None = None
@@ -87,7 +80,6 @@ class ObservedRequest:
         self._settings = settings
         route = None if state is None else state.route
         self._operation = operation_of(request.method, request.url, route)
-        self._not_found: dict[str, AttributeValue] = {}
         wanted = settings.trace
         self._is_wanted = wanted != "off"
         self._has_spans = self._is_wanted and enabled().spans
@@ -222,7 +214,8 @@ class ObservedRequest:
         if error_type is not None and self._has_spans and not is_one_span:
             self.promote()
             span = self._span
-        self._detach()
+        if self._token is not None:
+            context.detach(self._token)
         result: dict[str, AttributeValue] = {}
         if is_one_span and first is not None and self._has_spans:
             span, result = first.span, first.result
@@ -233,9 +226,10 @@ class ObservedRequest:
         if span is not None and span.is_recording():
             result[names.OUTCOME] = ended_as = outcome.value
             result[names.RETRIES] = report.resends
-            result |= verdict
-            result |= self._not_found
-            met = ", ".join(map(str, verdict.values())) if verdict else ""
+            met = ""
+            if verdict or self._not_found:
+                result |= {**verdict, **self._not_found}
+                met = ", ".join(map(str, verdict.values()))
             if self._warmup_wait is not None:
                 result[names.WARMUP_WAIT] = round(self._warmup_wait, 3)
                 met = met or f"waited {self._warmup_wait:.2f} s for the warmup"
@@ -247,7 +241,7 @@ class ObservedRequest:
                 result[names.ERROR_TYPE] = error_type
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(result)
-            span.end(self._watch.now_ns)
+            span.end(first.ended_ns if is_one_span and first else self._watch.now_ns)
         if enabled().metrics:
             seconds = self._watch.seconds
             ended = self._labels | {names.OUTCOME: outcome.value}
@@ -305,11 +299,6 @@ class ObservedRequest:
         begun = given_up.get_span_context()
         span = self._start_span(tracer_beginning_again(begun))
         return span, partial(first.record_late, tracer_beginning_again(begun, begun.span_id))
-
-    def _detach(self) -> None:
-        token, self._token = self._token, None
-        if token is not None:
-            context.detach(token)
 
     @fail_open
     def _tell_caller(self, judgement: Judgement) -> None:
