@@ -55,10 +55,21 @@ def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> 
         ({"code": 5, "message": "No job A-Route."}, ["a-route"], True),
         ({"code": 5, "message": "no job a-route-b"}, ["a-route", "a-route-b"], True),
         ({"code": 5, "message": "no job host_1"}, ["host_1"], True),
-        # ... but the word beside it does, and so does one that could be either.
+        # ... but the word beside it does.
         ({"code": 5, "message": "no route to a-route"}, ["a-route"], False),
         ({"code": 5, "message": "no route to route"}, ["route"], False),
-        ({"code": 5, "message": "no job a-route-b"}, ["a-route"], False),
+        ({"code": 5, "message": "nothing at a-route-b"}, ["a-route"], False),
+        # A job is what is missing, whatever words stand beside it.
+        ({"code": 5, "message": "no job a-route-b"}, ["a-route"], True),
+        ({"code": 5, "message": "training service: job job-1 not found"}, ["job-1"], True),
+        ({"code": 5, "message": "Job a was not found in the backend database"}, ["a"], True),
+        ({"code": 5, "message": "job job-1 not found on host db-3"}, ["job-1"], True),
+        ({"code": 5, "message": "no such trainer job in domain acc"}, ["acc"], True),
+        ({"code": 5, "message": "Job j not found: the handler has no rows"}, ["j"], True),
+        ({"code": 5, "message": "job-1 does not exist; check the URL"}, ["job-1"], True),
+        ({"code": 5, "message": "No route for job job-1"}, ["job-1"], False),
+        ({"code": 5, "message": "Route of job job-1 not found"}, ["job-1"], False),
+        ({"code": 5, "message": "The service of job-1 is unknown"}, ["job-1"], False),
         # A plain word does, but for one in the name of a resource.
         ({"code": 5, "message": "no job accounts/upstream/jobs/host"}, ["upstream", "host"], True),
         ({"code": 5, "message": "accounts/a/jobs/app is not there"}, ["a", "app"], True),
@@ -200,7 +211,7 @@ def test_what_a_gateway_says_shows_nothing_whatever_the_status(name: str) -> Non
             pytest.param(200, JSON, b'{"code": %d, "message": "x"}' % code, id=f"grpc-{code}")
             for code in (0, 17)
         ),
-        pytest.param(404, JSON, b'{"detail": "no such path here"}', id="its-own-404"),
+        pytest.param(404, JSON, b'{"detail": "no such thing here"}', id="its-own-404"),
     ],
 )
 def test_the_trainers_own_answer(status_code: int, content_type: str, body: bytes) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.policy.answers import JSON
 from tinker_guard.policy.job_missing import is_control_planes_404
-from tinker_guard.policy.not_found import is_from_trainer, source_of
-from tinker_guard.policy.wording import without
+from tinker_guard.policy.not_found import Source, is_from_trainer, source_of
+from tinker_guard.policy.wording import Missing, missing_in, without
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)
@@ -37,5 +37,175 @@ def test_the_time_that_a_text_takes_does_not_double_with_each_part(part: str) ->
 
 @pytest.mark.parametrize("parts", [1, 2, 30])
 def test_what_is_named_after_an_id_is_named_by_it(parts: int) -> None:
-    assert without(["job-1"], "no job-1" + "-5d9c7b" * parts + " here") == "no x here"
+    assert without(["job-1"], "no job-1" + "-5d9c7b" * parts + " here") == "no \0 here"
     assert "head" in without(["job-1"], "no job-1" + "-5d9c7b" * parts + "-head here")
+
+
+# -- what a text says is not there -----------------------------------------------------------------
+
+IDS = ("acc", "job-1")
+
+
+def source(detail: object) -> Source:
+    """Of FastAPI's answer with this detail, on the route of acc/job-1."""
+    headers = httpx.Headers({"content-type": JSON})
+    return source_of(headers, json.dumps({"detail": detail}).encode(), ids=IDS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Whatever the grammar ...
+        "Trainer job job-1 cannot be found",
+        "Trainer job job-1 doesn't exist",
+        "Job job-1 isn\N{RIGHT SINGLE QUOTATION MARK}t running",
+        "Could not find job job-1",
+        "Couldn't find service main/run-1",
+        "Unable to find a trainer for job-1",
+        "Failed to resolve service job-1",
+        "Route for job-1 not found",
+        "Job with id job-1 not found",
+        "Job job-1 in account acc2 does not exist",
+        "There's no such job",
+        "No jobs match",
+        "Trainer job: not found",
+        "Not found: job job-1",
+        "Job not found (state=RUNNING)",
+        # ... the adjective ...
+        "Job job-1 is not currently running",
+        "Trainer is not yet ready",
+        "Trainer is offline",
+        "Backend is not healthy",
+        "Job job-1 is starting",
+        "Replica set is empty",
+        "Invalid route",
+        # ... and the noun.
+        "Path '/api/v1/forward_backward' not found",
+        "Not Found: /api/v1/forward_backward",
+        "/api/v1/forward_backward does not exist",
+        "No handler for POST /api/v1/x",
+        "Not in the routing table: job-1",
+        "Tunnel abc not found",
+        "Cluster 'c' not found",
+        "job_id not found",
+        "accounts/acc/rlorTrainerJobs/job-1 is gone",
+        # The id alone.
+        "job-1 not found",
+        "acc/job-1 does not exist",
+        "Unknown id job-1",
+        "KeyError: 'job-1'",
+        # Gateways route by base model and by sampler, and know that a trainer writes checkpoints.
+        "No ready replicas for base model Qwen/Qwen3-8B",
+        "sampler deployment is not running",
+        "Sampler service not ready",
+        "Job job-1 is not running: restoring checkpoint",
+        "Trainer not running (checkpointing)",
+        "Job scheduled for a future time; not running",
+        # What will be otherwise soon.
+        "Not ready",
+        "Please try again later",
+        # Names of codes.
+        "RouteNotFound",
+        "service_unavailable",
+        # Too long to be read to its end.
+        "x" * 1001,
+    ],
+)
+def test_what_a_gateway_says_in_whatever_words(text: str) -> None:
+    assert source(text) is Source.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        # Of servers.
+        "Cannot POST /api/v1/forward_backward",
+        "Path '/api/v1/x' not found. Please ping http://head:8000/-/routes for available routes.",
+        "fault filter abort",
+        "response 404 (backend NotFound), service rules for the path non-existent \n",
+        "Error getting active endpoint: context deadline exceeded",
+        "modal-http: invalid function call",
+        '<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>',
+        "<h1>Not Found</h1>",
+        "The endpoint abc.ngrok.app is offline.\r\n\r\nERR_NGROK_3200\r\n",
+        {"statusCode": 404, "message": "Cannot POST /api/v1/x", "error": "Not Found"},
+        {"message": "no Route matched with those values", "request_id": "1a"},
+        {"kind": "Status", "message": 'deployments.apps "job-1" not found', "code": 404},
+        {"fault": {"faultstring": "Unable to identify proxy for host: default and url: /api"}},
+        {"code": 5, "message": "The current request is not defined by this API.", "details": []},
+        # Of clients.
+        "<Response [404]>",
+        "status_code=404",
+        "Got 404 from trainer",
+        "All connection attempts failed",
+        "[Errno -2] Name or service not known",
+        "HTTPConnectionPool(host='pod', port=8000): Max retries exceeded with url: /api/v1/x",
+        # Of the status, and no more.
+        [],
+        {},
+        404,
+        {"status": 404},
+        {"code": 404, "path": "/api/v1/x"},
+        {"timestamp": "2026-11-28T00:00:00Z", "status": 404, "error": "Not Found", "path": "/x"},
+        {"error": "Not Found", "method": "POST", "url": "https://gateway.test/x"},
+        {"message": "Not Found", "request_id": "1a-1"},
+    ],
+)
+def test_another_servers_404_that_is_passed_on(detail: object) -> None:
+    assert source(detail) is Source.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Model m not found",
+        "Model m is not on this server",
+        "Model job-1 not found",
+        "This server has no model m",
+        "This server does not support base model q",
+        "No LoRA adapter is loaded on this worker",
+        "Unknown model_id m-1",
+        "Run run-1 not found",
+        "Session s not found: the service has restarted",
+        "The service has restarted. Session s not found.",
+        "No sampling session s on worker 3",
+        "Future f-1 has expired",
+        "No checkpoint on the host",
+        "Service not found for checkpoint c",
+        "Sampler s is unknown",
+        "Weights at /mnt/service/x not found",
+        "Loss function f not found",
+        "Request r-1 not found or expired",
+        # Names are no things.
+        "Model my-server not found",
+        "Model my_server not found",
+        "Model customer_service not found",
+        "Adapter web_app not found",
+        "Model org/customer_service not found",
+        "my_route not found",
+        # Nothing is said.
+        "Nothing here",
+        "gone",
+        "False",
+    ],
+)
+def test_what_a_trainer_says_in_whatever_words(text: str) -> None:
+    assert source(text) is Source.TRAINER
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("no route for job job-1", Missing.PLACE),
+        ("job job-1 has no route", Missing.PLACE),
+        ("no job for this route", Missing.JOB),
+        ("rpc error: code = NotFound desc = training service: job job-1 not found", Missing.JOB),
+        ("no static resource v1/accounts/acc/rlorTrainerJobs/job-1", Missing.PLACE),
+        ("rlorTrainerJob accounts/acc/rlorTrainerJobs/job-1 not found here", Missing.JOB),
+        ("not found", None),
+        ("nothing is known of job-1", None),
+        ("", None),
+    ],
+)
+def test_what_is_missing(text: str, missing: Missing | None) -> None:
+    assert missing_in(text, IDS) is missing

@@ -9,7 +9,9 @@ from tinker_guard.policy.json_body import MOST_DIGITS
 from tinker_guard.policy.wording import (
     PHRASE_LENGTH,
     ROUTERS_WORDS,
+    Missing,
     is_reason_phrase,
+    missing_in,
     without,
 )
 
@@ -71,11 +73,19 @@ def speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
         ids: What the question's URL names; see `not_found.source_of`.
     """
     return any(name.startswith("cloudflare_") for name in members) or any(
-        ROUTERS_WORDS.search(without(ids, text, but_words=True).replace("_", " "))
+        _is_routers(text, ids)
         for holder in holders(members)
         for name in (*_TEXT_MEMBERS, *_CODE_MEMBERS)
         if isinstance(text := holder.get(name), str)
     )
+
+
+def _is_routers(text: str, ids: Collection[str]) -> bool:
+    said = without(ids, text, but_words=True)
+    if " " not in said:
+        # ROUTE_NOT_FOUND. In a text such a word may be a name.
+        said = said.replace("_", " ")
+    return ROUTERS_WORDS.search(said) is not None and missing_in(text, ids) is not Missing.JOB
 
 
 def has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:

@@ -16,10 +16,12 @@ from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, m
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
 from tinker_guard.policy.route import last_segment
 from tinker_guard.policy.wording import (
-    GATEWAYS_WORDS,
     ROUTERS_WORDS,
+    TEXT_LENGTH,
     TRAINERS_WORDS,
+    Missing,
     is_reason_phrase,
+    missing_in,
     without,
 )
 
@@ -52,9 +54,9 @@ def source_of(
     The gateway answers `{"error": {"code": "NOT_FOUND", "param": "jobId", ...}}`, a trainer
     (FastAPI) `{"detail": ...}` as `application/json`. A problem document (RFC 9457) has a `detail`
     too, but is a gateway's or a content delivery network's. A `detail` that says that a service, a
-    route, a job, a server or the like is missing is unknown, since gateways made with FastAPI write
-    it, unless it names what a trainer alone has; and so is one that passes on what another server
-    or a client's error says of a 404. Servers that write another form are listed in
+    route, a job, a server or the like is missing (`missing_in`) is unknown, since gateways made
+    with FastAPI write it; and so is one that passes on what another server or a client's error says
+    of a 404. Servers that write another form are listed in
     `not_found_shapes.SERVERS`; what matches none of it is unknown, a web server's page too, since
     one can stand in the trainer's own pod and keep the probe's path from it.
 
@@ -231,22 +233,36 @@ def _source_by_text(shape: ServerShape, members: dict[str, Any], ids: Collection
         return Source.UNKNOWN if shape.is_generic else Source.ROUTER
     if ROUTERS_WORDS.search(without(ids, text, but_words=True)):
         return Source.UNKNOWN
-    if shape.is_generic and not TRAINERS_WORDS.search(without(ids, text)):
-        return Source.UNKNOWN
+    if shape.is_generic:
+        is_trainers = TRAINERS_WORDS.search(without(ids, text)) is not None
+        is_others = missing_in(text, ids) in (Missing.JOB, Missing.PLACE)
+        return Source.TRAINER if is_trainers and not is_others else Source.UNKNOWN
     return Source.TRAINER
 
 
 def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
     """Whether an answer with FastAPI's `detail` may be a gateway's that is made with FastAPI."""
     texts = texts_in(members)
-    # The reason phrase alone, in an object or a list, is no more of the trainer's than without.
-    if texts and all(map(is_reason_phrase, texts)):
+    if _says_no_more_than_the_status(members["detail"], texts):
         return True
-    text = "\n".join(texts)
-    if TRAINERS_WORDS.search(without(ids, text)):
+    missing = {missing_in(text, ids) for text in texts}
+    if Missing.TRAINERS in missing:
         return False
-    said = without(ids, text, but_words=True).replace("_", " ")
-    return GATEWAYS_WORDS.search(said) is not None
+    is_cut = any(len(text) > TEXT_LENGTH for text in texts)
+    return is_cut or not missing <= {None}
+
+
+# A path, an address, a method, a time, an id: what an answer tells of the request.
+_OF_THE_REQUEST: Final = re.compile(r"(?:https?:)?/\S*|[A-Z]+|[^\s\d]*\d\S*(?: [\d:.+-]+)?")
+
+
+def _says_no_more_than_the_status(detail: object, texts: Sequence[str]) -> bool:
+    """Whether it is the reason phrase alone, in an object or a list too, or nothing."""
+    if detail in ([], {}, 404):
+        return True
+    others = [text for text in texts if not is_reason_phrase(text)]
+    is_said = len(others) < len(texts) or (isinstance(detail, dict) and 404 in detail.values())
+    return is_said and all(map(_OF_THE_REQUEST.fullmatch, others))
 
 
 def _is_more_than_detail(members: dict[str, Any]) -> bool:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
+from operator import and_
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-TRAINERS_WORDS: Final = re.compile(
-    # Not what may come "in the near future".
+# Not what may come "in the near future".
+_ONLY_TRAINERS: Final = (
     r"(?<!/)(?<!\bin )(?<!\bin the )(?<!\bnear )"
-    r"\b(?:futures?|checkpoints?|samplers?|seq_id|base[ _]model"
-    r"|(?:sampling|training)[ _]session)\b"
-    r"|\btinker://",
-    re.IGNORECASE,
+    r"\b(?:futures?|checkpoints?|seq_id|(?:sampling|training)[ _]session{})\b|\btinker://"
 )
+
+TRAINERS_WORDS: Final = re.compile(_ONLY_TRAINERS.format("|samplers?|base[ _]model"), re.IGNORECASE)
 """What only a trainer has. Not "model" and "session": gateways route by both. Nor what stands in a
 path, which a gateway gives back: /api/v1/samplers/s-1."""
+
+# Whatever else is missing: gateways may route by base model and by sampler.
+_DECISIVE: Final = re.compile(_ONLY_TRAINERS.format(""), re.IGNORECASE)
 
 _HANDLERS: Final = (
     r"\b(?:method|service|app|application|handler|function|proxy|ingress|tunnel|listener)\b"
@@ -39,34 +43,144 @@ ROUTERS_WORDS: Final = re.compile(
     re.IGNORECASE,
 )
 
-# What gateways have and a trainer has not. Names like my-server may be those of models.
-_PLACES: Final = (
-    r"(?<![\w/.~-])(?:service|route|upstream|replica|endpoint|backend|worker|server|host|deployment"
-    r"|instance|pod|node|target|application|app|(?:train(?:er|ing)-?)?job|trainer|account|resource"
-    r"|url|page)s?"
+
+class Missing(StrEnum):
+    """What a text says is not there."""
+
+    JOB = "job"
+    """The job, its trainer or its account, also by its id."""
+    PLACE = "place"
+    """What a request goes through on its way to a trainer: a route, a service, a server."""
+    TRAINERS = "trainers"
+    """What a trainer has: a model, a session, a checkpoint."""
+
+
+_ID: Final = "\0"
+"""Stands for what the request's URL names."""
+_BESIDE: Final = len(" id ")
+
+# Names like my-server or a/server.py may be those of models, and so may server-1.
+_NOUN: Final = re.compile(
+    r"(?<![\w/.~-])(?:"
+    r"(?P<job>(?:(?:train(?:er|ing)[-_ ]?)?job|rlortrainerjob|trainer|account)(?:_id)?s?)"
+    r"|(?P<trainers>(?:loss function|model|base[ _]model|session|run|weight|adapter|lora|loss"
+    r"|dataset|file|tokenizer|archive|snapshot|future|checkpoint|sampler|seq_id|request|sample"
+    r"|gradient|optimizer|step|state|prompt|sequence|batch|artifact|upload|download)s?)"
+    r"|(?P<place>(?:service|route|routing(?: table)?|router|upstream|replica|endpoint|backend"
+    r"|worker|server|host|hostname|deployment|instance|pod|node|target|destination|application|app"
+    r"|resource|url|uri|page|path|domain|proxy|ingress|tunnel|listener|handler|method|function"
+    r"|container|cluster|namespace|machine|gateway|load balancer|revision|region|tenant"
+    r"|workspace)s?"
+    # A path of an API.
+    rf"|/?(?:training/)?(?:api|v\d+\w*)/[\w./{{}}{_ID}-]+)"
+    # A resource of Fireworks, wherever it stands; an id where no other thing stands before it.
+    rf"|(?P<resource>(?!v\d)(?:[\w{_ID}-]+/)*rlortrainerjobs/[\w.{_ID}/-]+)"
+    rf"|(?P<id>(?:[\w-]+/)*{_ID}(?:/{_ID})*)"
+    r")(?![\w/~-])",
+    re.IGNORECASE,
 )
 
-# dstack ("Service main/run-1 not found"), SkyServe ("No ready replicas"), MLflow ("The endpoint 'a'
-# is not present or active on the server"). Words that stand farther from each other may be a
-# trainer's: "Session not found: the service has restarted".
-GATEWAYS_WORDS: Final = re.compile(
-    r"\b(?:no|unknown) (?:(?:such|matching|healthy|ready|live|active|available|running) )?"
-    rf"{_PLACES}\b"
-    rf"|{_PLACES}(?: (?!(?:or|and)\b)\S{{1,300}})? (?:(?:was|were|is|are|could|does) )?"
-    r"(?:not (?:be )?(?:found|exist|present|available|registered|ready|running|active)\b"
-    r"|unavailable\b)"
-    r"|\b(?:not|cannot|unable to) routed?\b"
-    # The resource that the route's path names.
-    r"|\brlortrainerjobs?\b"
-    # Another server's answer that is passed on: a page, a JSON object, or what a client raises
-    # (httpx, requests, aiohttp).
-    r"|<(?:!doctype|html)\b"
+_ABSENCE: Final = re.compile(
+    r"\b(?:not|no|non|none|never|nothing|notfound|cannot|unable|unknown|unrecognized|unavailable"
+    r"|forbidden|missing|empty|gone|absent|invalid|undefined|unregistered|unreachable|unhealthy|inactive|offline|down|deleted|removed|stopped"
+    r"|terminated|exited|evicted|expired|disabled|refused|lost|starting|pending|without|failed"
+    r"|nonexistent|dead)\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
+    re.IGNORECASE,
+)
+
+# What is missing comes after these, and before all others: "Model m is not loaded".
+_BEFORE: Final = re.compile(
+    r"\b(?:no|unknown|missing|invalid|without)\b"
+    r"|(?:\bnot|\bcannot|\bunable to|\bfail(?:ed|s)? to|n['\N{RIGHT SINGLE QUOTATION MARK}]t) "
+    r"(?:find|locate|resolve|reach|get|see|serve|contact|connect to|know|have|hold|host|support)\b",
+    re.IGNORECASE,
+)
+
+_CLAUSE: Final = re.compile(r"[;!?\n()]+|[.,:](?=\s|\Z)")
+
+_CODE: Final = re.compile(r"\w+")
+# As Python's KeyError has it.
+_ID_ALONE: Final = re.compile(rf"(?:KeyError)?\W*{_ID}\W*")
+
+# Another server's answer that is passed on: a page or a document, a JSON object, what a client
+# raises (httpx, requests, aiohttp, urllib3), what the makers of gateways write without such a noun.
+_PASSED_ON: Final = re.compile(
+    r"\A\s*<[!?a-z]|<(?:!doctype|html)\b"
     r"|[\"']not found\.?[\"']"
     # A 404 after a word is an id: "Session 404 not found".
     r"|(?<![a-z] )\b404\W+(?:client error\W+)?not found\b"
-    rf"|{_PLACES}\b[^.\n]{{0,20}}\b404\b",
+    r"|\b(?:backend|upstream|server|gateway|proxy|service|pod|http)\b[^.\n]{0,20}\b404\b"
+    r"|\bstatus[ _]?code\W{0,3}404\b|\b404 from\b|\bactive endpoint\b"
+    r"|\bcannot (?:get|head|post|put|patch|delete|options)\b|\bnot defined by this api\b"
+    r"|\b(?:not|cannot|unable to) (?:be )?routed?\b"
+    r"|\bconnect(?:ion)? ?(?:refused|reset|aborted|closed|timed out|error|timeout|pool|attempts)"
+    r"|\bmax retries exceeded\b|\berrno\b|\bname resolution\b"
+    r"|\A(?:bad gateway|service unavailable|gateway time-?out)\b|\bfault filter abort\b"
+    r"|\bmodal-http\b|\berr_ngrok",
     re.IGNORECASE,
 )
+
+
+# What will be otherwise soon, by its writer's own word.
+_PASSES: Final = re.compile(
+    r"\b(?:not (?:yet )?ready|starting|unavailable|retry|try again)\b", re.IGNORECASE
+)
+
+
+def missing_in(text: str, ids: Collection[str]) -> Missing | None:
+    """What a text says is not there; None if it does not say.
+
+    That is what follows "no", "unknown" or "cannot find", else the first thing in the clause that
+    says that something is missing, stopped or not ready yet. Of two in a row the last one counts:
+    a "sampler deployment" is a deployment.
+
+    Args:
+        text: The text.
+        ids: What the request's URL names. It stands for the job where no other thing does.
+    """
+    # gRPC's clients write "rpc error: code = NotFound desc = ..." before it.
+    said = without(ids, text, but_words=True).rpartition("desc = ")[2]
+    if _ID_ALONE.fullmatch(said):
+        return Missing.JOB
+    if _CODE.fullmatch(said):
+        # ROUTE_NOT_FOUND, RouteNotFound.
+        said = re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", said)
+    clauses = list(filter(str.strip, _CLAUSE.split(said)))
+    things = [_nouns(clause, 0) for clause in clauses]
+    is_absent = [_ABSENCE.search(clause) is not None for clause in clauses]
+    decisive = [_DECISIVE.search(without(ids, clause)) is not None for clause in clauses]
+    if any(map(and_, decisive, is_absent)):
+        return Missing.TRAINERS
+    if _PASSED_ON.search(said):
+        return Missing.PLACE
+    for i, clause in enumerate(clauses):
+        if not is_absent[i]:
+            continue
+        before = _BEFORE.search(clause)
+        after = _nouns(clause, before.end()) if before else []
+        # "Not found: job j", "Trainer job: not found".
+        around = (after, things[i], *things[i + 1 : i + 2], *things[max(i - 1, 0) : i])
+        found = next(filter(None, around), None)
+        if found:
+            return found[0]
+    if any(decisive):
+        return Missing.TRAINERS
+    return Missing.PLACE if _PASSES.search(said) else None
+
+
+def _nouns(clause: str, begin: int) -> list[Missing]:
+    """The kinds of the things in a clause, from a place on; of two in a row, that of the last."""
+    found: list[tuple[int, Missing]] = []
+    for noun in _NOUN.finditer(clause, begin):
+        kind = str(noun.lastgroup)
+        if kind == "resource" or (kind == "id" and noun.start() - begin <= _BESIDE):
+            found.append((noun.end(), Missing.JOB))
+        elif kind != "id":
+            if found and noun.start() - found[-1][0] == 1:
+                found.pop()
+            found.append((noun.end(), Missing(kind)))
+    return [kind for _, kind in found]
+
 
 _REASON_PHRASE: Final = re.compile(
     r"[\W_]*(?:(?:(?:http|error|status)[\W_]*)*404)?[\W_]*(?:not[\W_]*found)?[\W_]*"
@@ -79,7 +193,7 @@ _OF_PODS: Final = r"(?:-(?=\w*\d)\w++)*"
 may be somebody else's. Each part matches in one way alone: with several, the time to find that the
 whole does not match would double with each part."""
 
-_TEXT_LENGTH: Final = 1000
+TEXT_LENGTH: Final = 1000
 """How much of a text is searched: a pattern takes long for a text of a million characters."""
 
 
@@ -93,7 +207,7 @@ def is_reason_phrase(text: object) -> bool:
 
 
 def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
-    """The beginning of a text, with an x in the place of what the request's URL names.
+    """The beginning of a text, without what the request's URL names.
 
     Also of what is named after it, such as the pods and the host of a job.
 
@@ -104,7 +218,7 @@ def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
             where a router speaks of a route, `route` is no id, but it is in `accounts/route`.
     """
     # Cut before, so that a long text takes no time, and after: an id may stand at the first cut.
-    text = text[: 2 * _TEXT_LENGTH]
+    text = text[: 2 * TEXT_LENGTH]
     for one in sorted(filter(None, ids), key=len, reverse=True):
         if not one.isalpha():
             named = rf"(?<![\w.~-])(?:[\w.~]+-)*{re.escape(one)}{_OF_PODS}(?:\.[\w.-]*)?(?![\w~-])"
@@ -112,5 +226,5 @@ def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
             named = rf"(?<=\w/){one}(?![\w~-])"
         else:
             named = rf"(?<![\w~-]){one}{_OF_PODS}(?![\w~-])"
-        text = re.sub(named, "x", text, flags=re.IGNORECASE)
-    return text[:_TEXT_LENGTH]
+        text = re.sub(named, _ID, text, flags=re.IGNORECASE)
+    return text[:TEXT_LENGTH]
