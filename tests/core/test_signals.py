@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
@@ -251,6 +252,26 @@ def test_a_handler_without_code_of_its_own_raises_nothing(
     signal.signal(signal.SIGUSR1, handler)
     guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
     assert guard.handle_request(post()).status_code == 200
+
+
+class State(Enum):
+    RUNNING = "running"
+
+
+class _StrictPlane(FakeControlPlane):
+    async def job_state(self, *_: Any, **__: Any) -> str | None:
+        return State("preempting").value
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, _function(TimeLimitError)])
+def test_a_value_that_an_enumeration_lacks_is_the_control_planes_failure(
+    handler: Any, virtual_time: VirtualTime
+) -> None:
+    """`signal.getsignal` names handlers that are none by an enumeration of its own."""
+    signal.signal(signal.SIGUSR1, handler)
+    settings = GuardSettings(warmup_successes=0, retry_timeout=2.0)
+    guard = sync_guard(FakeGateway(lambda _: gateway_404()), _StrictPlane(), settings)
+    assert guard.handle_request(post()).status_code == 404
 
 
 def test_in_another_thread_a_probe_has_failed(virtual_time: VirtualTime) -> None:

@@ -329,9 +329,12 @@ _LONGEST_CHAIN: Final = 20
 def _code_of(handler: Any) -> CodeType | None:
     while isinstance(handler, functools.partial):
         handler = handler.func
-    # A method has its function's; any other object is called by a method.
+    # A method has its function's; any other object is called by a method. No handler is set where
+    # there is a member of `signal.Handlers`, whose metaclass calls all the enumerations there are.
     code: CodeType | None = getattr(handler, "__code__", None)
-    return code or getattr(type(handler).__call__, "__code__", None)
+    if code is None and callable(handler):
+        code = getattr(type(handler).__call__, "__code__", None)
+    return code
 
 
 class _BlockingTimeout:
