@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from tests.conftest import Measured
+
 
 pytestmark = pytest.mark.anyio
 
@@ -958,6 +960,43 @@ async def test_the_callers_request_stays_as_it_is(spans: InMemorySpanExporter) -
         del exchange.headers["traceparent"]
         assert exchange.headers == before
         assert exchange.extensions == request.extensions
+
+
+BY_HAND = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "baggage": "tenant=7",
+}
+
+
+@pytest.mark.parametrize("path", [*("/api/v1/forward_backward", "/api/v1/retrieve_future")])
+async def test_over_a_transport_that_traces_what_that_adds_is_left_out_and_no_more(
+    spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for module in (request_spans, telemetry):
+        monkeypatch.setattr(module, "emits_client_span", lambda _: True)
+    gateway = FakeGateway()
+    request = post(path)
+    request.headers.update(BY_HAND)
+    await send(guard(gateway), request)
+    sent = gateway.sent[0].headers
+    assert {name: sent[name] for name in BY_HAND if name in sent} == {"baggage": "tenant=7"}
+    assert {name: request.headers[name] for name in BY_HAND} == BY_HAND
+
+
+async def test_where_nothing_records_spans_the_programs_headers_are_its_own(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "get_tracer_provider", trace.NoOpTracerProvider)
+    assert providers.refresh() == providers.Enabled(spans=False, metrics=True)
+    for module in (request_spans, telemetry):
+        monkeypatch.setattr(module, "emits_client_span", lambda _: True)
+    gateway = FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok())
+    request = post()
+    request.headers.update(BY_HAND)
+    await send(guard(gateway, warmup_successes=0), request)
+    assert len(gateway.sent) == 2
+    for exchange in gateway.sent:
+        assert {name: exchange.headers[name] for name in BY_HAND} == BY_HAND
 
 
 # -- noise -----------------------------------------------------------------------------------------

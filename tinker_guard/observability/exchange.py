@@ -208,13 +208,20 @@ def _with_context(request: httpx.Request) -> httpx.Request:
 
 
 def _without_context(request: httpx.Request) -> httpx.Request:
-    """A request without a trace in its headers, for a transport that adds its own."""
+    """A request without the headers of a trace that a transport adds by itself.
+
+    Any other is the program's, such as a `baggage` where the current context has none.
+    """
     told = propagated_headers(request)
     if not told:
         return request
+    added: dict[str, str] = {}
+    propagate.inject(added)
+    again = {name.lower() for name in added}
     headers = _copy(request.headers)
     for name in told:
-        del headers[name]
+        if name.lower() in again:
+            del headers[name]
     return _with_headers(request, headers)
 
 
