@@ -68,6 +68,20 @@ async def test_an_application_that_is_not_there_does_not_exist() -> None:
     assert (await ask(details(), "fixed"))[0] is None
 
 
+@pytest.mark.parametrize("controller", [{}, None])
+async def test_a_dashboard_that_does_not_find_the_controller_knows_no_application(
+    controller: Any,
+) -> None:
+    """Its 200 is the same before the first application is deployed. Proxies go on meanwhile."""
+    answer = {"controller_info": controller, "proxies": {}, "applications": {}}
+    with pytest.raises(ControlPlaneError):
+        await ask(answer)
+
+
+async def test_an_older_dashboard_names_no_controller() -> None:
+    assert (await ask({"applications": {}}))[0] is None
+
+
 @pytest.mark.parametrize("answer", [{}, {"applications": None}, [], {"applications": {"x": {}}}])
 async def test_what_is_no_dashboard_is_no_answer(answer: Any) -> None:
     with pytest.raises(ControlPlaneError):
@@ -81,6 +95,7 @@ def test_what_is_asked_for_with_what() -> None:
         ("RUNNING", "UNHEALTHY", "DEPLOYING"),
         ("DELETING", "DEPLOY_FAILED"),
         listed_at=1,
+        known_by="controller_info",
     )
     assert ray_serve("http://head:8265", "x") == named
     key = SecretStr("k")

@@ -61,6 +61,8 @@ class HttpControlPlane(HasKey):
         state: Where the state stands: the names of members, one below the other. A member that a
             placeholder names may be missing: then there is no such job.
         listed_at: Position in `state` of another member that may be missing for that reason.
+        known_by: A member that is empty while the server has lost what knows the jobs: then it says
+            nothing of any of them.
         running: States of a job that runs, in capitals.
         stopped: States of one that does not, and will not by waiting.
         api_key: Sent as `X-Api-Key` and as `Authorization: Bearer`. None sends what the guarded
@@ -77,6 +79,7 @@ class HttpControlPlane(HasKey):
     running: tuple[str, ...] = ("RUNNING", "JOB_STATE_RUNNING")
     stopped: tuple[str, ...] = STOPPED
     listed_at: int | None = None
+    known_by: str | None = None
     api_key: SecretStr | None = None
     timeout: float = 5.0
     transport: httpx.AsyncBaseTransport | None = None
@@ -156,7 +159,10 @@ class HttpControlPlane(HasKey):
 
     def _lacks_job(self, document: object, names: Mapping[str, str]) -> bool:
         """Whether a member that a placeholder names is missing where others of its kind are."""
-        if isinstance(document, dict) and reports_an_error(document):
+        if isinstance(document, dict) and (
+            reports_an_error(document)
+            or (self.known_by is not None and document.get(self.known_by, _NONE) in ({}, None))
+        ):
             return False
         for position, member in enumerate(self.state):
             found = _member(document, fill(member, names))

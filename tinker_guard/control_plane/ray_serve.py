@@ -27,7 +27,8 @@ def ray_serve(
 ) -> HttpControlPlane:
     """The control plane of an application of Ray Serve.
 
-    One that is not in the list does not exist.
+    One that is not in the list does not exist. Without a controller the list is empty: before the
+    first application is deployed, and while the dashboard does not find the controller.
 
     Args:
         url: Base URL of the dashboard, such as `http://head:8265`.
@@ -42,6 +43,7 @@ def ray_serve(
         RUNNING,
         STOPPED,
         listed_at=1,
+        known_by="controller_info",
         api_key=api_key,
         timeout=timeout,
         is_key_lost=is_key_lost,
