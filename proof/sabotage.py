@@ -337,7 +337,7 @@ def _believing_any_detail(original: Any, headers: Any, body: bytes, **named: Any
 _value(
     "believing-any-router",
     recovery,
-    "is_known_to_every_trainer",
+    "is_essential_to_sdks",
     lambda _: False,
     6,
     needs="Outage",

@@ -25,7 +25,7 @@ from tinker_guard.policy.judgement import (
     Reason,
     Verdict,
     is_in_force,
-    is_known_to_every_trainer,
+    is_essential_to_sdks,
     judge,
     outcome_of,
     waits_once,
@@ -322,12 +322,18 @@ def test_requests_that_wait_once(path: bytes, expected: bool) -> None:
         (b"/t/api/v1/save_weights", True),
         (b"/t/api/v1/save_weights_for_sampler", True),
         (b"/t/api/v1/save_weights_external", False),
-        (b"/t/api/v1/weights_info", False),
+        (b"/t/api/v1/weights_info", True),
+        (b"/t/api/v1/create_sampling_session", True),
+        (b"/t/api/v1/client/config", True),
+        (b"/t/api/v1/get_info", True),
+        (b"/t/api/v1/forward", True),
+        (b"/t/api/v1/session_heartbeat", False),
+        (b"/t/api/v1/training_runs/r/checkpoints", False),
         (b"/t/api/v1/client/dynamic_config", False),
         (b"/t/api/v1/get_server_capabilities", False),
         (b"/t/api/v1/x?forward_backward", False),
         (b"", False),
     ],
 )
-def test_what_no_trainer_lacks(path: bytes, expected: bool) -> None:
-    assert is_known_to_every_trainer(path) is expected
+def test_what_an_sdk_cannot_do_without(path: bytes, expected: bool) -> None:
+    assert is_essential_to_sdks(path) is expected

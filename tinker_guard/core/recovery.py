@@ -31,7 +31,7 @@ from tinker_guard.policy.judgement import (
     TRAINER_REACHED,
     Judgement,
     Verdict,
-    is_known_to_every_trainer,
+    is_essential_to_sdks,
     waits_once,
 )
 from tinker_guard.policy.not_found import Source, author_of
@@ -180,7 +180,7 @@ class Recovery:
             self.response.headers,
             body.content,
             had_shown_trainer=had_shown_trainer,
-            is_essential=is_known_to_every_trainer(guarded.request.url.raw_path),
+            is_essential=is_essential_to_sdks(guarded.request.url.raw_path),
             shapes=guarded.shapes,
             ids=guarded.state.route.ids,
             is_decoded=body.is_decoded,

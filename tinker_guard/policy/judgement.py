@@ -238,17 +238,20 @@ def outcome_of(status_code: int, judgement: Judgement | None) -> Outcome:
 
 _ESSENTIAL: Final = frozenset(
     {
-        *(b"create_model", b"create_session", b"forward_backward", b"optim_step"),
-        *(b"load_weights", b"save_weights", b"save_weights_for_sampler"),
-        *(b"asample", b"retrieve_future", b"retrieve_futures"),
+        *(b"create_model", b"create_session", b"forward", b"forward_backward", b"optim_step"),
+        *(b"load_weights", b"save_weights", b"save_weights_for_sampler", b"weights_info"),
+        *(b"asample", b"create_sampling_session", b"retrieve_future", b"retrieve_futures"),
+        # Of `client/config`, which a constructor asks for.
+        *(b"config", b"get_info"),
     }
 )
-"""Without these no run begins, trains, samples, saves or resumes; TuFT, SkyRL, Twinkle and open-rl
-have them all."""
+"""Without these no run begins, trains, samples, saves or resumes: an SDK that asks for one cannot
+go on without it, so that a trainer which lacks it does not speak with that SDK. Not what an SDK
+can do without, such as `client/dynamic_config`, heartbeats and lists of checkpoints."""
 
 
-def is_known_to_every_trainer(raw_path: bytes) -> bool:
-    """Whether a request is for an operation that no trainer lacks, however old it is.
+def is_essential_to_sdks(raw_path: bytes) -> bool:
+    """Whether a request is for an operation that its SDK cannot do without.
 
     Args:
         raw_path: The request's path and query.
