@@ -148,6 +148,19 @@ async def test_the_advice_names_the_setting_that_would_have_helped(
     assert caplog.messages[-1].endswith(named)
 
 
+async def test_a_404_that_no_setting_would_have_delayed_names_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The route had answered: a job that is queued again is gone."""
+    gateway = FakeGateway(lambda e: gateway_404() if e.at >= 5.0 else ok())
+    plane = FakeControlPlane("JOB_STATE_RUNNING", states=[(5.0, "JOB_STATE_RE_QUEUEING")])
+    transport = guard(gateway, plane)
+    assert await send(transport) == 200
+    await asyncio.sleep(6.0)
+    assert await send(transport) == 404
+    assert caplog.messages[-1].endswith("the control plane says that it is JOB_STATE_RE_QUEUEING.")
+
+
 async def test_a_control_plane_that_is_late_names_its_setting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -290,6 +290,10 @@ def test_the_trainers_own_answer(status_code: int, content_type: str, body: byte
                 "word-of-jsend": {"status": "Fail", "data": {}},
                 "result": {"result": "failure"},
                 "not-ok": {"ok": False},
+                "not-ready": {"ready": False},
+                "maintenance": {"maintenance": True},
+                "starting": {"status": "starting"},
+                "loading": {"status": "Loading", "progress": 3},
                 "no-success-as-text": {"success": "False"},
             }.items()
         ),

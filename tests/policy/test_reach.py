@@ -21,6 +21,7 @@ from testkit.fakes import (
 )
 from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
+from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.policy.reach import Reach, cookies_set_by, with_cookies
 
 Headers = list[tuple[bytes, bytes]]
@@ -403,6 +404,10 @@ async def test_a_balancers_cookie_pins_the_request_to_the_replica_that_was_reach
         *("session", "sid", "sessionid", "session_id", "connect.sid", "PHPSESSID", "csrftoken"),
         *("authservice_session", "_oauth2_proxy", "_oauth2_proxy_1", "CF_Authorization", "jwt"),
         *("XSRF-TOKEN", "access_token", "__Host-session", "__Secure-auth", "ASP.NET_SessionId"),
+        *("laravel_session", "_myapp_session", "grafana_session", "PLAY_SESSION", "SESSION"),
+        *("AWSELBAuthSessionCookie-0", "AppServiceAuthSession", ".AspNetCore.Cookies", "_xsrf"),
+        *("_oauth2_proxy_csrf", "GCP_IAP_UID", "GCP_IAAP_AUTH_TOKEN_1", "_forward_auth"),
+        *("authelia_session", "jupyterhub-session-id", "remember_token", "a.sid"),
     ],
 )
 async def test_a_probe_that_is_given_a_session_takes_none_from_the_request(
@@ -424,6 +429,31 @@ async def test_a_probe_that_is_given_a_session_takes_none_from_the_request(
     response = await guarded(gateway, warmup=3).handle_async_request(sent)
     assert response.status_code == 200
     assert len(gateway.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("AWSALB", "AWSALBCORS", "INGRESSCOOKIE", "route", "SERVERID", "ARRAffinity", "GCLB"),
+        *("JSESSIONID", "session-affinity", "sticky-session", "_gateway_replica", "lb", "srv_id"),
+    ],
+)
+def test_a_balancers_cookie_is_followed(name: str) -> None:
+    response = httpx.Response(200, headers={"set-cookie": f"{name}=1; Path=/"})
+    assert cookies_set_by(response) == ((name.encode(), b"1"),)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X-Auth-Token", "X-Serverless-Authorization", "Private-Token", "X-Tenant", "api_secret"],
+)
+def test_whoever_has_another_credential_shares_nothing(name: str) -> None:
+    plane = SharedControlPlane(GuardSettings())
+    keys = [
+        plane.key_for(request([(name.encode(), value), (b"Idempotency-Key", once), (b"A", once)]))
+        for value, once in ((b"1", b"1"), (b"1", b"2"), (b"2", b"3"))
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.anyio

@@ -30,7 +30,7 @@ from tinker_guard.policy.judgement import (
     JobAnswer,
     is_in_force,
 )
-from tinker_guard.policy.reach import Reach
+from tinker_guard.policy.reach import Reach, credentials_of
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class SharedControlPlane:
     def key_for(self, request: httpx.Request) -> Hashable:
         """With whom a request shares what it finds out: same credentials, same control plane."""
         # Kept for as long as the route, so not the credentials themselves.
-        digest = hashlib.sha256(repr(tuple(Reach.of(request))).encode()).digest()
+        told_apart = (*Reach.of(request), credentials_of(request))
+        digest = hashlib.sha256(repr(told_apart).encode()).digest()
         return self._identity, digest
 
     async def ask(

@@ -234,6 +234,9 @@ def log_not_probed(state: RouteState, why: str) -> None:
     logger.warning("%s: its route cannot be probed: %s.", state.route.subject, why)
 
 
+_MOST: Final = 0.9
+"""A request that has waited for so much of its budget has used it up."""
+
 last_handed_back: list[str] = []
 """The last warning about a 404 that was handed back, for the end of a traceback."""
 
@@ -261,8 +264,11 @@ def log_handed_back(
     is_repeated = log.judgement == judgement and now - log.judgement_at < _REPEAT_AFTER
     # A trainer's own 404 is normal traffic, for instance of a server that lacks an endpoint.
     is_news = judgement is not TRAINER_ANSWERED and not is_repeated
+    # A 404 that is handed back at once, on a route that was warm, is so with any setting. Without a
+    # probe, the request does not wait for the route.
+    would_wait = state.route.has_probe and seconds >= _MOST * wait.seconds
     explanation = _explanation(
-        judgement, answer, wait, is_replayable=is_replayable, has_probe=state.route.has_probe
+        judgement, answer, wait, is_replayable=is_replayable, would_wait=would_wait
     )
     if state.route.deployment is not None:
         # The texts, and those of the control plane's errors, mention a job and the base URL.
@@ -284,7 +290,7 @@ def _explanation(
     wait: Wait,
     *,
     is_replayable: bool,
-    has_probe: bool,
+    would_wait: bool,
 ) -> str:
     match judgement.reason:
         case Reason.JOB_RUNNING | Reason.TRAINER_REACHED if not is_replayable:
@@ -301,8 +307,7 @@ def _explanation(
             is_starting = answer is not None and answer.phase is JobPhase.STARTING
             advice = f" It is on its way: a longer {wait.setting} waits longer."
             said = f"the control plane says that it is {answer.state if answer else 'stopped'}."
-            # Without a probe, the request does not wait for the route.
-            return said + advice if is_starting and has_probe else said
+            return said + advice if is_starting and would_wait else said
         case Reason.JOB_MISSING:
             return (
                 "the control plane knows no such job. Check the account and job in base_url, and "

@@ -40,20 +40,24 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
 
 # X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache,
 # X-Tyk-Cached-Response, ...; but neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and
-# X-Cache-Tags, nor X-Skip-Cache: 1, with which web servers say that they took nothing from a cache.
+# X-Cache-Tags, nor X-Skip-Cache: 1, with which web servers say that they took nothing from a cache,
+# nor what a model has in its memory, such as X-Prefix-Cache-Hit.
 _CACHE_HEADER: Final = re.compile(
-    r"(?:(?!(?:no|not|skip|bypass)-)[a-z0-9]+-)*cache"
+    r"(?:(?!(?:no|not|skip|bypass|disabled?|kv|prefix|prompt|compile)-)[a-z0-9]+-)*cache"
     r"(?:d|d-response|-hit|-status|-result|-state|-remote|-debug)?"
 )
 
 _COPY_WORDS: Final = frozenset(
     (
-        *("hit", "refreshhit", "stale", "updating", "revalidated", "unmodified", "cached", "fresh"),
+        *("hit", "refreshhit", "stale", "updating", "unmodified", "cached", "fresh"),
+        *("revalidated", "revalidate"),
         *("1", "true", "yes"),
         # Made up at the edge, by Fastly and CloudFront.
         *("synth", "lambdageneratedresponse", "functiongeneratedresponse"),
     )
 )
+
+_NO_COPY: Final = frozenset({"miss", "pass", "no", "not", "bypass"})
 
 _HIT_PARAMETER: Final = re.compile(
     r";\s*(?:hit(?:\s*(?:[;,]|\Z)|=\?1)|fwd-status=304\b)", re.IGNORECASE
@@ -67,7 +71,9 @@ _POSITIVE: Final = re.compile(r"\s*0*[1-9][0-9]*\s*")
 def _words(value: str) -> set[str]:
     """What a cache says of itself: "TCP_HIT from example.org, MISS" says tcp, hit and miss."""
     first = [member.split()[0] for member in value.split(",") if member.strip()]
-    return {word for item in first for word in re.findall(r"[a-z0-9]+", item.lower())}
+    said = [set(re.findall(r"[a-z0-9]+", item.lower())) for item in first]
+    # "hit-for-pass" and "NOT_CACHED" say that there was no copy.
+    return {word for words in said if words.isdisjoint(_NO_COPY) for word in words}
 
 
 def _timed_caches(value: str) -> list[str]:

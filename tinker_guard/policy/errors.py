@@ -32,7 +32,12 @@ _NOT_FOUND_NAME: Final = re.compile(
 
 _JOBS_WORDS: Final = re.compile(r"job|trainer|account", re.IGNORECASE)
 
-_ERROR_WORDS: Final = frozenset({"error", "fail", "failed", "failure"})
+_ERROR_WORDS: Final = frozenset(
+    (
+        *("error", "fail", "failed", "failure", "maintenance", "unavailable", "unhealthy"),
+        *("starting", "initializing", "loading", "pending", "not ready", "not_ready"),
+    )
+)
 
 
 def reports_an_error(members: dict[str, Any]) -> bool:
@@ -44,7 +49,9 @@ def reports_an_error(members: dict[str, Any]) -> bool:
     # Apigee's errors stand in `fault`; some makers begin their names with a capital.
     told = {name.casefold(): value for name, value in members.items()}
     return (
-        any(_says_no(told.get(name)) for name in ("success", "ok"))
+        any(_says_no(told.get(name)) for name in ("success", "ok", "ready", "healthy", "available"))
+        # Of an edge that stands in while the trainer starts.
+        or told.get("maintenance") is True
         or any(
             (is_error_member(name) or name == "fault") and value not in (None, False, "", [], {})
             for name, value in told.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import httpx
@@ -53,6 +54,24 @@ _OF_STICKY: Final = _STICKY | {b"x-request-id", b"x-ray-serve-request-id"}
 _COPIED: Final = _HEADERS | _OF_STICKY
 
 _EXTENSIONS: Final = ("sni_hostname",)
+
+
+_CREDENTIAL: Final = re.compile(
+    rb"(?!idempotency-)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?|user)"
+)
+
+
+def credentials_of(request: httpx.Request) -> list[tuple[bytes, bytes]]:
+    """All headers of a request that may say who asks, by their names in lower case.
+
+    More than are copied: whose answer one may use must not depend on a list of names being whole.
+    """
+    return [(name, value) for _, name, value in request.headers._list if _may_be_credential(name)]
+
+
+@lru_cache(maxsize=256)
+def _may_be_credential(name: bytes) -> bool:
+    return _CREDENTIAL.fullmatch(name) is not None
 
 
 class Reach(NamedTuple):
@@ -111,13 +130,14 @@ def cookies_set_by(response: httpx.Response) -> Cookies:
     return tuple((name, value) for name, value in named if name and not _LOGINS.fullmatch(name))
 
 
-# Of web frameworks, Kubeflow, oauth2-proxy, Cloudflare Access. Not JSESSIONID, which balancers
-# choose a replica by.
+# Of web frameworks, load balancers that log in (AWS, Azure, Google), Kubeflow, oauth2-proxy and its
+# like, Cloudflare Access. Not JSESSIONID, which balancers choose a replica by, nor a name that says
+# what else it is for.
 _LOGINS: Final = re.compile(
-    rb"(?:__(?:host|secure)-)?_*(?:connect\.sid|s(?:ession[-_]?)?id|session|phpsessid"
-    rb"|asp\.net_sessionid|authservice_session|oauth2_proxy(?:_\d+)?|cf_authorization"
-    rb"|(?:access|id|refresh|auth|csrf|xsrf)?[-_]?token|auth(?:orization)?|csrf|jwt)",
-    re.IGNORECASE,
+    rb"(?!.*jsessionid|.*(?:affinity|sticky|stickiness|route|server|replica|backend|upstream))"
+    rb".*(?:session|sess(?=id)|auth|token|login|csrf|xsrf|jwt|connect\.sid|(?<![a-z])sid(?![a-z])"
+    rb"|oauth2_proxy|\.aspnetcore\.|(?<![a-z])iap(?![a-z])).*",
+    re.IGNORECASE | re.DOTALL,
 )
 
 
