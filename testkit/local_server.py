@@ -59,8 +59,8 @@ def serving(directory: Path | None = None) -> Iterator[LocalServer]:
             authority.cert_pem.write_to_path(directory / "authority.pem")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             authority.issue_cert("127.0.0.1").configure_cert(context)
-            # Not in the thread that accepts, where a client that was cancelled as it connected would
-            # hold up the end: httpcore leaves its socket to the garbage collector.
+            # Not in the thread that accepts, where a client that was cancelled as it connected
+            # would hold up the end: httpcore leaves its socket to the garbage collector.
             server.socket = context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
             )

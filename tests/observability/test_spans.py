@@ -738,6 +738,32 @@ async def test_a_wait_for_the_warmup_of_another_request(spans: InMemorySpanExpor
     assert [len(below(root, spans)) for root in roots] == [2, 0, 1]
 
 
+async def test_requests_that_are_cancelled_at_the_gate_have_waited_in_its_race(
+    spans: InMemorySpanExporter, measured: Measured
+) -> None:
+    transport = guard(FakeGateway(lambda _: gateway_404()), warmup_successes=3)
+    with trace.get_tracer("user").start_as_current_span("step") as step:
+        waiting = [asyncio.create_task(send(transport)) for _ in range(2)]
+        await asyncio.sleep(1.5)
+        for each in waiting:
+            each.cancel()
+        await asyncio.wait(waiting)
+    assert dict(getattr(step, "attributes", {})) == {"tinker_guard.met": "routing_race"}
+    requests = [span for span in spans.get_finished_spans() if span.name == NAME]
+    met = end("cancelled", None, met=RACE, wrote={}) | {"tinker_guard.warmup.wait": 1.5}
+    assert [seen(span)[2] for span in requests] == [REQUEST | met, REQUEST | met]
+    [warmup] = [span for span in spans.get_finished_spans() if span.name == "tinker_guard.warmup"]
+    probes = seen(warmup)[2].pop("tinker_guard.warmup.probes")
+    assert probes > 1
+    assert seen(warmup)[2:] == (
+        JOB | RACE | {"tinker_guard.warmup.probes": probes},
+        StatusCode.UNSET,
+    )
+    counted = {name: how_often for _, name, how_often in measured.counts()}
+    assert counted["tinker_guard.warmup.duration"] == 1
+    assert counted["tinker_guard.recovery.duration"] == 2
+
+
 async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
     gateway = FakeGateway(lambda _: gateway_404())
     await send(guard(gateway, FakeControlPlane(None), warmup_successes=3))

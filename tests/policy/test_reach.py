@@ -450,7 +450,7 @@ def test_a_balancers_cookie_is_followed(name: str) -> None:
 def test_whoever_has_another_credential_shares_nothing(name: str) -> None:
     plane = SharedControlPlane(GuardSettings())
     keys = [
-        plane.key_for(request([(name.encode(), value), (b"Idempotency-Key", once), (b"A", once)]))
+        plane.key_for(request([(name.encode(), value), (b"X-Idempotency-Key", once), (b"A", once)]))
         for value, once in ((b"1", b"1"), (b"1", b"2"), (b"2", b"3"))
     ]
     assert keys[0] == keys[1] != keys[2]

@@ -124,7 +124,7 @@ class _Rounds:
         if not isinstance(judged, Judgement):
             judged = JOB_NOT_RUNNING
         elif judged.is_race:
-            self.race = judged
+            self.race = guarded.flights.race = judged
             if not_found is None:
                 return Inconclusive(running_at=answer.asked_at, race=judged)
             self._ambiguous_rounds += not_found.source is Source.UNKNOWN

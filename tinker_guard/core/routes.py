@@ -42,7 +42,7 @@ _KEYS: Final = 8
 class Flights:
     """What the requests of one event loop with the same credentials find out together."""
 
-    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "warmup")
+    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "race", "warmup")
 
     def __init__(self) -> None:
         self.missing_since: float | None = None
@@ -51,6 +51,8 @@ class Flights:
         self.exhausted: tuple[Judgement, int, float] | None = None
         """The verdict with which a request's whole budget ended, `RouteState.answers` then, and
         when that was."""
+        self.race: Judgement | None = None
+        """The verdict on what the warmup under way has met, if that is a race."""
         self.warmup: SingleFlight[ProbingEnd] = new_flight()
         """Whether a cold route's gate may open."""
         self.probing: SingleFlight[ProbingEnd] = new_flight()

@@ -6,13 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
-from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
+from tinker_guard.core.findings import INCONCLUSIVE, Inconclusive, Refused, Routable, TimedOut
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.observability import logs
 
 if TYPE_CHECKING:
     from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.core.guarded_request import GuardedRequest
+    from tinker_guard.policy.judgement import Judgement
 
 
 async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
@@ -39,16 +40,24 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     except TimeoutError:
         # What was said before this request came does not refuse it, at its end either.
         end = INCONCLUSIVE if isinstance(end, Refused) else end
+    except BaseException:
+        # A request that is cancelled has waited in that race all the same.
+        _note_race(guarded, guarded.flights.race, is_judged=True)
+        raise
     finally:
         report.waited(guarded.clock() - guarded.arrived_at)
     if isinstance(end, Routable):
         state.answered(guarded.clock())
-    if end.race is not None:
-        report.met_race_at_gate()
-        # A 404 that is handed back is judged there.
-        note = report.raced if isinstance(end, TimedOut) else report.judged
-        note(end.race)
+    # A 404 that is handed back is judged there.
+    _note_race(guarded, end.race, is_judged=not isinstance(end, TimedOut))
     return end
+
+
+def _note_race(guarded: GuardedRequest, race: Judgement | None, *, is_judged: bool) -> None:
+    if race is not None:
+        guarded.report.met_race_at_gate()
+        note = guarded.report.judged if is_judged else guarded.report.raced
+        note(race)
 
 
 async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:
@@ -57,15 +66,20 @@ async def _warm_up(guarded: GuardedRequest) -> ProbingEnd:
         # Another event loop has opened the gate while this request waited for its turn.
         return Routable()
     started_at = guarded.clock()
+    guarded.flights.race = None
     with telemetry.warmup_span(state, settings) as span:
-        end = await probe_until_routable(
-            guarded,
-            successes=settings.warmup_successes,
-            # Counted from when this request came: it may have waited for other leaders before.
-            deadline=guarded.arrived_at + settings.warmup_timeout,
-        )
-        seconds = guarded.clock() - started_at
-        telemetry.note_warmup(span, state, settings, end, guarded.probes, seconds)
+        end: ProbingEnd | None = None
+        try:
+            end = await probe_until_routable(
+                guarded,
+                successes=settings.warmup_successes,
+                # Counted from when this request came: it may have waited for other leaders before.
+                deadline=guarded.arrived_at + settings.warmup_timeout,
+            )
+        finally:
+            seconds = guarded.clock() - started_at
+            ended_as = Inconclusive(race=guarded.flights.race) if end is None else end
+            telemetry.note_warmup(span, state, settings, ended_as, guarded.probes, seconds)
         if isinstance(end, Routable):
             logs.log_warm(state, seconds, guarded.probes)
     return end

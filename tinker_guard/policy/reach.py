@@ -57,7 +57,7 @@ _EXTENSIONS: Final = ("sni_hostname",)
 
 
 _CREDENTIAL: Final = re.compile(
-    rb"(?!idempotency-)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?|user)"
+    rb"(?!.*idempotency)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?)"
 )
 
 
