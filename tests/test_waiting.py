@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import ssl
@@ -373,6 +374,16 @@ def test_by_itself_it_sends_as_a_client_does(
     # One for each of the two connections, and one for the lookup between them.
     assert len(clients) == 3
     assert all(client.is_closed for client in clients)
+
+
+@pytest.mark.filterwarnings("error")
+def test_on_a_running_loop_it_names_what_to_await() -> None:
+    async def call() -> None:
+        wait_until_routable(BASE)
+
+    with pytest.raises(RuntimeError, match=r"await until_routable\(\) instead"):
+        asyncio.run(call())
+    gc.collect()
 
 
 def test_a_gateway_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def wait_until_routable(
             certificates that the environment names cannot be used.
         RuntimeError: Called on a running event loop; use `until_routable` there.
     """
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError(
+            "wait_until_routable() blocks, and an event loop is running here: await "
+            "until_routable() instead."
+        )
     return asyncio.run(
         until_routable(
             url,

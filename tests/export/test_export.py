@@ -373,6 +373,21 @@ def test_the_console_gets_the_guards_own_metrics_in_the_end_and_no_clean_request
     )
 
 
+def test_the_console_is_what_stderr_is_as_something_is_written() -> None:
+    """A test runner puts a stream of its own there for each test, and closes it."""
+    program = """
+import contextlib, io
+with contextlib.redirect_stderr(io.StringIO()) as replaced:
+    begin()
+replaced.close()
+send(2)
+"""
+    _, err = run(program, TINKER_GUARD_EXPORT="console")
+    assert err.splitlines()[-1].startswith("tinker_guard.request.duration")
+    program = "import io, sys\nbegin(); send(2); sys.stderr = io.StringIO(); sys.stderr.close()"
+    assert run(program, TINKER_GUARD_EXPORT="console") == ("", "")
+
+
 def test_the_console_shows_a_tree_for_each_request_that_met_something() -> None:
     exporter, stream = InMemorySpanExporter(), io.StringIO()
     provider = TracerProvider()

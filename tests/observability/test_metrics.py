@@ -10,6 +10,7 @@ import httpx
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from testkit.fakes import (
     Exchange,
@@ -28,6 +29,7 @@ from testkit.fakes import ungated as guard
 from tests.observability.test_spans import EXCHANGE, hang
 from tinker_guard.faults import logger
 from tinker_guard.observability import metrics as declared
+from tinker_guard.observability import providers
 
 if TYPE_CHECKING:
     from tests.conftest import Measured
@@ -52,6 +54,27 @@ async def test_ok(measured: Measured) -> None:
         "http.client.request.duration": [(EXCHANGE | OK, 3)],
         "tinker_guard.request.duration": [(OPERATION | {"tinker_guard.outcome": "ok"}, 3)],
     }
+
+
+@pytest.mark.meets_fault
+async def test_a_programs_processor_that_fails_takes_no_metrics_with_it(
+    measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(SpanProcessor):
+        def on_end(self, span: object) -> None:
+            raise RuntimeError
+
+    provider = TracerProvider()
+    provider.add_span_processor(Failing())
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    providers.refresh()
+    transport = guard(FakeGateway(lambda e: gateway_404() if e.connection == 0 else ok()))
+    for _ in range(2):
+        await send(transport)
+    counted = {name: how_often for _, name, how_often in measured.counts()}
+    assert counted["tinker_guard.request.duration"] == 2
+    assert counted["http.client.request.duration"] == 4
+    assert counted["tinker_guard.verdicts"] == 1
 
 
 async def test_a_race_at_the_gate_that_ended_in_another_state(measured: Measured) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
+from io import StringIO
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard.export.exporters import FILE_DELAY, Exporters
@@ -28,7 +30,7 @@ def console_exporters() -> Exporters:
     from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    trees = Trees(sys.stderr)
+    trees = Trees(_Stderr())
 
     class TreeExporter(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -39,11 +41,27 @@ def console_exporters() -> Exporters:
     return Exporters(
         TreeExporter(),
         ConsoleMetricExporter(
-            out=sys.stderr, formatter=lambda data: "".join(f"{line}\n" for line in _lines(data))
+            out=_Stderr(), formatter=lambda data: "".join(f"{line}\n" for line in _lines(data))
         ),
         span_delay=FILE_DELAY,
         metric_interval=_A_DAY,
     )
+
+
+class _Stderr(StringIO):
+    """What `sys.stderr` is as something is written: a test runner replaces it, and closes its own.
+
+    Nothing is written where there is none, or where it is closed.
+    """
+
+    def write(self, text: str) -> int:
+        with suppress(ValueError, AttributeError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(ValueError, AttributeError):
+            sys.stderr.flush()
 
 
 # Metrics are collected once, at the end; without an interval, the reader would never collect.

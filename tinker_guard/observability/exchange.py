@@ -144,11 +144,11 @@ class Exchange:
             return
         self.ended_ns = self._watch.now_ns
         self._describe(error)
-        if self.span is not None and not self._is_whole_request:
-            self._finish(self.span)
         if self.is_mine and enabled().metrics:
             attributes = {**self._operation.of_http, **self.result}
             metrics.measure(metrics.EXCHANGE_DURATION, self._watch.seconds, attributes)
+        if self.span is not None and not self._is_whole_request:
+            self._finish(self.span)
 
     def start_span(self, by: Tracer | None = None, *, is_whole_request: bool = False) -> Span:
         """Start the CLIENT span.

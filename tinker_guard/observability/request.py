@@ -223,6 +223,13 @@ class ObservedRequest:
                 span = first.start_span(is_whole_request=True)
         self._span = None
         verdict = {} if report.judgement is None else labels(report.judgement)
+        # Before the spans end: a processor of the program's own may fail.
+        if enabled().metrics:
+            seconds = self._watch.seconds
+            ended = self._labels | {names.OUTCOME: outcome.value}
+            metrics.measure(metrics.REQUEST_DURATION, seconds, ended | verdict)
+            if self._race_met and self._first_404_at is not None:
+                metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
         if span is not None and span.is_recording():
             result[names.OUTCOME] = ended_as = outcome.value
             result[names.RETRIES] = report.resends
@@ -242,12 +249,6 @@ class ObservedRequest:
                 span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(result)
             span.end(first.ended_ns if is_one_span and first else self._watch.now_ns)
-        if enabled().metrics:
-            seconds = self._watch.seconds
-            ended = self._labels | {names.OUTCOME: outcome.value}
-            metrics.measure(metrics.REQUEST_DURATION, seconds, ended | verdict)
-            if self._race_met and self._first_404_at is not None:
-                metrics.measure(metrics.RECOVERY_DURATION, seconds - self._first_404_at, ended)
 
     @fail_open
     def _choose_span(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> None:

@@ -66,7 +66,8 @@ def _run_the_next():
     try:
         __import__(__name__)
     except ImportError as error:
-        if error.name != __name__:
+        # Python 2 has no such attribute.
+        if getattr(error, "name", __name__) != __name__:
             raise
     finally:
         if ours is not None:
