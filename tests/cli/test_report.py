@@ -911,10 +911,14 @@ def test_a_line_that_is_too_long_is_skipped(
 ) -> None:
     monkeypatch.setattr(reading, "LONGEST_LINE", 4000)
     spans = a_run()
-    short, long = otlp_lines(spans[:3]), otlp_lines(spans[:20], 20)
+    long = otlp_lines(spans[:20], 20)
+    first, second = Trace("job-1"), Trace("job-2")
+    for trace in (first, second):
+        trace.request(1.0, 2.0)
+    short, other = otlp_lines(first.spans), otlp_lines(second.spans)
     assert len(short) < 4000 < 2 * 4000 < len(long)
-    report, notes = reported(written(tmp_path, short + long + short))
-    assert notes.guard_spans == 6
+    report, notes = reported(written(tmp_path, short + long + other))
+    assert notes.guard_spans == 2
     assert [broken.place for broken in notes.first_broken] == ["line 2"]
     assert report.all_jobs.requests == 2
     # A document on one long line is read all the same, as one over many lines is.
@@ -1185,6 +1189,23 @@ def peak_of(path: Path) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def test_what_is_given_or_delivered_twice_counts_once(tmp_path: Path) -> None:
+    lines = otlp_lines(a_run(), 3)
+    once, _ = reported(written(tmp_path, lines))
+    file = tmp_path / "run.jsonl"
+    file.write_text(lines)
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(file)
+    notes, counted = Notes(), Tally()
+    for record in read([file, file, link], notes):
+        counted.add(record)
+    assert notes.files == ["run.jsonl"]
+    assert counted.report().all_jobs == once.all_jobs
+    again, _ = reported(written(tmp_path, lines + lines))
+    for name in ("outcomes", "resends", "races_met", "warmups", "lost"):
+        assert getattr(again.all_jobs, name) == getattr(once.all_jobs, name)
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

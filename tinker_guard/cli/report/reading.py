@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import ijson
@@ -89,8 +90,11 @@ def read(
         notes.bytes_read += size
         on_bytes(size)
 
+    seen: set[tuple[int, int]] = set()
     for path in paths:
         name = str(path)
+        if _is_again(path, seen):
+            continue
         notes.files.append("standard input" if name == "-" else clean(path.name))
         try:
             with _opened(name, count) as stream:
@@ -100,6 +104,18 @@ def read(
             notes.add_broken(
                 "the rest", f"cannot be read: {what or 'the compressed data is damaged or ends'}"
             )
+
+
+def _is_again(path: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a file was read already, under this name or another, as by `run.jsonl *.jsonl`."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    place = found.st_dev, found.st_ino
+    is_again = S_ISREG(found.st_mode) and place in seen
+    seen.add(place)
+    return is_again
 
 
 # -- streams -------------------------------------------------------------------------------------

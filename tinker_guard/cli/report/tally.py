@@ -20,6 +20,8 @@ from tinker_guard.cli.report.timeline import Intervals, Timeline
 if TYPE_CHECKING:
     from tinker_guard.cli.report.records import Record
 
+RECENT: Final = 1024
+"""Of so many requests and warmups each counts once: a batch that was sent again follows soon."""
 MAX_FAMILIES: Final = 50_000
 """How many parents are kept while their children may still arrive."""
 MAX_EVENTS: Final = 50_000
@@ -206,6 +208,7 @@ class Tally:
         self._room = Room(MAX_RUNS)
         self._families: OrderedDict[int, _Family] = OrderedDict()
         self._max_families = max_families
+        self._recent: OrderedDict[int, None] = OrderedDict()
         self._events = 0
         self._slowest: list[Recovery] = []
         self._slowest_leaders: list[Recovery] = []
@@ -218,6 +221,13 @@ class Tally:
 
     def add(self, record: Record) -> None:
         """Add one record."""
+        if isinstance(record, Request | Warmup):
+            # What collectors forward arrives at least once.
+            if record.span_id in self._recent:
+                return
+            self._recent[record.span_id] = None
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
         if isinstance(record, Request):
             self._add_request(record)
         elif isinstance(record, Probe):
