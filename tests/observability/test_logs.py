@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,6 +24,7 @@ from testkit.fakes import (
     tracked,
     trainer_404,
 )
+from tinker_guard.install import last_words
 from tinker_guard.install.last_words import repeat_after_tracebacks
 
 if TYPE_CHECKING:
@@ -274,7 +276,10 @@ def _wrapped() -> Exception:
         (lambda: NotFoundError("Trainer job not found or not running"), True),
         (_wrapped, True),
         (lambda: ValueError("Error code: 404 - not found"), True),
+        (lambda: ValueError("Error retrieving result: gone with status 404 for x"), True),
         (lambda: ZeroDivisionError("division by zero"), False),
+        (lambda: ValueError("loss is nan at step 14042"), False),
+        (lambda: OSError("404 Client Error: Not Found for url: https://models.test/x"), False),
     ],
 )
 async def test_a_traceback_of_a_404_ends_with_the_line_that_says_why(
@@ -301,6 +306,22 @@ async def test_a_traceback_of_a_404_ends_with_the_line_that_says_why(
     assert sys.excepthook is before
     shown(type(error), error, None)
     assert line not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", ["a trainer's own 404", "a while"])
+async def test_a_404_that_the_program_has_got_over_is_not_told_of(
+    after: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    undo = repeat_after_tracebacks()
+    await send(guard(FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_FAILED")))
+    if after == "a while":
+        monkeypatch.setattr(last_words, "monotonic", lambda: time.monotonic() + 3600.0)
+    else:
+        await send(guard(FakeGateway(lambda _: trainer_404()), warmup_successes=0))
+    sys.excepthook(NotFoundError, NotFoundError("checkpoint c not found"), None)
+    assert "tinker_guard" not in capsys.readouterr().err.replace("tests.", "")
+    undo()
 
 
 def test_a_hook_that_came_later_stays(monkeypatch: pytest.MonkeyPatch) -> None:

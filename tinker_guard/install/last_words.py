@@ -6,7 +6,9 @@ that the end of a log shows only "Trainer job not found or not running".
 
 from __future__ import annotations
 
+import re
 import sys
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard.faults import fail_open
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _LONGEST_CHAIN: Final = 50
+_LATEST: Final = 600.0
+"""Seconds after which a program that goes on has got over a 404."""
+# As the SDK writes it: "Error code: 404 - ...", "... with status 404 for ...".
+_TELLS: Final = re.compile(r"\b(?:error code|status(?:[ _]code)?)[ :=]*404\b", re.IGNORECASE)
 
 
 def repeat_after_tracebacks() -> Callable[[], None]:
@@ -51,8 +57,9 @@ def _repeat(error: BaseException) -> None:
         return
     from tinker_guard.observability.logs import last_handed_back
 
-    if last_handed_back:
-        sys.stderr.write(f"\ntinker_guard: {last_handed_back[0]}\n")
+    for line, said_at in last_handed_back:
+        if monotonic() - said_at < _LATEST:
+            sys.stderr.write(f"\ntinker_guard: {line}\n")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -65,4 +72,4 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_not_found(error: BaseException) -> bool:
     # A poll wraps the error in an exception of another kind, which has no status.
-    return getattr(error, "status_code", None) == 404 or "404" in str(error)
+    return getattr(error, "status_code", None) == 404 or _TELLS.search(str(error)) is not None

@@ -7,6 +7,7 @@ logging instrumentation: `otelTraceID`, `otelSpanID`, `otelTraceSampled`.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 from opentelemetry import trace
@@ -237,8 +238,9 @@ def log_not_probed(state: RouteState, why: str) -> None:
 _MOST: Final = 0.9
 """A request that has waited for so much of its budget has used it up."""
 
-last_handed_back: list[str] = []
-"""The last warning about a 404 that was handed back, for the end of a traceback."""
+last_handed_back: list[tuple[str, float]] = []
+"""The last warning about a 404 that was handed back, for the end of a traceback, and when that was
+by `time.monotonic()`; empty if a trainer's own 404 has come since."""
 
 
 @fail_open
@@ -280,7 +282,9 @@ def log_handed_back(
     )
     if is_news:
         log.judgement, log.judgement_at = judgement, now
-        last_handed_back[:] = [line]
+        last_handed_back[:] = [(line, time.monotonic())]
+    elif judgement is TRAINER_ANSWERED:
+        last_handed_back.clear()
     logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", line)
 
 
