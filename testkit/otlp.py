@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 
 class Backend(ThreadingHTTPServer):
-    """Takes anything over OTLP/HTTP, and keeps the names of the guard's spans."""
+    """Takes anything over OTLP/HTTP, and keeps the names of the guard's spans.
+
+    Args:
+        refuses: How often it answers 503 at first.
+    """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _TakeSpans)
         self.span_names: Counter[str] = Counter()
         self.paths: Counter[str] = Counter()
+        self.refuses = refuses
 
 
 class _TakeSpans(Handler):
@@ -30,6 +35,10 @@ class _TakeSpans(Handler):
 
         body = self.rfile.read(int(self.headers["content-length"]))
         assert isinstance(self.server, Backend)
+        if self.server.refuses > 0:
+            self.server.refuses -= 1
+            self.reply(503, b"")
+            return
         self.server.paths[self.path] += 1
         if self.path == "/v1/traces":
             sent = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
@@ -44,6 +53,6 @@ class _TakeSpans(Handler):
 
 
 @contextmanager
-def backend() -> Iterator[Backend]:
-    with on_a_thread(Backend()) as server:
+def backend(refuses: int = 0) -> Iterator[Backend]:
+    with on_a_thread(Backend(refuses)) as server:
         yield server

@@ -321,14 +321,76 @@ say(time.perf_counter() - started_at)
         # One second is its own, the rest a busy machine's. The SDK alone would take thirty.
         assert time.monotonic() - started_at < 20.0
     lines = err.splitlines()
-    if is_silent:
-        assert len(lines) <= 1
-    else:
-        (line,) = lines
-        assert line.startswith(
-            "tinker_guard: spans and metrics do not reach the backend; training goes on"
-        )
+    # The exporter tries again for ten seconds, so that nothing is lost before the end.
+    (line,) = lines
+    assert line.startswith("tinker_guard: the backend did not take the last spans and metrics")
     assert "secret" not in err
+
+
+def test_what_a_backend_takes_in_the_end_is_not_told_of() -> None:
+    """The exporter tries again by itself."""
+    program = """
+begin()
+send()
+from opentelemetry import trace
+trace.get_tracer_provider().force_flush()
+"""
+    with backend(refuses=1) as server:
+        _, err = run(
+            program,
+            TINKER_GUARD_EXPORT="otlp",
+            OTEL_METRICS_EXPORTER="none",
+            OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}",
+            NO_PROXY="127.0.0.1",
+        )
+    assert (err, server.paths["/v1/traces"]) == ("", 1)
+
+
+def test_what_a_backend_did_not_take_is_told_of_once() -> None:
+    program = """
+from opentelemetry import trace
+begin()
+for _ in range(2):
+    send()
+    trace.get_tracer_provider().force_flush()
+"""
+    _, err = run(
+        program,
+        TINKER_GUARD_EXPORT="otlp",
+        OTEL_EXPORTER_OTLP_TIMEOUT="0.2",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}",
+        NO_PROXY="127.0.0.1",
+    )
+    (line,) = err.splitlines()
+    assert line.startswith("tinker_guard: spans and metrics do not reach the backend; training")
+
+
+@pytest.mark.parametrize("export", ["jsonl:{}/run.jsonl", "jsonl:{}/no/run.jsonl"])
+def test_what_the_programs_own_exporter_logs_is_the_programs(tmp_path: Path, export: str) -> None:
+    program = """
+import logging
+logging.basicConfig(format="%(name)s")
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(timeout=0.1)))
+trace.set_tracer_provider(provider)
+begin()
+with trace.get_tracer("own").start_as_current_span("step"):
+    pass
+"""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    _, err = run(
+        program,
+        TINKER_GUARD_EXPORT=export.format(tmp_path),
+        OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+        NO_PROXY="127.0.0.1",
+    )
+    lines = [line for line in err.splitlines() if line.startswith(("opentelemetry", "tinker"))]
+    assert lines[-1].startswith("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    assert ("tinker_guard" in lines) is ("/no/" in export)
 
 
 def test_the_delay_at_exit_is_bounded_by_default() -> None:

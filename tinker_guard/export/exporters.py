@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from tinker_guard.faults import log
 
@@ -29,7 +30,7 @@ class Exporters(NamedTuple):
 
 
 _EXPORTING: Final = (
-    "opentelemetry.exporter",
+    "opentelemetry.exporter.",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.metrics._internal.export",
     "opentelemetry.sdk.trace.export",
@@ -37,27 +38,58 @@ _EXPORTING: Final = (
 """The loggers to which OpenTelemetry writes each failed export, with a traceback."""
 
 
-def log_failures_once(message: str) -> None:
-    """Log one line at the first failure, instead of OpenTelemetry's traceback at each."""
-    handler = LogFirstFailure(message)
-    for name in _EXPORTING:
-        exporting = logging.getLogger(name)
-        exporting.addHandler(handler)
-        exporting.propagate = False
+class _Thread(threading.local):
+    """Whether a thread exports for the guard: the program may have exporters of its own."""
+
+    exports: bool = False
 
 
-class LogFirstFailure(logging.Handler):
-    """Logs one line of the guard at the first record, and drops the others."""
+_thread: Final = _Thread()
+
+
+class Failures:
+    """Logs one line of the guard at the first failed export, in place of OpenTelemetry's.
+
+    Args:
+        message: The line.
+    """
 
     has_logged: ClassVar[bool] = False
-    """Whether any handler of this class has logged its line."""
+    """Whether the line of any destination has been logged."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(logging.WARNING)
         self._message = message
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Handle a record of a failed export."""
-        if not LogFirstFailure.has_logged:
-            LogFirstFailure.has_logged = True
-            log(logging.WARNING, self._message)
+    def of(self, exporters: Exporters) -> Exporters:
+        """The same exporters, whose failures are told of in that way."""
+        from opentelemetry.sdk.metrics.export import MetricExportResult
+        from opentelemetry.sdk.trace.export import SpanExportResult
+
+        self._watch(exporters.spans, SpanExportResult.FAILURE)
+        self._watch(exporters.metrics, MetricExportResult.FAILURE)
+        for name in list(logging.root.manager.loggerDict):
+            if name.startswith(_EXPORTING):
+                logging.getLogger(name).addFilter(_is_the_programs)
+        return exporters
+
+    def _watch(self, exporter: Any, failure: object) -> None:
+        export = exporter.export
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            _thread.exports = True
+            try:
+                result = export(*args, **kwargs)
+            except Exception:
+                result = failure
+            finally:
+                _thread.exports = False
+            if result is failure and not Failures.has_logged:
+                Failures.has_logged = True
+                log(logging.WARNING, self._message)
+            return result
+
+        exporter.export = watched
+
+
+def _is_the_programs(_: logging.LogRecord) -> bool:
+    return not _thread.exports

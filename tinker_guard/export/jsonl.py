@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from tinker_guard.export.exporters import FILE_DELAY, Exporters, log_failures_once
+from tinker_guard.export.exporters import FILE_DELAY, Exporters, Failures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ def jsonl_exporters(path: Path) -> Exporters:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-    log_failures_once(f"spans and metrics cannot be written to {path}; training goes on without.")
+    failures = Failures(f"spans and metrics cannot be written to {path}; training goes on without.")
     write_spans = _LineWriter(path).write
     # The format allows one kind of data in a file.
     write_metrics = _LineWriter(path.with_name(f"{path.stem}.metrics{path.suffix}")).write
@@ -51,7 +51,7 @@ def jsonl_exporters(path: Path) -> Exporters:
         def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
             pass
 
-    return Exporters(SpanFile(), MetricFile(), span_delay=FILE_DELAY)
+    return failures.of(Exporters(SpanFile(), MetricFile(), span_delay=FILE_DELAY))
 
 
 class _LineWriter:

@@ -22,7 +22,7 @@ from uuid import UUID
 from opentelemetry import metrics, trace
 
 from tinker_guard.export.console import console_exporters
-from tinker_guard.export.exporters import Exporters, LogFirstFailure
+from tinker_guard.export.exporters import Exporters, Failures
 from tinker_guard.export.jsonl import jsonl_exporters
 from tinker_guard.export.otlp import otlp_exporters
 from tinker_guard.faults import log, log_fault
@@ -225,11 +225,11 @@ class _AtExit:
 
     def _flush(self) -> None:
         self._is_wanted.set()
-        if not self._is_done.wait(EXIT_TIMEOUT) and not LogFirstFailure.has_logged:
+        if not self._is_done.wait(EXIT_TIMEOUT) and not Failures.has_logged:
             log(
                 logging.WARNING,
                 "the backend did not take the last spans and metrics within %g s; the end of this "
-                "run is missing there.",
+                "run is missing there. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says?",
                 EXIT_TIMEOUT,
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinker_guard.export.exporters import Exporters, log_failures_once
+from tinker_guard.export.exporters import Exporters, Failures
 
 
 def otlp_exporters() -> Exporters:
@@ -10,8 +10,8 @@ def otlp_exporters() -> Exporters:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-    log_failures_once(
+    failures = Failures(
         "spans and metrics do not reach the backend; training goes on, and what is not taken is "
         "lost. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says (default: http://localhost:4318)?"
     )
-    return Exporters(OTLPSpanExporter(), OTLPMetricExporter())
+    return failures.of(Exporters(OTLPSpanExporter(), OTLPMetricExporter()))
