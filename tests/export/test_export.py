@@ -365,6 +365,38 @@ for _ in range(2):
     assert line.startswith("tinker_guard: spans and metrics do not reach the backend; training")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no other system forks")
+def test_a_forked_process_exports_its_own_sums(tmp_path: Path) -> None:
+    """One that sends nothing, such as a loader of data, exports none."""
+    program = """
+begin()
+send(5)
+for count in (2, 0):
+    if os.fork() == 0:
+        send(count)
+        time.sleep(0.5)
+        sys.exit()
+    os.wait()
+say(os.getpid())
+"""
+    out, _ = run(
+        program,
+        TINKER_GUARD_EXPORT=f"jsonl:{tmp_path}/run.jsonl",
+        OTEL_METRIC_EXPORT_INTERVAL="100",
+    )
+    sums: dict[int, int] = {}
+    for line in (tmp_path / "run.metrics.jsonl").read_text().splitlines():
+        for of_process in json.loads(line)["resourceMetrics"]:
+            about = {entry["key"]: entry["value"] for entry in of_process["resource"]["attributes"]}
+            for scope in of_process["scopeMetrics"]:
+                for metric in scope["metrics"]:
+                    if metric["name"] == "tinker_guard.request.duration":
+                        (point,) = metric["histogram"]["dataPoints"]
+                        sums[int(about["process.pid"]["intValue"])] = int(point["count"])
+    assert sums.pop(int(out)) == 5
+    assert [*sums.values()] == [2]
+
+
 @pytest.mark.parametrize("export", ["jsonl:{}/run.jsonl", "jsonl:{}/no/run.jsonl"])
 def test_what_the_programs_own_exporter_logs_is_the_programs(tmp_path: Path, export: str) -> None:
     program = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -45,6 +46,19 @@ class _Thread(threading.local):
 
 
 _thread: Final = _Thread()
+
+
+def not_in_children(exporter: MetricExporter) -> MetricExporter:
+    """The same exporter, but for forked processes: they would export their parent's sums again."""
+    from opentelemetry.sdk.metrics.export import MetricExportResult
+
+    export, process = exporter.export, os.getpid()
+
+    def only_here(*args: Any, **kwargs: Any) -> MetricExportResult:
+        return export(*args, **kwargs) if os.getpid() == process else MetricExportResult.SUCCESS
+
+    exporter.export = only_here  # type: ignore[method-assign]
+    return exporter
 
 
 class Failures:

@@ -22,16 +22,15 @@ from uuid import UUID
 from opentelemetry import metrics, trace
 
 from tinker_guard.export.console import console_exporters
-from tinker_guard.export.exporters import Exporters, Failures
+from tinker_guard.export.exporters import Exporters, Failures, not_in_children
 from tinker_guard.export.jsonl import jsonl_exporters
 from tinker_guard.export.otlp import otlp_exporters
 from tinker_guard.faults import log, log_fault
+from tinker_guard.observability.metrics import use as measure_with
 from tinker_guard.observability.providers import refresh
 from tinker_guard.settings import check_destination
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -146,7 +145,15 @@ def _start(destination: str) -> bool:
     if meters is not None:
         metrics.set_meter_provider(meters)
     refresh()
-    _AtExit([provider for provider in (tracers, meters) if provider is not None])
+    at_exit = _AtExit([provider for provider in (tracers, meters) if provider is not None])
+    if meters is not None and hasattr(os, "register_at_fork"):
+
+        def begin_at_zero() -> MeterProvider:
+            own = _measure_to(_exporters(destination), _resource())
+            at_exit.add(own)
+            return own
+
+        os.register_at_fork(after_in_child=lambda: measure_with(begin_at_zero))
     return True
 
 
@@ -180,7 +187,8 @@ def _measure_to(exporters: Exporters, resource: Resource) -> MeterProvider:
 
     interval = exporters.metric_interval
     reader = PeriodicExportingMetricReader(
-        exporters.metrics, export_interval_millis=None if interval is None else interval * 1000
+        not_in_children(exporters.metrics),
+        export_interval_millis=None if interval is None else interval * 1000,
     )
     return MeterProvider([reader], resource=resource, shutdown_on_exit=False)
 
@@ -211,13 +219,17 @@ class _AtExit:
     A thread that was started at the beginning sends: at exit, no thread can be started.
     """
 
-    def __init__(self, providers: Sequence[TracerProvider | MeterProvider]) -> None:
+    def __init__(self, providers: list[TracerProvider | MeterProvider]) -> None:
         self._providers = providers
         self._wait()
         atexit.register(self._flush)
         if hasattr(os, "register_at_fork"):
             # A forked child has none of its parent's threads.
             os.register_at_fork(after_in_child=self._wait)
+
+    def add(self, provider: MeterProvider) -> None:
+        """Shut down one more."""
+        self._providers.append(provider)
 
     def _wait(self) -> None:
         self._is_wanted, self._is_done = threading.Event(), threading.Event()

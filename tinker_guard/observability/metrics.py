@@ -13,7 +13,7 @@ from tinker_guard.observability import attributes as names
 from tinker_guard.observability.providers import enabled, is_suppressed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.metrics import Counter, Histogram
     from opentelemetry.util.types import AttributeValue
@@ -109,10 +109,32 @@ LOOKUP_DURATION: Final = _declare(
 )
 
 
+_own_provider: Callable[[], metrics.MeterProvider] | None = None
+
+
+def use(provider: Callable[[], metrics.MeterProvider]) -> None:
+    """Record with another provider than the process's from now on.
+
+    OpenTelemetry cannot replace that one, and a forked process continues its parent's sums.
+
+    Args:
+        provider: Makes it, before the first metric is recorded.
+    """
+    global _own_provider
+    _own_provider = provider
+    for cached in (_meter, _histogram, _counter):
+        cached.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _meter() -> metrics.Meter:
+    provider = None if _own_provider is None else _own_provider()
+    return metrics.get_meter("tinker_guard", __version__, provider)
+
+
 @lru_cache(maxsize=len(METRICS))
 def _histogram(name: str) -> Histogram:
-    metric = METRICS[name]
-    meter = metrics.get_meter("tinker_guard", __version__)
+    metric, meter = METRICS[name], _meter()
     try:
         return meter.create_histogram(
             name, metric.unit, metric.meaning, explicit_bucket_boundaries_advisory=metric.bounds
@@ -124,8 +146,7 @@ def _histogram(name: str) -> Histogram:
 
 @lru_cache(maxsize=len(METRICS))
 def _counter(name: str) -> Counter:
-    metric = METRICS[name]
-    meter = metrics.get_meter("tinker_guard", __version__)
+    metric, meter = METRICS[name], _meter()
     return meter.create_counter(name, metric.unit, metric.meaning)
 
 
