@@ -341,6 +341,51 @@ async def test_pyqwest_traces_its_own_exchanges() -> None:
     assert not emits_client_span(FakeGateway().new_transport())
 
 
+class _Retries(httpx.AsyncBaseTransport):
+    """As httpx-retries, which holds one transport for each kind of client."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self.sync_transport = httpx.HTTPTransport()
+        self.transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self.transport.handle_async_request(request)
+
+
+def test_a_transport_is_looked_for_below_those_that_wrap_it() -> None:
+    pyqwest = pytest.importorskip("pyqwest", reason="comes with the tinker SDK")
+    from pyqwest.httpx import AsyncPyqwestTransport
+
+    class Own(AsyncPyqwestTransport):  # type: ignore[misc]
+        pass
+
+    own = Own(pyqwest.HTTPTransport())
+    assert emits_client_span(own)
+    assert emits_client_span(_Retries(_Retries(own)))
+    assert not emits_client_span(_Retries(httpx.AsyncHTTPTransport()))
+    around = _Retries(own)
+    around.transport = around
+    assert not emits_client_span(around)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_lent"),
+    [
+        (lambda: httpx.MockTransport(lambda _: httpx.Response(200)), True),
+        (lambda: _Retries(httpx.AsyncHTTPTransport()), True),
+        (lambda: _Retries(FakeGateway().new_transport()), False),
+    ],
+)
+async def test_a_question_goes_the_way_of_the_requests_where_that_follows_no_redirect(
+    make: Callable[[], httpx.AsyncBaseTransport], is_lent: bool
+) -> None:
+    """A test's transport among them: past it, the key would go out to the network."""
+    line = RenewableTransport(make())
+    async with line.lookup_transport() as lent:
+        assert (lent is not None) is is_lent
+    await line.aclose()
+
+
 async def test_a_question_closes_nothing_that_it_was_lent() -> None:
     class Own(httpx.AsyncHTTPTransport):
         is_closed = False

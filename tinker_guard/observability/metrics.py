@@ -121,12 +121,11 @@ def use(provider: Callable[[], metrics.MeterProvider]) -> None:
         provider: Makes it, before the first metric is recorded.
     """
     global _own_provider
-    _own_provider = provider
-    for cached in (_meter, _histogram, _counter):
+    _own_provider = lru_cache(maxsize=1)(provider)
+    for cached in (_histogram, _counter):
         cached.cache_clear()
 
 
-@lru_cache(maxsize=1)
 def _meter() -> metrics.Meter:
     provider = None if _own_provider is None else _own_provider()
     return metrics.get_meter("tinker_guard", __version__, provider)

@@ -7,7 +7,8 @@ route, every resend over the connection meets the same 404; a new connection may
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
@@ -71,15 +72,14 @@ class RenewableTransport(runtime.Locked):
         """A transport for the time of one question to the route's own origin.
 
         It has the requests' proxy and certificates, and connections of its own where that can be
-        had. None unless it is known to follow no redirect, which would take the key along.
+        had. None unless it is one of httpx's, or above one: others may follow redirects by
+        themselves, as pyqwest's does, and would take the key along.
         """
         if self.is_closed:
             # What one builds without a transport would go past the requests' proxy.
             yield CLOSED
             return
-        if not isinstance(
-            _innermost(self.transport), httpx.AsyncHTTPTransport | httpx.HTTPTransport
-        ):
+        if not isinstance(_innermost(self.transport), _HTTPXS):
             yield None
             return
         spare = self._build()
@@ -163,12 +163,40 @@ class _Current(httpx.AsyncBaseTransport):
 
 def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
     """Whether a transport traces each exchange with a CLIENT span of its own, as pyqwest's does."""
-    return type(_innermost(transport)).__module__.startswith("pyqwest.")
+    kind: Any = type(_innermost(transport))
+    return _is_pyqwests(kind)
+
+
+@lru_cache(maxsize=64)
+def _is_pyqwests(kind: type) -> bool:
+    return any(base.__module__.startswith("pyqwest.") for base in kind.__mro__)
+
+
+_DEPTH: Final = 8
+_TRANSPORTS: Final = (httpx.AsyncBaseTransport, httpx.BaseTransport)
+_HTTPXS: Final = (
+    *(httpx.AsyncHTTPTransport, httpx.HTTPTransport),
+    *(httpx.ASGITransport, httpx.WSGITransport, httpx.MockTransport),
+)
+"""For the network, an application, a test: none of them follows a redirect."""
 
 
 def _innermost(
     transport: httpx.AsyncBaseTransport,
 ) -> httpx.AsyncBaseTransport | httpx.BaseTransport:
-    while isinstance(transport, (DrainingTransport, BorrowedTransport)):
-        transport = transport.transport
-    return transport.transport if isinstance(transport, BlockingTransport) else transport
+    """What is below the guard's own wrappers, and those of others, such as one that retries."""
+    found: httpx.AsyncBaseTransport | httpx.BaseTransport = transport
+    for _ in range(_DEPTH):
+        if isinstance(found, _HTTPXS) or type(found).__module__.startswith("pyqwest."):
+            break
+        if isinstance(found, (DrainingTransport, BorrowedTransport, BlockingTransport)):
+            found = found.transport
+            continue
+        # Of two, the one of the same kind is sent over.
+        held = [each for each in vars(found).values() if isinstance(each, _TRANSPORTS)]
+        kind = next(kind for kind in _TRANSPORTS if isinstance(found, kind))
+        held.sort(key=lambda each: not isinstance(each, kind))
+        if not held:
+            break
+        found = held[0]
+    return found
