@@ -229,8 +229,8 @@ async def _a_question_each(
 
 
 @_around(SingleFlight, "run", 4)
-async def _a_flight_each(_: Any, self: SingleFlight[Any], lead: Any, **__: Any) -> Any:
-    return await lead()
+async def _a_flight_each(_: Any, self: SingleFlight[Any], lead: Any, *to: Any, **__: Any) -> Any:
+    return await lead(*to)
 
 
 @_around(RouteTable, "_make_room", 4)
@@ -288,7 +288,7 @@ async def _open_question_transports(
 @_around(RouteState, "flights", 5)
 def _dead_loops_kept(_: Any, self: RouteState, key: Hashable) -> Flights:
     by_key = self._flights.setdefault(asyncio.get_running_loop(), {})
-    return by_key.setdefault(key, Flights())
+    return by_key.setdefault(key, Flights(key))
 
 
 @_around(cleanup.unless_abandoned, "__aexit__", 2, 5, needs="LoopEnd")
@@ -381,7 +381,7 @@ def _one_lock_for_all_loops(put: Put) -> None:
     everybody = runtime.Threads()
 
     def flights(self: RouteState, key: Hashable) -> Flights:
-        return self._flights.setdefault(everybody, {}).setdefault(key, Flights())
+        return self._flights.setdefault(everybody, {}).setdefault(key, Flights(key))
 
     put(RouteState, "flights", flights)
 

@@ -348,10 +348,54 @@ def test_a_limit_is_forgotten_with_the_wait() -> None:
         await asyncio.sleep(0.5)
         calls[-1].cancel()
         await asyncio.wait(calls)
-        assert [limit.cancelled() for limit in limits] == [True, True]
+        assert [limit.cancelled() for limit in limits] == [True]
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(share())
+
+
+async def test_each_wait_ends_at_its_own_time() -> None:
+    """Whatever the order in which they came, and whoever has gone meanwhile."""
+    flight: SingleFlight[int] = SingleFlight()
+    ended: dict[float, float] = {}
+
+    async def wait(until: float) -> None:
+        with pytest.raises(TimeoutError):
+            await flight.run(Counted(), until=until)
+        ended[until] = loop_time()
+
+    async def lead() -> int:
+        await asyncio.sleep(100.0)
+        return 1
+
+    leader = asyncio.create_task(flight.run(lead))
+    await settle()
+    gone = [asyncio.create_task(flight.run(Counted(), until=5.0 + n)) for n in range(300)]
+    waits = [asyncio.create_task(wait(until)) for until in (20.0, 10.0, 10.001, 30.0, 7.0)]
+    await settle()
+    for each in gone:
+        each.cancel()
+    await asyncio.wait(gone)
+    later = asyncio.create_task(wait(9.0))
+    await asyncio.wait([*waits, later])
+    assert ended == {until: until for until in (20.0, 10.0, 10.001, 30.0, 7.0, 9.0)}
+    assert await leader == 1
+
+
+async def test_a_limit_that_is_over_ends_a_wait_at_once() -> None:
+    flight: SingleFlight[int] = SingleFlight()
+    leader = asyncio.create_task(flight.run(Counted()))
+    await settle()
+    with pytest.raises(TimeoutError):
+        await flight.run(Counted(), until=loop_time() - 1.0)
+    assert await leader == 1
+
+
+async def test_what_is_found_out_may_be_about_something() -> None:
+    async def double(number: int) -> int:
+        return 2 * number
+
+    assert await SingleFlight[int]().run(double, 2) == 4
 
 
 async def test_a_call_that_is_cancelled_in_the_moment_of_the_result() -> None:

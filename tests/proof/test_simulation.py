@@ -64,8 +64,8 @@ def test_nor_in_threads() -> None:
     assert met
 
 
-async def _each_by_itself(_: Any, compute: Any, **__: Any) -> Any:
-    return await compute()
+async def _each_by_itself(_: Any, compute: Any, *args: Any, **__: Any) -> Any:
+    return await compute(*args)
 
 
 @pytest.mark.parametrize(

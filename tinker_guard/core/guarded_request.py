@@ -98,10 +98,9 @@ class GuardedRequest:
         self.line = line
         self.settings = settings
         self.report = report
-        self.clock: Callable[[], float] = runtime.clock()
+        self.flights: Flights = state.flights(control_plane.key_for(request))
+        self.clock: Callable[[], float] = self.flights.clock
         self.arrived_at: float = self.clock()
-        self._key = control_plane.key_for(request)
-        self.flights: Flights = state.flights(self._key)
         self.came_cold: bool = is_at_gate and self.is_cold
         """Whether it came to a cold route."""
         self.sent_on: httpx.AsyncBaseTransport = line.transport
@@ -143,7 +142,7 @@ class GuardedRequest:
     @property
     def is_cold(self) -> bool:
         """Whether the route is cold for requests with its key."""
-        return self.state.is_cold_for(self._key)
+        return self.state.is_cold_for(self.flights.key)
 
     @property
     def exhausted_with(self) -> Judgement | None:
@@ -302,7 +301,7 @@ class GuardedRequest:
         if judgement in (JOB_NOT_RUNNING, JOB_MISSING):
             self.state.stopped(self.clock())
         elif judgement is not TRAINER_ANSWERED and is_replayable and has_waited:
-            self.state.exhausted(self.clock(), self._key)
+            self.state.exhausted(self.clock(), self.flights.key)
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()
         logs.log_handed_back(

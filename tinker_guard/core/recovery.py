@@ -111,6 +111,8 @@ class Recovery:
         """What the resend has to know, if that was found out for the verdict already."""
         self._direct_resends = 0
         """How many resends in a row were sent without a probe."""
+        self._has_scouted = False
+        """Whether this request itself has probed for its next resend."""
         self._proved_on: httpx.AsyncBaseTransport | None = None
         """The transport on which a probe of this request has reached the trainer."""
 
@@ -226,13 +228,7 @@ class Recovery:
         route: the resend that follows then shows what there is.
         """
         guarded = self._guarded
-        has_computed = False
-
-        async def compute() -> ProbingEnd:
-            nonlocal has_computed
-            has_computed = True
-            return await self._scout(needs_proof=needs_proof)
-
+        self._has_scouted = False
         try:
             if guarded.resends > 0 or guarded.state.is_probe_path_unsupported:
                 # A follower's connection is replaced only now that it proved stale by itself:
@@ -244,15 +240,18 @@ class Recovery:
             if needs_proof:
                 # The last probe begins at the deadline.
                 ends_at = min(ends_at, self._budget.proof_ends_at + self._settings.probe_timeout)
-            async with runtime.timeout_at(ends_at):
-                while True:
-                    end = await guarded.flights.probing.run(compute)
-                    if has_computed:
-                        return end
-                    if end.serves(self._met_at, needs_proof=needs_proof):
-                        # All followers are released at once; they need not arrive at once.
+            while True:
+                # No timeout around it: one for each of thousands that wait would cost much.
+                end = await guarded.flights.probing.run(
+                    self._scout, ends_at, needs_proof, until=ends_at
+                )
+                if self._has_scouted:
+                    return end
+                if end.serves(self._met_at, needs_proof=needs_proof):
+                    # All followers are released at once; they need not arrive at once.
+                    async with runtime.timeout_at(ends_at):
                         await stay_back(self._settings, self._clock() - self._met_at)
-                        return end
+                    return end
         except TimeoutError:
             answer = guarded.answer
             if answer is not None and answer.is_running:
@@ -262,7 +261,12 @@ class Recovery:
             faults.log_fault("probing")
         return Inconclusive()
 
-    async def _scout(self, *, needs_proof: bool) -> ProbingEnd:
+    async def _scout(self, ends_at: float, needs_proof: bool) -> ProbingEnd:
+        self._has_scouted = True
+        async with runtime.timeout_at(ends_at):
+            return await self._probe(needs_proof=needs_proof)
+
+    async def _probe(self, *, needs_proof: bool) -> ProbingEnd:
         guarded = self._guarded
         await guarded.line.replace(guarded.sent_on)
         deadline = self._budget.proof_ends_at if needs_proof else self._budget.ends_at

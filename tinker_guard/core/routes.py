@@ -21,7 +21,7 @@ from tinker_guard.policy.route import Route, RoutePatterns, patterns_of
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     import httpx
 
@@ -40,11 +40,19 @@ _KEYS: Final = 8
 
 
 class Flights:
-    """What the requests of one event loop with the same credentials find out together."""
+    """What the requests of one event loop with the same credentials find out together.
 
-    __slots__ = ("exhausted", "lookup", "missing_since", "probing", "race", "warmup")
+    Args:
+        key: What they have in common; see `SharedControlPlane.key_for`.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        *("clock", "exhausted", "key", "lookup", "missing_since", "probing", "race", "warmup"),
+    )
+
+    def __init__(self, key: Hashable) -> None:
+        self.key: Hashable = key
+        self.clock: Callable[[], float] = runtime.clock()
         self.missing_since: float | None = None
         """When the control plane was first asked of those times, up to the last one, at which it
         has known no such job; None if it knew the job last."""
@@ -208,7 +216,7 @@ class RouteState:
     def _known(self, key: Hashable) -> Flights:
         by_key = self._flights_of(runtime.owner())
         # Taken out and put in again: the order of the dictionary is that of use.
-        flights = by_key.pop(key, None) or Flights()
+        flights = by_key.pop(key, None) or Flights(key)
         excess = len(by_key) + 1 - _KEYS
         if excess > 0:
             # A request that reads a 404, or sleeps, leads and waits in none of its flights.
@@ -220,7 +228,7 @@ class RouteState:
             ]
             for other in idle[:excess]:
                 del by_key[other]
-        by_key[key] = flights
+        by_key[flights.key] = flights
         return flights
 
     def forget_closed_loops(self) -> None:

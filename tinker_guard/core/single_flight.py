@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import threading
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, TypeVarTuple
 
 from tinker_guard.transports import runtime
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 _T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
 
 _AT_ONCE: Final = 128
 """How many calls go on in one turn of the event loop: they take some ten milliseconds."""
@@ -26,13 +28,14 @@ class SingleFlight(Generic[_T]):
     releases do not all go on in one turn of the event loop.
     """
 
-    __slots__ = ("_leader", "_number", "_releasing", "_result", "_waiters")
+    __slots__ = ("_deadlines", "_leader", "_number", "_releasing", "_result", "_waiters")
 
     def __init__(self) -> None:
         # The task that leads, or the thread.
         self._leader: object = None
         # In order of arrival; a dictionary, from which any waiter is removed in constant time.
         self._waiters: dict[asyncio.Future[None], None] = {}
+        self._deadlines = _Deadlines()
         # How many calls hold a result that they have not been woken for yet.
         self._releasing = 0
         self._result: _T | None = None
@@ -47,8 +50,8 @@ class SingleFlight(Generic[_T]):
 
     async def run(
         self,
-        compute: Callable[[], Awaitable[_T]],
-        *,
+        compute: Callable[[*_Args], Awaitable[_T]],
+        *args: *_Args,
         accepts: Callable[[_T], bool] | None = None,
         until: float | None = None,
     ) -> _T:
@@ -56,6 +59,7 @@ class SingleFlight(Generic[_T]):
 
         Args:
             compute: Finds the result out.
+            args: What it is called with.
             accepts: Whether a result that is there serves this call. None accepts what was found
                 since the call came.
             until: When it waits for another call's result no longer, by `runtime.clock()`; None
@@ -75,15 +79,15 @@ class SingleFlight(Generic[_T]):
                     self._promote_next()
                 return self._result
             if self._leader is None:
-                return await self._compute(compute)
+                return await self._compute(compute, *args)
             if self._leader == runtime.caller():
                 # What the leader sends goes through a second guard below: it would wait for itself.
-                return await compute()
+                return await compute(*args)
             # In place, not in a coroutine of its own: thousands may wait here.
-            loop = asyncio.get_running_loop()
-            waiter = loop.create_future()
+            waiter = asyncio.get_running_loop().create_future()
             self._waiters[waiter] = None
-            limit = None if until is None else loop.call_at(until, _expire, waiter)
+            if until is not None:
+                self._deadlines.add(waiter, until)
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -91,13 +95,12 @@ class SingleFlight(Generic[_T]):
                 raise
             finally:
                 self._waiters.pop(waiter, None)
-                if limit is not None:
-                    limit.cancel()
+                self._deadlines.forget(len(self._waiters))
 
-    async def _compute(self, compute: Callable[[], Awaitable[_T]]) -> _T:
+    async def _compute(self, compute: Callable[[*_Args], Awaitable[_T]], *args: *_Args) -> _T:
         self._leader = runtime.caller()
         try:
-            result = await compute()
+            result = await compute(*args)
         except BaseException as error:
             self._leader = None
             # On GeneratorExit the event loop is gone, and all who wait with it.
@@ -133,9 +136,48 @@ class SingleFlight(Generic[_T]):
                 return
 
 
-def _expire(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+class _Deadlines:
+    """Ends waits at their times, by one timer for all: that of the first one.
+
+    A timer for each would be a third of what each of thousands of waits costs.
+    """
+
+    __slots__ = ("_added", "_heap", "_timer")
+
+    def __init__(self) -> None:
+        # What is over stays there until its time, or until most of them are over.
+        self._heap: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._added = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, waiter: asyncio.Future[None], until: float) -> None:
+        """End a wait at a time of its event loop."""
+        self._added += 1
+        heapq.heappush(self._heap, (until, self._added, waiter))
+        if self._heap[0][2] is waiter:
+            self._arm()
+
+    def forget(self, waiting: int) -> None:
+        """Forget waits that are over, if there are many; `waiting` are not."""
+        if waiting == 0 or len(self._heap) > 2 * waiting + _AT_ONCE:
+            self._heap = [entry for entry in self._heap if waiting and not entry[2].done()]
+            heapq.heapify(self._heap)
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if self._heap and not (loop := self._heap[0][2].get_loop()).is_closed():
+            until = self._heap[0][0]
+            self._timer = loop.call_at(until, self._end, until)
+
+    def _end(self, until: float) -> None:
+        while self._heap and (self._heap[0][0] <= until or self._heap[0][2].done()):
+            waiter = heapq.heappop(self._heap)[2]
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+        self._arm()
 
 
 class ThreadFlight(SingleFlight[_T]):
@@ -155,8 +197,8 @@ class ThreadFlight(SingleFlight[_T]):
 
     async def run(
         self,
-        compute: Callable[[], Awaitable[_T]],
-        *,
+        compute: Callable[[*_Args], Awaitable[_T]],
+        *args: *_Args,
         accepts: Callable[[_T], bool] | None = None,
         until: float | None = None,
     ) -> _T:
@@ -180,10 +222,10 @@ class ThreadFlight(SingleFlight[_T]):
                     self._waiting -= 1
         if is_nested:
             # As above; or a signal handler sends a request while the leader's thread waits.
-            return await compute()
+            return await compute(*args)
         result: _T | None = None
         try:
-            result = await compute()
+            result = await compute(*args)
         finally:
             with self._changed:
                 self._leader = None

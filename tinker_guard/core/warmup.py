@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from tinker_guard import telemetry
@@ -29,14 +28,13 @@ async def pass_gate(guarded: GuardedRequest) -> ProbingEnd:
     ends_at = guarded.arrived_at + settings.warmup_timeout
     end: ProbingEnd = INCONCLUSIVE
     report.promote()
-    warm_up = partial(_warm_up, guarded)
     try:
         # A leader may take so long to end. One that other settings give more time is left to it.
         longest = settings.probe_timeout + settings.control_plane_timeout
-        end = await guarded.flights.warmup.run(warm_up, until=ends_at + longest)
+        end = await guarded.flights.warmup.run(_warm_up, guarded, until=ends_at + longest)
         while not end.serves_at_gate(guarded.arrived_at) and guarded.clock() < ends_at:
             # The leader's time was over, or it had asked before this request came.
-            end = await guarded.flights.warmup.run(warm_up, until=ends_at)
+            end = await guarded.flights.warmup.run(_warm_up, guarded, until=ends_at)
     except TimeoutError:
         # What was said before this request came does not refuse it, at its end either.
         end = INCONCLUSIVE if isinstance(end, Refused) else end
