@@ -239,6 +239,16 @@ def test_what_grows_is_found(slopes: dict[str, float]) -> None:
         assert trends[name].per_hour == pytest.approx(60 * per_minute, rel=0.2)
 
 
+@pytest.mark.parametrize("per_minute", [0.0, 20.0])
+def test_bursts_are_no_growth_and_hide_none(per_minute: float) -> None:
+    chance = random.Random(2)
+    bursting = looks(descriptors=per_minute)
+    for look in bursting[500:]:
+        look["descriptors"] += 300.0 * (chance.random() < 0.6)
+    trends = {"descriptors": trend_of("descriptors", bursting)}
+    assert len(judge_trends("steady", trends)) == (per_minute > 0)
+
+
 def left(**changed: Any) -> dict[str, Any]:
     nothing: dict[str, Any] = {
         "tasks": [], "connections": 0, "spans": 0, "hung_closes": 0, "faults": [], "longest": {},
