@@ -81,6 +81,8 @@ def source(detail: object) -> Source:
         "Invalid route",
         # ... and the noun.
         "Path '/api/v1/forward_backward' not found",
+        "Path /m/qwen/api/v1/forward_backward not found",
+        "Path /health not found",
         "Not Found: /api/v1/forward_backward",
         "/api/v1/forward_backward does not exist",
         "No handler for POST /api/v1/x",
@@ -174,6 +176,9 @@ def test_another_servers_404_that_is_passed_on(detail: object) -> None:
         "Service not found for checkpoint c",
         "Sampler s is unknown",
         "Weights at /mnt/service/x not found",
+        "Path /mnt/run/step-1 does not exist",
+        "No such path: 's3://bucket/run/step-1'",
+        "Path 'tinker://run/weights/1' not found",
         "Loss function f not found",
         "Request r-1 not found or expired",
         # Names are no things.

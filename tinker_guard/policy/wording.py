@@ -96,6 +96,11 @@ _BEFORE: Final = re.compile(
     re.IGNORECASE,
 )
 
+# A checkpoint's place, and no path of a request: "Path /mnt/run/step-1 does not exist".
+_FILE_PATH: Final = re.compile(
+    r"\bpaths?\W{1,3}?(?=\w+://|/(?![^\s'\"]*(?:api|training|v\d+)/)[\w.-]+/)", re.IGNORECASE
+)
+
 _CLAUSE: Final = re.compile(r"[;!?\n()]+|[.,:](?=\s|\Z)")
 
 _CODE: Final = re.compile(r"\w+")
@@ -110,7 +115,7 @@ _PASSED_ON: Final = re.compile(
     # A 404 after a word is an id: "Session 404 not found".
     r"|(?<![a-z] )\b404\W+(?:client error\W+)?not found\b"
     r"|\b(?:backend|upstream|server|gateway|proxy|service|pod|http)\b[^.\n]{0,20}\b404\b"
-    r"|\bstatus[ _]?code\W{0,3}404\b|\b404 from\b|\bactive endpoint\b"
+    r"|\bstatus[ _]?code\W{0,3}404\b|\b404 from\b|\bactive endpoint\b|/-/routes\b"
     r"|\bcannot (?:get|head|post|put|patch|delete|options)\b|\bnot defined by this api\b"
     r"|\b(?:not|cannot|unable to) (?:be )?routed?\b"
     r"|\bconnect(?:ion)? ?(?:refused|reset|aborted|closed|timed out|error|timeout|pool|attempts)"
@@ -145,6 +150,7 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
     if _CODE.fullmatch(said):
         # ROUTE_NOT_FOUND, RouteNotFound.
         said = re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", said)
+    said = _FILE_PATH.sub("file ", said)
     clauses = list(filter(str.strip, _CLAUSE.split(said)))
     things = [_nouns(clause, 0) for clause in clauses]
     is_absent = [_ABSENCE.search(clause) is not None for clause in clauses]
