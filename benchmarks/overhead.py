@@ -80,8 +80,8 @@ GOALS: Final = (
 """Microseconds that the guard may add."""
 
 
-class Canned(httpx.AsyncBaseTransport):
-    """Answers with the same response at once."""
+class Canned(httpx.AsyncHTTPTransport):
+    """Answers with the same response at once; the guard takes it for httpx's own transport."""
 
     def __init__(self) -> None:
         self._response = httpx.Response(200, content=b"{}")
@@ -97,7 +97,7 @@ class CannedPyqwest(Canned):
     __module__ = "pyqwest.canned"
 
 
-class SyncCanned(httpx.BaseTransport):
+class SyncCanned(httpx.HTTPTransport):
     """The same for a sync client."""
 
     def __init__(self) -> None:
