@@ -81,9 +81,10 @@ def _control_plane_url(value: str, info: ValidationInfo) -> str:
     return base + question + query
 
 
-def without_query_values(url: str) -> str:
-    """A control plane's URL without the values in its query, which may be keys."""
+def without_keys(url: str) -> str:
+    """A control plane's URL without the values in its query, and what in its path may be a key."""
     base, question, query = url.partition("?")
+    base = re.sub(r"(?<=[^/]/)(?=[\w~.-]*\d)[\w~.-]{16,}(?=/|\Z)", "...", base)
     shown = []
     for pair in query.split("&"):
         name, equals, value = pair.partition("=") if "=" in pair else ("", "", pair)
@@ -404,7 +405,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         """The arguments for `repr`, without the values in the query of a URL."""
         for name, value in super().__repr_args__():
             is_url = name == "control_plane_url" and value is not None
-            yield name, without_query_values(value) if is_url else value
+            yield name, without_keys(value) if is_url else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change a setting, as pydantic does, but do not show the value."""

@@ -17,7 +17,7 @@ from tinker_guard.settings import (
     InvalidSettingsError,
     misspelt_variables,
     variable,
-    without_query_values,
+    without_keys,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _shown(name: str, value: object) -> object:
     if isinstance(value, SecretStr):
         return "set"
     if name == "control_plane_url":
-        return without_query_values(str(value))
+        return without_keys(str(value))
     return " ".join(value) if isinstance(value, tuple) else value
 
 
