@@ -153,3 +153,25 @@ async def test_those_of_another_key_still_wait() -> None:
     other = post("/api/v1/telemetry")
     other.headers["x-api-key"] = "another"
     assert (await send(transport, other)).status_code == 200
+
+
+async def test_a_request_follows_another_no_longer_than_its_own_budget() -> None:
+    """That of a client with other settings, which probes for a minute."""
+    gateway = FakeGateway(lambda _: gateway_404())
+    patient, other = (guard(gateway, retry_timeout=seconds) for seconds in (60.0, 5.0))
+    leader = asyncio.create_task(send(patient))
+    await asyncio.sleep(0.01)
+    assert (await send(other)).status_code == 404
+    assert 5.0 <= loop_time() < 6.0
+    assert (await leader).status_code == 404
+    assert 60.0 <= loop_time() < 61.0
+
+
+@pytest.mark.parametrize("known_at", [8.0, 8.5, 9.0, 9.5])
+async def test_those_that_follow_are_sent_again_within_their_budgets(known_at: float) -> None:
+    """However long they would stay back: longer with each second that they have waited."""
+    gateway = FakeGateway(known_from(known_at))
+    transport = guard(gateway, retry_timeout=10.0, backoff_initial=1.0, backoff_max=1.0)
+    responses = await asyncio.gather(*(send(transport) for _ in range(40)))
+    assert {response.status_code for response in responses} == {200}
+    assert known_at <= loop_time() < 10.01

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -365,21 +366,42 @@ async def test_each_wait_ends_at_its_own_time() -> None:
         ended[until] = loop_time()
 
     async def lead() -> int:
-        await asyncio.sleep(100.0)
+        await asyncio.sleep(200.0)
         return 1
 
     leader = asyncio.create_task(flight.run(lead))
     await settle()
-    gone = [asyncio.create_task(flight.run(Counted(), until=5.0 + n)) for n in range(300)]
-    waits = [asyncio.create_task(wait(until)) for until in (20.0, 10.0, 10.001, 30.0, 7.0)]
+    untils = [5.0 + 37 * n % 101 for n in range(50)]
+    waits, gone = [], []
+    for until in untils * 4:
+        waits.append(asyncio.create_task(wait(until)))
+        others = (flight.run(Counted(), until=until - number / 2) for number in range(8))
+        gone += [asyncio.create_task(other) for other in others]
     await settle()
     for each in gone:
         each.cancel()
     await asyncio.wait(gone)
-    later = asyncio.create_task(wait(9.0))
+    later = asyncio.create_task(wait(10.001))
     await asyncio.wait([*waits, later])
-    assert ended == {until: until for until in (20.0, 10.0, 10.001, 30.0, 7.0, 9.0)}
+    assert ended == {until: until for until in (*untils, 10.001)}
     assert await leader == 1
+
+
+async def test_waits_that_are_over_are_not_kept_to_their_end() -> None:
+    flight: SingleFlight[int] = SingleFlight()
+    leader = asyncio.create_task(flight.run(Counted()))
+    await settle()
+    waits = [asyncio.create_task(flight.run(Counted(), until=100.0)) for _ in range(500)]
+    await settle()
+    for each in waits[20:]:
+        each.cancel()
+    await asyncio.wait(waits[20:])
+    del waits[20:], each
+    gc.collect()
+    kept = [each for each in gc.get_objects() if type(each) is asyncio.Future and each.cancelled()]
+    # Twenty wait, and twice as many and a slice of those that are over may be kept.
+    assert len(kept) <= 2 * 20 + 128
+    assert await asyncio.gather(leader, *waits) == [1] * 21
 
 
 async def test_a_limit_that_is_over_ends_a_wait_at_once() -> None:

@@ -147,7 +147,7 @@ def test_an_id_that_is_given_back_by_fastapi_is_no_evidence(
 @pytest.mark.parametrize("ids", [["run", "future.run"], ["future.run", "run"]])
 def test_the_longer_of_two_ids_is_looked_for_first(ids: list[str]) -> None:
     """The rest of it may be a trainer's word."""
-    case = Case(JSON, {"error": "future.run does not run"})
+    case = Case(JSON, {"error": "look at future.run"})
     assert source_of(case.headers(), case.wire, ids=ids) is Source.UNKNOWN
 
 
