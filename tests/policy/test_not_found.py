@@ -291,6 +291,8 @@ def test_the_trainers_own_answer(status_code: int, content_type: str, body: byte
                 "result": {"result": "failure"},
                 "not-ok": {"ok": False},
                 "not-ready": {"ready": False},
+                "not-healthy": {"healthy": False},
+                "not-available": {"available": "false"},
                 "maintenance": {"maintenance": True},
                 "starting": {"status": "starting"},
                 "loading": {"status": "Loading", "progress": 3},

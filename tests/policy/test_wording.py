@@ -35,6 +35,25 @@ def test_the_time_that_a_text_takes_does_not_double_with_each_part(part: str) ->
         assert len(without(["acc", "job-1"], text)) <= 1000
 
 
+def test_what_stands_far_behind_is_not_read() -> None:
+    assert "head" not in without(["job-1"], "job-1 " * 400 + "head")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "no healthy worker for base model q"},
+        {"error": "sampler deployment is not running"},
+        {"code": "not_found", "message": "no instance for base model q"},
+        {"error": {"code": "not_found", "type": "x", "message": "no replica for base_model q"}},
+    ],
+)
+def test_a_trainers_word_in_a_form_that_gateways_write_too(body: dict[str, object]) -> None:
+    """They route by base model and by sampler."""
+    headers = httpx.Headers({"content-type": JSON})
+    assert source_of(headers, json.dumps(body).encode()) is Source.UNKNOWN
+
+
 @pytest.mark.parametrize("parts", [1, 2, 30])
 def test_what_is_named_after_an_id_is_named_by_it(parts: int) -> None:
     assert without(["job-1"], "no job-1" + "-5d9c7b" * parts + " here") == "no \0 here"
@@ -188,6 +207,7 @@ def test_another_servers_404_that_is_passed_on(detail: object) -> None:
         "Adapter web_app not found",
         "Model org/customer_service not found",
         "my_route not found",
+        "x" * 1000,
         # Nothing is said.
         "Nothing here",
         "gone",
@@ -207,6 +227,13 @@ def test_what_a_trainer_says_in_whatever_words(text: str) -> None:
         ("rpc error: code = NotFound desc = training service: job job-1 not found", Missing.JOB),
         ("no static resource v1/accounts/acc/rlorTrainerJobs/job-1", Missing.PLACE),
         ("rlorTrainerJob accounts/acc/rlorTrainerJobs/job-1 not found here", Missing.JOB),
+        ("service not found for checkpoint c", Missing.TRAINERS),
+        ("checkpoint c", Missing.TRAINERS),
+        # What stands beside "not found" in the next clause, else in the one before, is missing.
+        ("not found: \n job j", Missing.JOB),
+        ("trainer job: not found: model m", Missing.TRAINERS),
+        ("not found: that: job j", None),
+        ("job j: that: not found", None),
         ("not found", None),
         ("nothing is known of job-1", None),
         ("", None),

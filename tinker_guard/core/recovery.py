@@ -111,8 +111,6 @@ class Recovery:
         """What the resend has to know, if that was found out for the verdict already."""
         self._direct_resends = 0
         """How many resends in a row were sent without a probe."""
-        self._has_scouted = False
-        """Whether this request itself has probed for its next resend."""
         self._proved_on: httpx.AsyncBaseTransport | None = None
         """The transport on which a probe of this request has reached the trainer."""
 
@@ -228,6 +226,7 @@ class Recovery:
         route: the resend that follows then shows what there is.
         """
         guarded = self._guarded
+        # Whether this request itself probes, and follows no other.
         self._has_scouted = False
         try:
             if guarded.resends > 0 or guarded.state.is_probe_path_unsupported:
