@@ -762,6 +762,7 @@ async def test_requests_that_are_cancelled_at_the_gate_have_waited_in_its_race(
     counted = {name: how_often for _, name, how_often in measured.counts()}
     assert counted["tinker_guard.warmup.duration"] == 1
     assert counted["tinker_guard.recovery.duration"] == 2
+    assert counted["tinker_guard.verdicts"] == 2
 
 
 async def test_warmup_that_is_refused(spans: InMemorySpanExporter) -> None:
