@@ -371,9 +371,9 @@ async def test_each_wait_ends_at_its_own_time() -> None:
 
     leader = asyncio.create_task(flight.run(lead))
     await settle()
-    untils = [5.0 + 37 * n % 101 for n in range(50)]
+    times = [5.0 + 37 * n % 101 for n in range(50)]
     waits, gone = [], []
-    for until in untils * 4:
+    for until in times * 4:
         waits.append(asyncio.create_task(wait(until)))
         others = (flight.run(Counted(), until=until - number / 2) for number in range(8))
         gone += [asyncio.create_task(other) for other in others]
@@ -383,7 +383,7 @@ async def test_each_wait_ends_at_its_own_time() -> None:
     await asyncio.wait(gone)
     later = asyncio.create_task(wait(10.001))
     await asyncio.wait([*waits, later])
-    assert ended == {until: until for until in (*untils, 10.001)}
+    assert ended == {until: until for until in (*times, 10.001)}
     assert await leader == 1
 
 
