@@ -300,8 +300,8 @@ def silent_port() -> Iterator[int]:
 def test_a_backend_that_is_down_delays_nothing(is_silent: bool, silent_port: int) -> None:
     port = silent_port if is_silent else free_port()
     program = """
-from tinker_guard import export
-export.EXIT_TIMEOUT = 1.0
+from tinker_guard.export import lifecycle
+lifecycle.EXIT_TIMEOUT = 1.0
 begin()
 started_at = time.perf_counter()
 send(20)
@@ -374,7 +374,7 @@ send(5)
 for count in (2, 0):
     if os.fork() == 0:
         send(count)
-        time.sleep(0.5)
+        time.sleep(0.3)
         sys.exit()
     os.wait()
 say(os.getpid())
