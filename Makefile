@@ -16,7 +16,7 @@ help:
 	@echo "make mutants  break the heart in some 5,900 ways, and see that the tests notice"
 	@echo "make check   style, spelling, types, contracts of import, typed public names"
 	@echo "make format  let ruff fix what it can"
-	@echo "make bench   measure, beside peers; about ten minutes"
+	@echo "make bench   measure, beside peers; about a quarter of an hour"
 	@echo "make bench-overhead  see whether an untouched request has become twice as dear as recorded"
 	@echo "make simulate  run the guard through N=100000 hostile schedules in virtual time"
 	@echo "make chaos   soak the real SDK and the guard over real sockets for MINUTES=30"

@@ -1,4 +1,4 @@
-"""All benchmarks, ending with the table of goals; about ten minutes.
+"""All benchmarks, ending with the table of goals; about a quarter of an hour.
 
 python -m benchmarks [--markdown] [--docs DIR] [--json PATH] [--record PATH]
 """

@@ -402,7 +402,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         return settings
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """The arguments for `repr`, without the values in the query of a URL."""
+        """The arguments for `repr`, without what may be a key in a URL."""
         for name, value in super().__repr_args__():
             is_url = name == "control_plane_url" and value is not None
             yield name, without_keys(value) if is_url else value

@@ -9,7 +9,7 @@ import signal
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import pytest
@@ -366,6 +366,13 @@ def test_a_transport_is_looked_for_below_those_that_wrap_it() -> None:
     around = _Retries(own)
     around.transport = around
     assert not emits_client_span(around)
+
+
+def test_a_transport_need_not_be_of_httpxs_classes() -> None:
+    class Alike:
+        __slots__ = ()
+
+    assert not emits_client_span(cast("httpx.AsyncBaseTransport", Alike()))
 
 
 @pytest.mark.parametrize(

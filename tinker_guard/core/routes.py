@@ -47,7 +47,14 @@ class Flights:
     """
 
     __slots__ = (
-        *("clock", "exhausted", "key", "lookup", "missing_since", "probing", "race", "warmup"),
+        "clock",
+        "exhausted",
+        "key",
+        "lookup",
+        "missing_since",
+        "probing",
+        "race",
+        "warmup",
     )
 
     def __init__(self, key: Hashable) -> None:

@@ -139,7 +139,7 @@ class SingleFlight(Generic[_T]):
 class _Deadlines:
     """Ends waits at their times, by one timer for all: that of the first one.
 
-    A timer for each would be a third of what each of thousands of waits costs.
+    A timer for each would be a third of what the garbage collector follows for each wait.
     """
 
     __slots__ = ("_added", "_heap", "_timer")

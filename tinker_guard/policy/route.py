@@ -70,14 +70,6 @@ class Route:
         return cls(_origin(scheme, host, port), base, captured, base)
 
     @cached_property
-    def _hash(self) -> int:
-        return hash((self.origin, self.path, self.captured))
-
-    def __hash__(self) -> int:
-        # A route is looked up with every request that is observed.
-        return self._hash
-
-    @cached_property
     def names(self) -> Mapping[str, str]:
         """What each placeholder stands for, by its name. Not all may be recorded."""
         return dict(self.captured)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from operator import and_
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -45,7 +44,11 @@ ROUTERS_WORDS: Final = re.compile(
 
 
 class Missing(StrEnum):
-    """What a text says is not there."""
+    """What a text says is not there.
+
+    Gateways that are made with FastAPI write of places: dstack ("Service main/run-1 not found"),
+    SkyServe ("No ready replicas"), MLflow ("The endpoint 'a' is not present or active").
+    """
 
     JOB = "job"
     """The job, its trainer or its account, also by its id."""
@@ -58,6 +61,7 @@ class Missing(StrEnum):
 _ID: Final = "\0"
 """Stands for what the request's URL names."""
 _BESIDE: Final = len(" id ")
+"""So near to the beginning, or to "no" and "unknown", an id is what is missing."""
 
 # Names like my-server or a/server.py may be those of models, and so may server-1.
 _NOUN: Final = re.compile(
@@ -82,8 +86,8 @@ _NOUN: Final = re.compile(
 
 _ABSENCE: Final = re.compile(
     r"\b(?:not|no|non|none|never|nothing|notfound|cannot|unable|unknown|unrecognized|unavailable"
-    r"|forbidden|missing|empty|gone|absent|invalid|undefined|unregistered|unreachable|unhealthy|inactive|offline|down|deleted|removed|stopped"
-    r"|terminated|exited|evicted|expired|disabled|refused|lost|starting|pending|without|failed"
+    r"|forbidden|missing|empty|gone|absent|invalid|undefined|unregistered|unreachable|unhealthy"
+    r"|inactive|offline|down|deleted|removed|stopped|terminated|exited|evicted|expired|disabled|refused|lost|starting|pending|without|failed"
     r"|nonexistent|dead)\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
     re.IGNORECASE,
 )
@@ -155,7 +159,7 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
     things = [_nouns(clause, 0) for clause in clauses]
     is_absent = [_ABSENCE.search(clause) is not None for clause in clauses]
     decisive = [_DECISIVE.search(without(ids, clause)) is not None for clause in clauses]
-    if any(map(and_, decisive, is_absent)):
+    if any(is_said and is_only for is_said, is_only in zip(is_absent, decisive, strict=True)):
         return Missing.TRAINERS
     if _PASSED_ON.search(said):
         return Missing.PLACE

@@ -192,11 +192,12 @@ def _innermost(
         if isinstance(found, (DrainingTransport, BorrowedTransport, BlockingTransport)):
             found = found.transport
             continue
-        # Of two, the one of the same kind is sent over.
-        held = [each for each in vars(found).values() if isinstance(each, _TRANSPORTS)]
-        kind = next(kind for kind in _TRANSPORTS if isinstance(found, kind))
-        held.sort(key=lambda each: not isinstance(each, kind))
+        # A transport need not be of httpx's classes, and another thread may change it meanwhile.
+        members = list(getattr(found, "__dict__", {}).values())
+        held = [each for each in members if isinstance(each, _TRANSPORTS)]
         if not held:
             break
-        found = held[0]
+        # Of two, the one of the same kind is sent over.
+        kind = next((kind for kind in _TRANSPORTS if isinstance(found, kind)), _TRANSPORTS)
+        found = next((each for each in held if isinstance(each, kind)), held[0])
     return found
