@@ -18,7 +18,6 @@ from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.probing import probe_until_routable
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
-from tinker_guard.policy.job import may_settle
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING
 from tinker_guard.policy.route import patterns_of, suggest_pattern
 from tinker_guard.settings import (
@@ -180,10 +179,10 @@ async def until_routable(
         RequestReport(request, state, settings),
     )
     seconds = settings.warmup_timeout if timeout is None else timeout
+    guarded.settle = settle
     guarded.wait = logs.Wait("", seconds, "timeout")
     async with unless_abandoned(line.aclose):
         deadline = guarded.arrived_at + seconds
-        job = _Job(guarded, deadline, settle)
         is_race = False
         async for attempt in attempts(settings, deadline, attempts_before=1):
             end = await probe_until_routable(
@@ -191,7 +190,6 @@ async def until_routable(
                 successes=max(settings.warmup_successes, 1),
                 deadline=deadline,
                 may_send=False,
-                settle=settle,
             )
             is_proxied = new_transport is None and _is_proxied(base_url)
             obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
@@ -201,7 +199,7 @@ async def until_routable(
             if not (is_race or _may_pass(end)):
                 logs.log_not_probed(state, obstacle)
                 break
-            if _is_unanswered(end) and await job.is_gone():
+            if _is_unanswered(end) and await _is_gone(guarded, deadline):
                 return Readiness.JOB_GONE
             guarded.log_waiting(None, deadline, obstacle=obstacle)
             attempt.retry_state.set_result(0.0)
@@ -222,34 +220,13 @@ async def until_routable(
             assert_never(end)
 
 
-class _Job:
-    """The job of a route whose gateway answers no probe: that may be why.
-
-    Args:
-        guarded: What waits.
-        deadline: Until when to wait for the control plane.
-        settle: Seconds for which a stopped state that a resume leaves behind is not believed.
-    """
-
-    def __init__(self, guarded: GuardedRequest, deadline: float, settle: float) -> None:
-        self._guarded = guarded
-        self._deadline = deadline
-        self._settle = settle
-        self._stopped_at: float | None = None
-
-    async def is_gone(self) -> bool:
-        """Whether the control plane says that the job is stopped or does not exist."""
-        guarded = self._guarded
-        now = guarded.clock()
-        try:
-            judged = await guarded.look_up(now, self._deadline, up_since=None, is_first=False)
-        except TimeoutError:
-            return False
-        if judged not in (JOB_NOT_RUNNING, JOB_MISSING):
-            return False
-        self._stopped_at = now if self._stopped_at is None else self._stopped_at
-        has_settled = guarded.clock() - self._stopped_at >= self._settle
-        return has_settled or guarded.answer is None or not may_settle(guarded.answer.state)
+async def _is_gone(guarded: GuardedRequest, deadline: float) -> bool:
+    """Whether the control plane says that the job is stopped or does not exist."""
+    try:
+        judged = await guarded.look_up(guarded.clock(), deadline, up_since=None, is_first=False)
+    except TimeoutError:
+        return False
+    return judged in (JOB_NOT_RUNNING, JOB_MISSING) and not guarded.may_settle()
 
 
 def _shown(url: str) -> str:

@@ -23,9 +23,9 @@ _NOT_FOUND = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
     ("end", "since"),
     [
         (Inconclusive(), None),
-        (Inconclusive(running_at=1.0), 1.0),
+        (Inconclusive(proved_at=1.0), 1.0),
         (Ambiguous(race=JOB_RUNNING), None),
-        (Routable(1.0), 1.0),
+        (Routable(proved_at=1.0), 1.0),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -52,7 +52,7 @@ def test_a_refusal_serves_those_whose_404_came_before_all_that_it_rests_on(
     met_at: float, serves: bool, needs_proof: bool
 ) -> None:
     # The first of two lookups began at 1.0, the second one at 3.1.
-    refused = Refused(JOB_MISSING, _NOT_FOUND, JobAnswer().timed(3.1, 3.2), 1.0)
+    refused = Refused(JOB_MISSING, _NOT_FOUND, JobAnswer().timed(3.1, 3.2), proved_at=1.0)
     assert refused.serves(met_at, needs_proof=needs_proof) is serves
 
 
@@ -73,8 +73,8 @@ def test_that_the_time_is_over_serves_nobody_else() -> None:
         ),
         (Reached(1.0, ((b"affinity", b"geheim"),)), "Reached(met_at=1.0)"),
         (
-            Routable(reached_at=1.0, cookies=((b"affinity", b"geheim"),)),
-            "Routable(race=None, reached_at=1.0)",
+            Routable(((b"affinity", b"geheim"),), proved_at=1.0),
+            "Routable(race=None, proved_at=1.0)",
         ),
     ],
     ids=lambda finding: type(finding).__name__,

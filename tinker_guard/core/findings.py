@@ -83,6 +83,9 @@ ProbeResult: TypeAlias = Reached | NotFound | Failed
 class _End:
     race: Judgement | None = field(default=None, kw_only=True)
     """The verdict on the 404s that were met on the way, if they were a race."""
+    proved_at: float = field(default=float("-inf"), kw_only=True)
+    """Since when its evidence holds, by the event loop's clock: when the trainer was reached, or
+    the first of the lookups that it rests on began."""
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:
         """Whether it holds for another request that waited for it.
@@ -92,7 +95,7 @@ class _End:
             needs_proof: Whether it may be sent again only if the trainer was reached, or the job is
                 said to run.
         """
-        return not needs_proof
+        return not needs_proof or self.proved_at >= met_at
 
     def serves_at_gate(self, came_at: float) -> bool:
         """Whether it holds for another request that waited for it at the gate.
@@ -107,12 +110,7 @@ class _End:
 class Routable(_End):
     """The trainer was reached: the request is sent on the connection that was proved."""
 
-    reached_at: float = float("-inf")
-    """When, by the event loop's clock."""
     cookies: Cookies = field(default=(), repr=False)
-
-    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        return not needs_proof or self.reached_at >= met_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +119,6 @@ class Inconclusive(_End):
 
     failed: Failed | None = None
     """The last probe, if that failed."""
-    running_at: float = float("-inf")
-    """When the lookup began that says that the job runs, if that is known."""
-
-    def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        return not needs_proof or self.running_at >= met_at
 
 
 INCONCLUSIVE: Final = Inconclusive()
@@ -145,11 +138,9 @@ class Refused(_End):
     not_found: NotFound | None
     """The probe's 404; None if the probe failed, and the request's own was judged."""
     answer: JobAnswer
-    asked_since: float
-    """When the first of the lookups that it rests on began."""
 
     def serves(self, met_at: float, *, needs_proof: bool) -> bool:  # noqa: D102 - as above
-        return self.asked_since >= met_at
+        return self.proved_at >= met_at
 
     def serves_at_gate(self, came_at: float) -> bool:  # noqa: D102 - as above
         # The job may have been resumed before the request came.

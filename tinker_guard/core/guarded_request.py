@@ -10,6 +10,7 @@ from tinker_guard import faults
 from tinker_guard.core.findings import Ambiguous
 from tinker_guard.observability import logs
 from tinker_guard.observability.operation_names import operation_of
+from tinker_guard.policy.job import may_settle
 from tinker_guard.policy.judgement import (
     CONTROL_PLANE_ERROR,
     CONTROL_PLANE_TIMEOUT,
@@ -117,6 +118,9 @@ class GuardedRequest:
         """The `id()` of what the transport raised as the request was sent. The error itself refers
         to the frames that it came through, and these to this object: a program would keep them,
         and what they hold, until the garbage collector runs."""
+        self.settle: float = 0.0
+        """Seconds for which a stopped state that a resume leaves behind is not believed."""
+        self._stopped_at: float | None = None
         self.is_ambiguous = False
         """Whether the request was sent once because probes met only unknown 404s."""
         self.probes = 0
@@ -261,6 +265,13 @@ class GuardedRequest:
                 not_found_at = (
                     self.clock() if self.answer.is_missing else self.answer.earliest_later
                 )
+
+    def may_settle(self) -> bool:
+        """Whether the job may have been resumed a moment ago, and still show its old state."""
+        now = self.clock()
+        self._stopped_at = now if self._stopped_at is None else self._stopped_at
+        is_old = self.answer is not None and may_settle(self.answer.state)
+        return is_old and now - self._stopped_at < self.settle
 
     def log_waiting(
         self, race: Judgement | None, deadline: float, *, obstacle: str | None = None

@@ -16,7 +16,6 @@ from tinker_guard.core.findings import (
     TimedOut,
 )
 from tinker_guard.core.probe import probe
-from tinker_guard.policy.job import may_settle
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING, Judgement, Verdict
 from tinker_guard.policy.not_found import Source
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from tinker_guard.core.findings import ProbeResult, ProbingEnd
     from tinker_guard.core.guarded_request import GuardedRequest
-    from tinker_guard.policy.judgement import JobAnswer
 
 _AMBIGUOUS_ROUNDS: Final = 3
 """After how many unknown 404s of a running job the request itself is sent; twice as many after that
@@ -39,7 +37,6 @@ async def probe_until_routable(
     deadline: float,
     needs_proof: bool = False,
     may_send: bool = True,
-    settle: float = 0.0,
 ) -> ProbingEnd:
     """Probe a route until the request should be sent, or more waiting cannot help.
 
@@ -53,9 +50,8 @@ async def probe_until_routable(
             may be sent only if the trainer was reached, or the job is said to run.
         may_send: Whether there is a request that shows what there is, where unknown 404s of a
             running job do not. Without one, probing goes on to the deadline.
-        settle: Seconds for which a stopped state that a resume leaves behind is not believed.
     """
-    rounds = _Rounds(guarded, deadline, settle)
+    rounds = _Rounds(guarded, deadline)
     end: ProbingEnd = Inconclusive()
     async for attempt in attempts(
         guarded.settings,
@@ -67,7 +63,7 @@ async def probe_until_routable(
         match found:
             case Reached():
                 guarded.state.ambiguous_ends = 0
-                return Routable(found.met_at, found.cookies, race=rounds.race)
+                return Routable(found.cookies, proved_at=found.met_at, race=rounds.race)
             case NotFound():
                 end = await rounds.judge(found)
             case Failed() if needs_proof:
@@ -89,15 +85,13 @@ async def probe_until_routable(
 class _Rounds:
     """What the rounds of one probing have met so far."""
 
-    def __init__(self, guarded: GuardedRequest, deadline: float, settle: float) -> None:
+    def __init__(self, guarded: GuardedRequest, deadline: float) -> None:
         self.race: Judgement | None = None
         """The verdict on the 404s, once the control plane has said that the job runs."""
         self._guarded = guarded
         self._deadline = deadline
-        self._settle = settle
         self._has_asked = False
         self._ambiguous_rounds = 0
-        self._stopped_at: float | None = None
         self._last_end: Ambiguous | TimedOut | None = None
 
     async def judge(self, not_found: NotFound | None) -> ProbingEnd:
@@ -126,7 +120,7 @@ class _Rounds:
         elif judged.is_race:
             self.race = guarded.flights.race = judged
             if not_found is None:
-                return Inconclusive(running_at=answer.asked_at, race=judged)
+                return Inconclusive(proved_at=answer.asked_at, race=judged)
             self._ambiguous_rounds += not_found.source is Source.UNKNOWN
             if self._ambiguous_rounds >= _AMBIGUOUS_ROUNDS * (1 + guarded.is_ambiguous):
                 guarded.is_ambiguous = True
@@ -134,20 +128,14 @@ class _Rounds:
                 return self._last_end
         elif judged.verdict is Verdict.UNVERIFIED:
             return Inconclusive(race=self.race)
-        elif not self._may_settle(answer):
+        elif not guarded.may_settle():
             # That a job is missing was said twice.
             asked_at = guarded.asked_before if judged is JOB_MISSING else answer.asked_at
-            return Refused(judged, not_found, answer, asked_at)
+            return Refused(judged, not_found, answer, proved_at=asked_at)
         if not_found is None:
             return Inconclusive(race=self.race)
         self._last_end = TimedOut(judged, not_found, race=self.race)
         return self._last_end
-
-    def _may_settle(self, answer: JobAnswer) -> bool:
-        """Whether the job may have been resumed a moment ago, and still show its old state."""
-        now = self._guarded.clock()
-        self._stopped_at = now if self._stopped_at is None else self._stopped_at
-        return may_settle(answer.state) and now - self._stopped_at < self._settle
 
 
 async def _probe_in_a_row(guarded: GuardedRequest, successes: int, deadline: float) -> ProbeResult:

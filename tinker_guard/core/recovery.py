@@ -280,7 +280,7 @@ class Recovery:
                     # What is proved has to do: the next probe may hang as long.
                     break
                 if isinstance(found, Reached):
-                    end = Routable(found.met_at, found.cookies, race=end.race)
+                    end = Routable(found.cookies, proved_at=found.met_at, race=end.race)
         return end
 
     async def _resend(self, route: ProbingEnd, race: Judgement) -> None:

@@ -149,8 +149,7 @@ class RouteState:
         Args:
             key: As for `flights`.
         """
-        has_come_up = self.is_warm or self.warm_since is not None
-        return self.is_cold or not (has_come_up or key in self._exhausted_by)
+        return self.is_cold or (self.warm_since is None and key not in self._exhausted_by)
 
     @property
     def is_probe_path_unsupported(self) -> bool:
