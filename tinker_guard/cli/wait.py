@@ -13,7 +13,7 @@ from tinker_guard.cli.app import USAGE_ERROR, say
 from tinker_guard.cli.terminal import Spinner
 from tinker_guard.faults import logger
 from tinker_guard.settings import GuardSettings, InvalidSettingsError
-from tinker_guard.waiting import Readiness, wait_until_routable
+from tinker_guard.waiting import wait_until_routable
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +78,3 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
         self._spinner.print(record.getMessage())
-
-
-__all__ = ["Readiness", "wait"]

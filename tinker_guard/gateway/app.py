@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     Message: TypeAlias = MutableMapping[str, Any]
 
-__all__ = ["App"]
-
 
 class App:
     """Passes HTTP requests to a world.

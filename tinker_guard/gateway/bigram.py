@@ -8,16 +8,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "AdamParams",
-    "Bigram",
-    "Example",
-    "ForwardResult",
-    "SampleResult",
-    "SampledSequence",
-    "SamplingParams",
-]
-
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 

@@ -10,8 +10,6 @@ from .wire import Reply
 if TYPE_CHECKING:
     from .wire import Call, Steps
 
-__all__ = ["PATHS", "Deployment", "named_by"]
-
 PATHS: Final = {
     "/hot_load/v1/models/hot_load": "hot_load",
     "/inference/v1/completions": "completions",

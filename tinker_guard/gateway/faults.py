@@ -21,17 +21,6 @@ from pydantic.dataclasses import dataclass
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "FAULTS",
-    "SAMPLING_FAULTS",
-    "Body",
-    "ControlPlaneMode",
-    "Fault",
-    "JobStop",
-    "LostReply",
-    "Race",
-]
-
 Body = Literal["gateway", "plain", "html", "empty"]
 ControlPlaneMode = Literal[
     "ok", "down", "slow", "unauthorized", "dropped", "redirect", "not_json", "no_state"
@@ -163,7 +152,12 @@ class Fault:
         try:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            wrong = (".".join(map(str, e["loc"])) + f": {e['msg']}" for e in error.errors())
+            wrong = (
+                f"{place}: {each['msg']}"
+                if (place := ".".join(map(str, each["loc"])))
+                else each["msg"]
+                for each in error.errors(include_url=False, include_input=False)
+            )
             raise ValueError("; ".join(wrong)) from None
 
 

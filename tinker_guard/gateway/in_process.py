@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from .world import World
 
-__all__ = ["InProcessGateway", "InProcessTransport", "LoopedWorld"]
-
 
 class LoopedWorld:
     """A world that waits on the running event loop.

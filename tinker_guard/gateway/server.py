@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from .trainer import Applied, Sampled
 
-__all__ = ["LocalGateway"]
-
 START_TIMEOUT = 10.0
 """Time-out in seconds for the start of the server's thread, which takes a few milliseconds."""
 

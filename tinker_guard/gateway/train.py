@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["train_five_steps"]
-
 STEPS = 5
 SEQUENCES = (
     [1, 2, 3, 4, 5, 6, 7, 8],

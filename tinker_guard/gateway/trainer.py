@@ -23,8 +23,6 @@ from .wire import (
     sampling_params_of,
 )
 
-__all__ = ["Applied", "Sampled", "Sequence", "Trainer"]
-
 Result: TypeAlias = dict[str, Any] | ForwardResult | SampleResult
 Work: TypeAlias = Callable[[], Result]
 T = TypeVar("T")

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 
     from .bigram import Ints
 
-__all__ = [
-    "PROTOBUF",
-    "Call",
-    "Reply",
-    "Steps",
-    "examples_of",
-    "prompt_of",
-    "result_json",
-    "result_protobuf",
-    "sampling_params_of",
-]
-
 PROTOBUF = "application/x-protobuf"
 
 

@@ -23,8 +23,6 @@ from .wire import Call, Reply, Steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Hashable
 
-__all__ = ["Exchange", "World"]
-
 Author: TypeAlias = Literal["gateway", "trainer", "control_plane"]
 
 STOPPED_STATES = frozenset(

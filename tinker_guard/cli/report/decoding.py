@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -29,21 +29,28 @@ from tinker_guard.cli.report.records import (
     Warmup,
     clean,
 )
+from tinker_guard.observability.attributes import (
+    ACCOUNT,
+    ERROR_TYPE,
+    JOB,
+    OUTCOME,
+    PAUSE,
+    PROBE_RESULT,
+    REASON,
+    RESEND_COUNT,
+    RETRIES,
+    ROUTE,
+    STATUS_CODE,
+    VERDICT,
+    WARMUP_PROBES,
+    WARMUP_WAIT,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from functools import _lru_cache_wrapper
 
-
-class Counts(Protocol):
-    """Counters of the data that was read."""
-
-    guard_spans: int
-    other_spans: int
-    other_signals: int
-
-    def add_broken(self, place: str, reason: str) -> None:
-        """Count something that could not be read."""
+    from tinker_guard.cli.report.reading import Notes
 
 
 # -- the forms -----------------------------------------------------------------------------------
@@ -150,13 +157,13 @@ _SDK_KEY: Final = "context"
 _KNOWN_KEYS: Final = frozenset((*_OTHER_SIGNALS, "resourceSpans", _SDK_KEY))
 
 
-def decode_line(line: bytes, place: str, counts: Counts) -> list[Record]:
-    """Read one line, and add to `counts`.
+def decode_line(line: bytes, place: str, notes: Notes) -> list[Record]:
+    """Read one line, and add to `notes`.
 
     Args:
         line: The line.
         place: Its name in reports of broken parts.
-        counts: Updated.
+        notes: Updated.
     """
     records: list[Record] = []
     try:
@@ -172,31 +179,31 @@ def decode_line(line: bytes, place: str, counts: Counts) -> list[Record]:
                             others += 1
                         else:
                             records.append(record)
-            counts.other_spans += others
-            counts.guard_spans += len(records)
+            notes.other_spans += others
+            notes.guard_spans += len(records)
             return records
         if not isinstance(decoded.context, UnsetType):
             record = _of_sdk(_sdk_span.decode(line))
-            _add(record, records, counts)
+            _add(record, records, notes)
             return records
         is_other = not all(
             isinstance(signal, UnsetType)
             for signal in (decoded.metrics, decoded.logs, decoded.profiles)
         )
         if is_other:
-            counts.other_signals += 1
+            notes.other_signals += 1
             return records
     except _UNREADABLE:
         pass
-    return _decode_carefully(line, place, counts)
+    return _decode_carefully(line, place, notes)
 
 
-def _decode_carefully(line: bytes, place: str, counts: Counts) -> list[Record]:
+def _decode_carefully(line: bytes, place: str, notes: Notes) -> list[Record]:
     """Read a line that is malformed in part or as a whole."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
-        counts.add_broken(place, "not JSON")
+        notes.add_broken(place, "not JSON")
         return []
     records: list[Record] = []
     for item in value if isinstance(value, list) else [value]:
@@ -210,46 +217,44 @@ def _decode_carefully(line: bytes, place: str, counts: Counts) -> list[Record]:
                     for span in scope.get("spans") or ()
                 ]
             except (AttributeError, TypeError):
-                counts.add_broken(place, "its resourceSpans are not built as OTLP says")
+                notes.add_broken(place, "its resourceSpans are not built as OTLP says")
                 continue
             for span, process in spans:
-                take_otlp(span, process, place, counts, records)
+                take_otlp(span, process, place, notes, records)
         elif _SDK_KEY in keys:
-            take_sdk(item, place, counts, records)
+            take_sdk(item, place, notes, records)
         elif not keys.isdisjoint(_OTHER_SIGNALS):
-            counts.other_signals += 1
+            notes.other_signals += 1
         else:
-            counts.add_broken(place, "JSON, but no spans")
+            notes.add_broken(place, "JSON, but no spans")
     return records
 
 
-def take_otlp(
-    span: Any, process: Process, place: str, counts: Counts, records: list[Record]
-) -> None:
+def take_otlp(span: Any, process: Process, place: str, notes: Notes, records: list[Record]) -> None:
     """Read a span of OTLP that is a dictionary already."""
     try:
         record = _of_otlp(_otlp_span.decode(msgspec.json.encode(span)), process)
     except _UNREADABLE:
-        counts.add_broken(place, _BROKEN_SPAN)
+        notes.add_broken(place, _BROKEN_SPAN)
     else:
-        _add(record, records, counts)
+        _add(record, records, notes)
 
 
-def take_sdk(span: Any, place: str, counts: Counts, records: list[Record]) -> None:
+def take_sdk(span: Any, place: str, notes: Notes, records: list[Record]) -> None:
     """Read a span of the SDK that is a dictionary already."""
     try:
         record = _of_sdk(_sdk_span.decode(msgspec.json.encode(span)))
     except _UNREADABLE:
-        counts.add_broken(place, _BROKEN_SPAN)
+        notes.add_broken(place, _BROKEN_SPAN)
     else:
-        _add(record, records, counts)
+        _add(record, records, notes)
 
 
-def _add(record: Record | None, records: list[Record], counts: Counts) -> None:
+def _add(record: Record | None, records: list[Record], notes: Notes) -> None:
     if record is None:
-        counts.other_spans += 1
+        notes.other_spans += 1
     else:
-        counts.guard_spans += 1
+        notes.guard_spans += 1
         records.append(record)
 
 
@@ -298,24 +303,10 @@ def _decode_process(resource: bytes) -> Process:
 
 # -- spans ---------------------------------------------------------------------------------------
 
-_OUTCOME: Final = "tinker_guard.outcome"
-_RETRIES: Final = "tinker_guard.retries"
-_VERDICT: Final = "tinker_guard.verdict"
-_REASON: Final = "tinker_guard.verdict.reason"
-_ERROR_TYPE: Final = "error.type"
-_ACCOUNT: Final = "tinker_guard.account"
-_JOB: Final = "tinker_guard.job"
-_ROUTE: Final = "tinker_guard.route"
-_PAUSE: Final = "tinker_guard.pause"
-_RESEND_COUNT: Final = "http.request.resend_count"
-_STATUS_CODE: Final = "http.response.status_code"
-_PROBE_RESULT: Final = "tinker_guard.probe.result"
-_PROBES: Final = "tinker_guard.warmup.probes"
-_GATE_WAIT: Final = "tinker_guard.warmup.wait"
 _WANTED: Final = frozenset(
     (
-        *(_OUTCOME, _RETRIES, _VERDICT, _REASON, _ERROR_TYPE, _ACCOUNT, _JOB, _ROUTE, _PAUSE),
-        *(_RESEND_COUNT, _STATUS_CODE, _PROBE_RESULT, _PROBES, _GATE_WAIT),
+        *(OUTCOME, RETRIES, VERDICT, REASON, ERROR_TYPE, ACCOUNT, JOB, ROUTE, PAUSE),
+        *(RESEND_COUNT, STATUS_CODE, PROBE_RESULT, WARMUP_PROBES, WARMUP_WAIT),
     )
 )
 _WARMUP_NAME: Final = "tinker_guard.warmup"
@@ -412,42 +403,42 @@ def _facts_of(attributes: Mapping[str, Any]) -> _Facts | None:
         TypeError: A value that must be text is none.
     """
     get = attributes.get
-    outcome = get(_OUTCOME)
+    outcome = get(OUTCOME)
     kind: type[Record] | None = None
     if outcome is not None:
         kind = Request
-    elif _PROBES in attributes:
+    elif WARMUP_PROBES in attributes:
         kind = Warmup
-    elif _PAUSE in attributes:
+    elif PAUSE in attributes:
         kind = Resend
-    elif _PROBE_RESULT in attributes:
+    elif PROBE_RESULT in attributes:
         kind = Probe
-    elif _JOB in attributes or _ROUTE in attributes:
+    elif JOB in attributes or ROUTE in attributes:
         # Questions have other names if the control plane is not asked over HTTP.
         kind = Question
     if kind is None:
         # Any span may have further labels, of the demo or of a newer guard.
         return None
-    error, route = get(_ERROR_TYPE), _text(get(_ROUTE))
+    error, route = get(ERROR_TYPE), _text(get(ROUTE))
     facts = _Facts(
         kind,
         # A trainer without account and job is named by its base URL.
-        _text(get(_ACCOUNT)) if route is None else None,
-        _text(get(_JOB)) if route is None else route,
-        get(_VERDICT),
-        _known(get(_REASON), REASONS),
+        _text(get(ACCOUNT)) if route is None else None,
+        _text(get(JOB)) if route is None else route,
+        get(VERDICT),
+        _known(get(REASON), REASONS),
         None if error is None else clean(str(error)),
     )
     if kind is Request:
         facts.outcome = outcome if outcome in OUTCOMES else OTHER
-        facts.count = _count(get(_RETRIES, 0))
-        wait = get(_GATE_WAIT)
+        facts.count = _count(get(RETRIES, 0))
+        wait = get(WARMUP_WAIT)
         facts.gate_wait = None if wait is None else max(0, round(float(wait) * 1e9))
     elif kind is Resend:
-        facts.count = _count(get(_RESEND_COUNT))
-        facts.result = clean(str(get(_STATUS_CODE) or error or ""))
+        facts.count = _count(get(RESEND_COUNT))
+        facts.result = clean(str(get(STATUS_CODE) or error or ""))
     elif kind is Probe:
-        facts.result = _known(get(_PROBE_RESULT), _PROBE_RESULTS) or OTHER
+        facts.result = _known(get(PROBE_RESULT), _PROBE_RESULTS) or OTHER
     return facts
 
 

@@ -7,27 +7,10 @@ from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
-OUTCOMES: Final = (
-    "ok",
-    "recovered",
-    "not_found",
-    "exhausted",
-    "unverified",
-    "error",
-    "cancelled",
-)
-"""The possible outcomes of a guarded request."""
-REASONS: Final = (
-    "job_running",
-    "trainer_reached",
-    "job_not_running",
-    "job_missing",
-    "trainer_answered",
-    "control_plane_error",
-    "control_plane_timeout",
-    "no_control_plane",
-)
-"""The possible reasons of a verdict."""
+from tinker_guard.policy.judgement import Outcome, Reason
+
+OUTCOMES: Final = tuple(outcome.value for outcome in Outcome)
+REASONS: Final = tuple(reason.value for reason in Reason)
 OTHER: Final = "other"
 """The name under which unknown outcomes and reasons are counted."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -25,18 +26,6 @@ WIDTHS: Final = tuple(
     )
 )
 
-BAR_KINDS: Final = (
-    "requests",
-    "recovered",
-    "exhausted",
-    "job_gone",
-    "trainer_404",
-    "unverified",
-    "error",
-    "warmups",
-)
-"""The counters of each bar of a timeline."""
-
 
 class Bar:
     """The number of events that began within one interval."""
@@ -44,14 +33,13 @@ class Bar:
     __slots__ = ("counts", "first")
 
     def __init__(self, first: int) -> None:
-        self.counts: dict[str, int] = dict.fromkeys(BAR_KINDS, 0)
+        self.counts: Counter[str] = Counter()
         self.first: int = first
         """When its first request or warmup began."""
 
     def add(self, other: Bar) -> None:
         """Add the counts of another bar."""
-        for kind, count in other.counts.items():
-            self.counts[kind] += count
+        self.counts.update(other.counts)
         self.first = min(self.first, other.first)
 
 
