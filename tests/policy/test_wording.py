@@ -65,10 +65,10 @@ def test_what_is_named_after_an_id_is_named_by_it(parts: int) -> None:
 IDS = ("acc", "job-1")
 
 
-def source(detail: object) -> Source:
-    """Of FastAPI's answer with this detail, on the route of acc/job-1."""
+def source(detail: object, ids: tuple[str, ...] = IDS) -> Source:
+    """Of FastAPI's answer with this detail, on the route of acc/job-1 or another."""
     headers = httpx.Headers({"content-type": JSON})
-    return source_of(headers, json.dumps({"detail": detail}).encode(), ids=IDS)
+    return source_of(headers, json.dumps({"detail": detail}).encode(), ids=ids)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,25 @@ def source(detail: object) -> Source:
         # What will be otherwise soon.
         "Not ready",
         "Please try again later",
+        "Try later",
+        "Please wait",
+        "Warming up",
+        "Provisioning",
+        "Scaling from zero",
+        # The state of a job, on its way or at rest.
+        "job is CREATING",
+        "Job job-1 is queued",
+        "The trainer is booting",
+        "Trainer paused",
+        "Job is suspended",
+        "Job job-1 was cancelled",
+        "JOB_STATE_CREATING",
+        "Job state: PENDING",
+        "State: RE_QUEUEING",
+        "state=PAUSED",
+        # Not in English.
+        "\N{CJK UNIFIED IDEOGRAPH-672A}\N{CJK UNIFIED IDEOGRAPH-627E}",
+        "Trainer-Job nicht gefunden oder l\N{LATIN SMALL LETTER A WITH DIAERESIS}uft nicht",
         # Names of codes.
         "RouteNotFound",
         "service_unavailable",
@@ -134,6 +153,50 @@ def source(detail: object) -> Source:
 )
 def test_what_a_gateway_says_in_whatever_words(text: str) -> None:
     assert source(text) is Source.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Trainer job {} not found",
+        "Job {} is not running",
+        "Job '{}' does not exist",
+        "job: {} not found",
+        "Trainer {} is offline",
+        "No trainer for job {}",
+        "accounts/acc/rlorTrainerJobs/{} is gone",
+        "'{}' not found",
+        "KeyError: '{}'",
+        "Unknown id '{}'",
+    ],
+)
+@pytest.mark.parametrize(
+    "job", ["finetune", "Alice", "qwen", "model", "session", "step", "run", "batch", "checkpoint"]
+)
+def test_a_job_whose_id_is_a_word(text: str, job: str) -> None:
+    """Also one that trainers say of what they have."""
+    assert source(text.format(job), ("acc", job)) is Source.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{} not found", "{} does not exist", "Unknown: {}", "{} isn't running", "acc/{} is gone"],
+)
+@pytest.mark.parametrize("job", ["finetune", "Alice", "qwen"])
+def test_a_job_whose_id_is_a_word_that_says_nothing_else(text: str, job: str) -> None:
+    assert source(text.format(job), ("acc", job)) is Source.UNKNOWN
+
+
+@pytest.mark.parametrize("job", ["finetune", "model", "step", "host", "route", "job", "found"])
+def test_what_a_trainer_says_on_the_route_of_such_a_job(job: str) -> None:
+    for text in (f"Model {job} not found", f"Run {job} not found", "Checkpoint c not found"):
+        assert source(text, ("acc", job)) is Source.TRAINER
+
+
+def test_so_many_texts_are_searched_and_no_more() -> None:
+    """All of one answer's in one turn of the event loop."""
+    assert source(["ab"] * 31 + ["Checkpoint c not found"]) is Source.TRAINER
+    assert source(["ab"] * 32 + ["Checkpoint c not found"]) is Source.UNKNOWN
 
 
 @pytest.mark.parametrize(

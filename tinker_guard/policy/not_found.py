@@ -17,9 +17,9 @@ from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
 from tinker_guard.policy.route import last_segment
 from tinker_guard.policy.wording import (
     ROUTERS_WORDS,
-    TEXT_LENGTH,
     TRAINERS_WORDS,
     Missing,
+    is_readable,
     is_reason_phrase,
     missing_in,
     without,
@@ -245,11 +245,15 @@ def _may_be_gateways(members: dict[str, Any], ids: Collection[str]) -> bool:
     texts = texts_in(members)
     if _says_no_more_than_the_status(members["detail"], texts):
         return True
-    missing = {missing_in(text, ids) for text in texts}
+    missing = {missing_in(text, ids) for text in texts[:_MOST_TEXTS]}
     if Missing.TRAINERS in missing:
         return False
-    is_cut = any(len(text) > TEXT_LENGTH for text in texts)
-    return is_cut or not missing <= {None}
+    is_read = len(texts) <= _MOST_TEXTS and all(map(is_readable, texts))
+    return not is_read or not missing <= {None}
+
+
+_MOST_TEXTS: Final = 32
+"""How many texts of one answer are searched: all of them in one turn of the event loop."""
 
 
 # A path, an address, a method, a time, an id: what an answer tells of the request.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -60,13 +61,14 @@ class Missing(StrEnum):
 
 _ID: Final = "\0"
 """Stands for what the request's URL names."""
-_BESIDE: Final = len(" id ")
+_BESIDE: Final = len(" id '")
 """So near to the beginning, or to "no" and "unknown", an id is what is missing."""
 
 # Names like my-server or a/server.py may be those of models, and so may server-1.
 _NOUN: Final = re.compile(
     r"(?<![\w/.~-])(?:"
-    r"(?P<job>(?:(?:train(?:er|ing)[-_ ]?)?job|rlortrainerjob|trainer|account)(?:_id)?s?)"
+    r"(?P<job>(?:(?:train(?:er|ing)[-_ ]?)?job|rlortrainerjob|trainer|account)"
+    r"(?:_id|[ _]state|[ _]status)?s?)"
     r"|(?P<trainers>(?:loss function|model|base[ _]model|session|run|weight|adapter|lora|loss"
     r"|dataset|file|tokenizer|archive|snapshot|future|checkpoint|sampler|seq_id|request|sample"
     r"|gradient|optimizer|step|state|prompt|sequence|batch|artifact|upload|download)s?)"
@@ -87,8 +89,11 @@ _NOUN: Final = re.compile(
 _ABSENCE: Final = re.compile(
     r"\b(?:not|no|non|none|never|nothing|notfound|cannot|unable|unknown|unrecognized|unavailable"
     r"|forbidden|missing|empty|gone|absent|invalid|undefined|unregistered|unreachable|unhealthy"
-    r"|inactive|offline|down|deleted|removed|stopped|terminated|exited|evicted|expired|disabled|refused|lost|starting|pending|without|failed"
-    r"|nonexistent|dead)\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
+    r"|inactive|offline|down|deleted|removed|stopped|terminated|exited|evicted|expired|disabled"
+    r"|refused|lost|starting|pending|without|failed|nonexistent|dead|creating|validating|queued"
+    r"|re_?queueing|scheduling|provisioning|booting|initializing|restarting|resuming|paused"
+    r"|suspended|hibernat(?:ed|ing)|sleeping|cancell?(?:ed|ing)|completed|deleting|archived"
+    r"|draining)\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
     re.IGNORECASE,
 )
 
@@ -132,8 +137,15 @@ _PASSED_ON: Final = re.compile(
 
 # What will be otherwise soon, by its writer's own word.
 _PASSES: Final = re.compile(
-    r"\b(?:not (?:yet )?ready|starting|unavailable|retry|try again)\b", re.IGNORECASE
+    r"\b(?:not (?:yet )?ready|starting|unavailable|retry|try (?:again|later)|please wait"
+    r"|warming up|provisioning|booting|initializing|scaling)\b",
+    re.IGNORECASE,
 )
+
+# Of a job, as Fireworks writes it: "state=JOB_STATE_CREATING", "State: PAUSED".
+_STATE: Final = re.compile(r"\bJOB_STATE_[A-Z]|\b[Ss](?:tate|tatus)\W{1,3}[A-Z_]{4}")
+
+_FOREIGN: Final = re.compile(r"[^\W\d_a-zA-Z]")
 
 
 def missing_in(text: str, ids: Collection[str]) -> Missing | None:
@@ -163,6 +175,8 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
         return Missing.TRAINERS
     if _PASSED_ON.search(said):
         return Missing.PLACE
+    if _STATE.search(text) and not any(decisive):
+        return Missing.JOB
     for i, clause in enumerate(clauses):
         if not is_absent[i]:
             continue
@@ -224,17 +238,38 @@ def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
     Args:
         ids: What the request's URL names.
         text: The text.
-        but_words: Whether an id that is a plain word stays, but for one in the name of a resource:
-            where a router speaks of a route, `route` is no id, but it is in `accounts/route`.
+        but_words: Whether an id that is a word which is read here stays, but for one in quotes, in
+            the name of a resource, or after the name of a thing: where a router speaks of a route,
+            `route` is no id, but it is in `accounts/route` and in "job route".
     """
     # Cut before, so that a long text takes no time, and after: an id may stand at the first cut.
     text = text[: 2 * TEXT_LENGTH]
     for one in sorted(filter(None, ids), key=len, reverse=True):
         if not one.isalpha():
-            named = rf"(?<![\w.~-])(?:[\w.~]+-)*{re.escape(one)}{_OF_PODS}(?:\.[\w.-]*)?(?![\w~-])"
-        elif but_words:
-            named = rf"(?<=\w/){one}(?![\w~-])"
+            named = (
+                rf"()(?<![\w.~-])(?:[\w.~]+-)*{re.escape(one)}{_OF_PODS}(?:\.[\w.-]*)?(?![\w~-])"
+            )
+        elif but_words and _is_read(one):
+            named = rf"(\w/|[\"'`]|{_NAMED}){one}(?![\w~-])"
         else:
-            named = rf"(?<![\w~-]){one}{_OF_PODS}(?![\w~-])"
-        text = re.sub(named, _ID, text, flags=re.IGNORECASE)
+            named = rf"()(?<![\w~-]){one}{_OF_PODS}(?![\w~-])"
+        text = re.sub(named, rf"\1{_ID}", text, flags=re.IGNORECASE)
     return text[:TEXT_LENGTH]
+
+
+# What an id may follow. A "job route", though, may be a route too.
+_NAMED: Final = r"\b(?:job|trainer|account|model|run)(?:[ _]id)?[:=]? "
+
+
+@lru_cache(maxsize=1024)
+def _is_read(word: str) -> bool:
+    """Whether a word says something here by itself."""
+    texts = (word, f"not {word}", f"{word} not", f"cannot {word}")
+    patterns = (_NOUN, _ABSENCE, _BEFORE, _PASSED_ON, _PASSES, ROUTERS_WORDS)
+    alone = [pattern.search(text) for pattern in patterns for text in texts]
+    return any(found is not None and word in found.group() for found in alone)
+
+
+def is_readable(text: str) -> bool:
+    """Whether all of a text can be read here: it is short enough, and passes for English."""
+    return len(text) <= TEXT_LENGTH and not _FOREIGN.search(text)
