@@ -59,7 +59,12 @@ class Storm:
 
 
 class _Gateway(httpx.AsyncBaseTransport):
-    """Knows no route for some seconds, then answers everything."""
+    """Knows no route for some seconds, then answers everything.
+
+    The guard takes it for httpx's own transport, which changes no request.
+    """
+
+    __module__ = "httpx"
 
     def __init__(self, lost_for: float = 0.0, *, is_silent: bool = False) -> None:
         self._known_from = perf_counter() + lost_for

@@ -83,6 +83,9 @@ GOALS: Final = (
 class Canned(httpx.AsyncHTTPTransport):
     """Answers with the same response at once; the guard takes it for httpx's own transport."""
 
+    # Others may change what they are given, and are given copies.
+    __module__ = "httpx"
+
     def __init__(self) -> None:
         self._response = httpx.Response(200, content=b"{}")
 
@@ -99,6 +102,8 @@ class CannedPyqwest(Canned):
 
 class SyncCanned(httpx.HTTPTransport):
     """The same for a sync client."""
+
+    __module__ = "httpx"
 
     def __init__(self) -> None:
         self._response = httpx.Response(200, content=b"{}")

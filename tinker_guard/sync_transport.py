@@ -8,6 +8,7 @@ import httpx
 
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.observability.providers import NOTHING, enabled
+from tinker_guard.policy.reach import copy_of
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transport import GuardTransport
 from tinker_guard.transports.blocking import (
@@ -68,7 +69,7 @@ class SyncGuardTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see `GuardTransport` for what may happen on the way."""
         guard = self._guard
-        state = None
+        state, given = None, request
         try:
             state = ROUTES.find(request.url, guard._patterns)
             if state is None and guard._guards_deployments:
@@ -81,6 +82,8 @@ class SyncGuardTransport(httpx.BaseTransport):
                 and guard._is_enabled
                 and guard._line.transport is self._blocking
             )
+            if is_untouched and guard._line.may_change_requests:
+                given = copy_of(request)
         except Exception:
             # The coroutine meets the same, and says so.
             is_untouched = False
@@ -95,9 +98,9 @@ class SyncGuardTransport(httpx.BaseTransport):
             if not state.is_warm:
                 state.meets(request, response)
             return response
-        report = RequestReport(request, state, guard._settings)
+        report = RequestReport(given, state, guard._settings)
         not_found = response_for_coroutines(response)
-        recovery = guard._recover(request, state, report, self._blocking, not_found)
+        recovery = guard._recover(given, state, report, self._blocking, not_found)
         return response_of_client(run_blocking(recovery, is_request=True))
 
     @property

@@ -16,6 +16,7 @@ from tinker_guard.core.routes import ROUTES, RouteState
 from tinker_guard.core.warmup import pass_gate
 from tinker_guard.observability.providers import NOTHING, enabled
 from tinker_guard.policy.judgement import NO_CONTROL_PLANE
+from tinker_guard.policy.reach import copy_of
 from tinker_guard.policy.route import patterns_of
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
@@ -78,10 +79,13 @@ class GuardTransport(httpx.AsyncBaseTransport):
             sent_on = self._line.transport
         if not self._is_enabled:
             return await sent_on.handle_async_request(request)
+        given = request
         try:
             state = ROUTES.find(request.url, self._patterns)
             if state is None and self._guards_deployments:
                 state = ROUTES.find_deployment(request)
+            if self._line.may_change_requests:
+                given = copy_of(request)
         except Exception:
             faults.log_fault("reading the route")
             state = None
@@ -93,14 +97,14 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 if state is not None and not state.is_warm:
                     state.meets(request, response)
                 return response
-            report = RequestReport(request, state, self._settings)
-            return await self._recover(request, state, report, sent_on, response)
+            report = RequestReport(given, state, self._settings)
+            return await self._recover(given, state, report, sent_on, response)
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
                 return report.answered(await self._send_on_cold_route(request, state, report))
             response = await report.send(sent_on, request)
             if response.status_code == 404:
-                response = await self._recover(request, state, report, sent_on, response)
+                response = await self._recover(given, state, report, sent_on, response)
             elif state is not None and not state.is_warm:
                 state.meets(request, response)
             return report.answered(response)

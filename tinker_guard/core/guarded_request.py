@@ -27,7 +27,7 @@ from tinker_guard.policy.judgement import (
 )
 from tinker_guard.policy.not_found import shows_route
 from tinker_guard.policy.not_found_shapes import shapes_of
-from tinker_guard.policy.reach import with_cookies
+from tinker_guard.policy.reach import copy_of, with_cookies
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class GuardedRequest:
         *,
         is_at_gate: bool = False,
     ) -> None:
-        self.request = request
+        self._given = request
+        self.request: httpx.Request = copy_of(request) if line.may_change_requests else request
+        """The request as it was given, whatever the transport below makes of it."""
         self.state = state
         self.line = line
         self.settings = settings
@@ -175,11 +177,13 @@ class GuardedRequest:
             pause: Seconds since the 404 after which it is sent again; None for the first time.
         """
         self.sent_on = self.line.transport
+        request = self._given
         try:
-            request = with_cookies(self.request, cookies)
+            if pause is not None and self.line.may_change_requests:
+                request = copy_of(self.request)
+            request = with_cookies(request, cookies)
         except Exception:
             faults.log_fault("pinning a request")
-            request = self.request
         try:
             if pause is None:
                 return await self.report.send(self.sent_on, request)

@@ -30,6 +30,7 @@ from tinker_guard.observability import attributes as names
 from tinker_guard.observability import metrics
 from tinker_guard.observability.actions import Stopwatch, error_type_of, tracer
 from tinker_guard.observability.providers import enabled
+from tinker_guard.policy.reach import copy_of
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -201,10 +202,10 @@ def _with_context(request: httpx.Request) -> httpx.Request:
     propagate.inject(carrier)
     if not carrier:
         return request
-    headers = _copy(request.headers)
+    told = copy_of(request)
     for name, value in carrier.items():
-        headers[name] = value
-    return _with_headers(request, headers)
+        told.headers[name] = value
+    return told
 
 
 def _without_context(request: httpx.Request) -> httpx.Request:
@@ -218,11 +219,11 @@ def _without_context(request: httpx.Request) -> httpx.Request:
     added: dict[str, str] = {}
     propagate.inject(added)
     again = {name.lower() for name in added}
-    headers = _copy(request.headers)
+    without = copy_of(request)
     for name in told:
         if name.lower() in again:
-            del headers[name]
-    return _with_headers(request, headers)
+            del without.headers[name]
+    return without
 
 
 def propagated_headers(request: httpx.Request) -> dict[str, str]:
@@ -240,16 +241,3 @@ def propagated_headers(request: httpx.Request) -> dict[str, str]:
 @lru_cache(maxsize=4)
 def _fields(propagator: TextMapPropagator) -> frozenset[bytes]:
     return frozenset(field.lower().encode() for field in propagator.fields)
-
-
-def _copy(headers: httpx.Headers) -> httpx.Headers:
-    # `headers.copy()` would try encodings on every value first.
-    return type(headers)(headers)
-
-
-def _with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Request:
-    # `copy.copy` would lose stream and extensions, timeouts among them.
-    twin = object.__new__(type(request))
-    vars(twin).update(vars(request))
-    twin.headers = headers
-    return twin

@@ -178,8 +178,19 @@ def with_cookies(request: httpx.Request, cookies: Cookies) -> httpx.Request:
         headers[places[-1]] = name, value + b"; " + added
     elif added:
         headers.append((b"Cookie", added))
+    return with_headers(request, httpx.Headers(headers))
+
+
+def with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Request:
+    """The same request, with other headers."""
     # `copy.copy` would lose stream and extensions, timeouts among them.
     twin = object.__new__(type(request))
     vars(twin).update(vars(request))
-    twin.headers = httpx.Headers(headers)
+    twin.headers = headers
     return twin
+
+
+def copy_of(request: httpx.Request) -> httpx.Request:
+    """A request that stays as it is whatever is done to this one."""
+    # `headers.copy()` would try encodings on every value first.
+    return with_headers(request, type(request.headers)(request.headers))

@@ -43,6 +43,8 @@ class RenewableTransport(runtime.Locked):
         # Whether this one is idle cannot be told without a price on every request, so that it
         # stays open to the end even if it is replaced.
         self._original = transport
+        self.may_change_requests: bool = may_change_requests(transport)
+        """Whether a request may be another one after it was sent over it."""
         self._new_transport = new_transport
         self._draining: list[DrainingTransport] = []
         self.is_closed: bool = False
@@ -145,6 +147,7 @@ class RenewableTransport(runtime.Locked):
             transport = self._new_transport()
             if not isinstance(transport, httpx.AsyncBaseTransport):
                 raise TypeError("new_transport must return an httpx.AsyncBaseTransport")
+            self.may_change_requests |= may_change_requests(transport)
             return DrainingTransport(transport)
         except Exception:
             faults.log_fault("building a new transport")
@@ -165,6 +168,19 @@ def emits_client_span(transport: httpx.AsyncBaseTransport) -> bool:
     """Whether a transport traces each exchange with a CLIENT span of its own, as pyqwest's does."""
     kind: Any = type(_innermost(transport))
     return _is_pyqwests(kind)
+
+
+def may_change_requests(transport: httpx.AsyncBaseTransport) -> bool:
+    """Whether a transport may change the requests that it is given.
+
+    Those that move, sign, compress or count them do; those of httpx and pyqwest do not. A
+    `MockTransport` has a function of the program's own.
+    """
+    below: Any = transport
+    while isinstance(below, (DrainingTransport, BorrowedTransport, BlockingTransport)):
+        below = below.transport
+    is_known = type(below).__module__.partition(".")[0] in ("httpx", "pyqwest")
+    return not is_known or isinstance(below, httpx.MockTransport)
 
 
 @lru_cache(maxsize=64)
