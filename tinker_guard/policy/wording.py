@@ -92,7 +92,7 @@ _ABSENCE: Final = re.compile(
     r"|inactive|offline|down|deleted|removed|stopped|terminated|exited|evicted|expired|disabled"
     r"|refused|lost|starting|pending|without|failed|nonexistent|dead|creating|validating|queued"
     r"|re_?queueing|scheduling|provisioning|booting|initializing|restarting|resuming|paused"
-    r"|suspended|hibernat(?:ed|ing)|sleeping|cancell?(?:ed|ing)|completed|deleting|archived"
+    r"|suspended|hibernat(?:ed|ing)|sleeping|cancel(?:l?ed|l?ing)|completed|deleting|archived"
     r"|draining)\b|n['\N{RIGHT SINGLE QUOTATION MARK}]t\b",
     re.IGNORECASE,
 )
