@@ -342,7 +342,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     """For `http`: states of a trainer that will not come up again. None takes Fireworks' states,
     and similar words such as STOPPED, SUCCEEDED, CANCELED and TERMINATING."""
     control_plane_timeout: Seconds = 5.0
-    """Time-out of one control-plane lookup, in seconds."""
+    """Time-out of one control-plane lookup, in seconds. Keep it well below `retry_timeout`: where a
+    control plane is silent, a probe follows the lookup."""
     control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Key for `control_plane_url`, which must be set too: this key goes to no other host. None
     uses the request's own key."""
