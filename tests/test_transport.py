@@ -393,3 +393,22 @@ async def test_without_a_provider_a_warm_route_is_guarded_all_the_same(
     request = post() if is_on_route else httpx.Request("POST", "https://gateway.test/elsewhere")
     response = await transport.handle_async_request(request)
     assert response.status_code == (answers[-1] if is_on_route else answers[0])
+
+
+@pytest.mark.meets_fault
+def test_without_asyncio_a_404_passes_and_one_line_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As under trio, which httpx supports too."""
+
+    class Refusing(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(404)
+
+    transport = GuardTransport(Refusing(), settings=GuardSettings(warmup_successes=0))
+    for _ in range(2):
+        with pytest.raises(StopIteration) as ended:
+            transport.handle_async_request(post()).send(None)
+        assert ended.value.value.status_code == 404
+    (line,) = caplog.messages
+    assert line.startswith("requests without asyncio go on unguarded")

@@ -47,6 +47,13 @@ def log_fault(where: str) -> None:
     )
 
 
+def log_no_loop() -> None:
+    """Log once that no event loop of asyncio runs. The request goes on unguarded."""
+    _log_once(
+        "requests without asyncio", "%s go on unguarded: GuardTransport needs its event loop."
+    )
+
+
 def log_unclosed(what: str) -> None:
     """Log once for each kind of thing that one did not close. The request goes on."""
     _log_once(f"closing {what}", "%s failed or took too long; it is left to itself.")

@@ -20,6 +20,7 @@ from tinker_guard.policy.reach import copy_of
 from tinker_guard.policy.route import patterns_of
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
+from tinker_guard.transports import runtime
 from tinker_guard.transports.body_prefix import BodyPrefix
 from tinker_guard.transports.draining import CLOSED
 from tinker_guard.transports.renewable import RenewableTransport
@@ -161,6 +162,9 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self, request: httpx.Request, state: RouteState, report: RequestReport, *, is_at_gate: bool
     ) -> GuardedRequest | None:
         try:
+            if not runtime.is_running():
+                faults.log_no_loop()
+                return None
             # Since the request was sent, a process with many routes may have forgotten this one,
             # and other settings may explain it no more.
             found = ROUTES.find(request.url, self._patterns) or ROUTES.find_deployment(request)

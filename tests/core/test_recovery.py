@@ -1248,3 +1248,27 @@ async def test_an_error_after_a_race_is_no_recovery(
     # It says nothing about the route: the next one is looked after as before.
     gateway.answer = known_from(loop_time() + 1)
     assert (await send(guard(gateway))).status_code == 200
+
+
+async def test_a_404_that_drips_is_judged_in_time() -> None:
+    """And handed back as it comes: its end is the caller's to wait for."""
+    stream = TrackedStream([b"x"] * 1000, pause=0.1)
+    gateway = FakeGateway(lambda _: httpx.Response(404, stream=stream))
+    transport = guard(gateway, FakeControlPlane("JOB_STATE_FAILED"), probe_timeout=2)
+    response = await transport.handle_async_request(post())
+    assert 2.0 <= loop_time() <= 2.2
+    assert response.status_code == 404
+    assert await response.aread() == b"x" * 1000
+
+
+async def test_the_404_to_a_head_request_says_nothing_of_replicas() -> None:
+    """It has no body, so that the trainer itself may have written it, for whatever reason."""
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else plain_404())
+    transport = guard(gateway)
+    response = await transport.handle_async_request(httpx.Request("HEAD", post().url))
+    assert response.status_code == 404
+    state = ROUTES.find(post().url)
+    assert state is not None
+    assert not state.is_balanced_per_request(loop_time())
+    # By the backoff alone.
+    assert len(gateway.sent) < 50

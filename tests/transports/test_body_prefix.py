@@ -132,6 +132,16 @@ async def test_a_dripping_body_is_waited_for() -> None:
     assert loop_time() == pytest.approx(0.3 * len(GATEWAY_BODY))
 
 
+async def test_a_dripping_body_is_read_until_a_time_and_goes_on_from_there() -> None:
+    stream = TrackedStream([bytes([byte]) for byte in GATEWAY_BODY], pause=0.3)
+    response = not_found(stream)
+    prefix = await read_prefix(response, until=1.0, clock=loop_time)
+    assert prefix == BodyPrefix(GATEWAY_BODY[:4], is_complete=False)
+    assert loop_time() == pytest.approx(1.2)
+    assert await response.aread() == GATEWAY_BODY
+    assert stream.is_closed
+
+
 async def test_nothing_of_it_runs_in_another_task() -> None:
     who: contextvars.ContextVar[str] = contextvars.ContextVar("who")
     tasks = asyncio.all_tasks()

@@ -174,7 +174,8 @@ class Recovery:
         self._met_at = self._clock()
         # While the body is read, another request may find that the job has stopped.
         had_shown_trainer, up_since = guarded.state.has_shown_trainer, guarded.state.warm_since
-        body = await read_prefix(self.response)
+        ends_at = self._met_at + self._settings.probe_timeout
+        body = await read_prefix(self.response, until=ends_at, clock=self._clock)
         self._is_held = body.is_held
         author = author_of(
             self.response.headers,
@@ -192,7 +193,8 @@ class Recovery:
         if is_trainers:
             guarded.state.answered(self._met_at)
             return TRAINER_ANSWERED
-        if self._proved_on is guarded.sent_on:
+        # The answer to a HEAD has no body: the trainer itself may have written it.
+        if self._proved_on is guarded.sent_on and guarded.request.method != "HEAD":
             guarded.state.picks_replica_per_request(self._clock())
         if (in_vain := self._in_vain) is not None:
             return in_vain

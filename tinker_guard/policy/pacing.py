@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
@@ -93,12 +93,14 @@ def is_over(date: str, headers: Mapping[str, str]) -> bool:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """The number that a text is, such as 3 or 1.5; none if it is no finite one."""
-    try:
-        number = float(text)
-    except ValueError:
-        return ()
-    return (number,) if math.isfinite(number) else ()
+    """The number that a text is, such as 3 or 1.5; none if it is none."""
+    return (min(float(text), _LONGEST),) if _NUMBER.fullmatch(text) else ()
+
+
+# Python would read more: 1_0, 1e3, other scripts' digits.
+_NUMBER: Final = re.compile(r"\s*[+-]?\d+(?:\.\d*)?\s*", re.ASCII)
+_LONGEST: Final = 1e9
+"""Seconds; every budget is over by then."""
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
@@ -12,7 +14,7 @@ from tinker_guard.transports import runtime
 from tinker_guard.transports.cleanup import close_quietly
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 class BodyPrefix(NamedTuple):
@@ -36,7 +38,13 @@ class BodyPrefix(NamedTuple):
         return self.is_complete or self.error is not None
 
 
-async def read_prefix(response: httpx.Response, limit: int = BODY_LIMIT) -> BodyPrefix:
+async def read_prefix(
+    response: httpx.Response,
+    limit: int = BODY_LIMIT,
+    *,
+    until: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> BodyPrefix:
     """Read a response's body up to a limit, and leave the response as if nothing had been read.
 
     The body is read in the caller's task, and for as long as the transport allows: a read that was
@@ -46,6 +54,8 @@ async def read_prefix(response: httpx.Response, limit: int = BODY_LIMIT) -> Body
     Args:
         response: The response. One that a transport below has read is judged by what was read.
         limit: Bytes after which reading stops, at the next chunk's end.
+        until: When it stops, at the next chunk's end too.
+        clock: The time.
     """
     try:
         return BodyPrefix(response.content, is_complete=True, is_decoded=True)
@@ -57,7 +67,7 @@ async def read_prefix(response: httpx.Response, limit: int = BODY_LIMIT) -> Body
     if not isinstance(stream, httpx.AsyncByteStream):
         return BodyPrefix(b"", is_complete=False)
     replayed = response.stream = _ReplayedStream(stream)
-    is_complete = await replayed.read_ahead(limit)
+    is_complete = await replayed.read_ahead(limit, until, clock)
     return BodyPrefix(b"".join(replayed.chunks), is_complete, error=replayed.error)
 
 
@@ -72,14 +82,14 @@ class _ReplayedStream(httpx.AsyncByteStream):
         """What the transport raised while the body was read."""
         self._is_closed = False
 
-    async def read_ahead(self, limit: int) -> bool:
-        """Read up to the limit; whether that was all."""
+    async def read_ahead(self, limit: int, until: float, clock: Callable[[], float]) -> bool:
+        """Read up to a limit or a time; whether that was all."""
         size = 0
         try:
             async for chunk in self._iterator:
                 self.chunks.append(chunk)
                 size += len(chunk)
-                if size > limit:
+                if size > limit or clock() > until:
                     return False
         except GeneratorExit:
             # The event loop was closed under it: nothing can be awaited any more.

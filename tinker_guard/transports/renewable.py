@@ -144,10 +144,14 @@ class RenewableTransport(runtime.Locked):
         if self._new_transport is None or self.is_closed:
             return None
         try:
+            in_use = _unwrapped(self._original), _unwrapped(self.transport)
+            # From here on a fault would leave open what was built, so that nothing else is called.
             transport = self._new_transport()
             if not isinstance(transport, httpx.AsyncBaseTransport):
                 raise TypeError("new_transport must return an httpx.AsyncBaseTransport")
-            self.may_change_requests |= may_change_requests(transport)
+            if getattr(transport, "transport", transport) in in_use or transport in in_use:
+                # To close it would end the requests in flight.
+                raise ValueError("new_transport must return another transport each time")
             return DrainingTransport(transport)
         except Exception:
             faults.log_fault("building a new transport")
@@ -176,11 +180,16 @@ def may_change_requests(transport: httpx.AsyncBaseTransport) -> bool:
     Those that move, sign, compress or count them do; those of httpx and pyqwest do not. A
     `MockTransport` has a function of the program's own.
     """
-    below: Any = transport
-    while isinstance(below, (DrainingTransport, BorrowedTransport, BlockingTransport)):
-        below = below.transport
+    below = _unwrapped(transport)
     is_known = type(below).__module__.partition(".")[0] in ("httpx", "pyqwest")
     return not is_known or isinstance(below, httpx.MockTransport)
+
+
+def _unwrapped(transport: Any) -> object:
+    """What is below the guard's own wrappers."""
+    while isinstance(transport, (DrainingTransport, BorrowedTransport, BlockingTransport)):
+        transport = transport.transport
+    return transport
 
 
 @lru_cache(maxsize=64)
