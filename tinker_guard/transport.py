@@ -10,7 +10,7 @@ from tinker_guard import faults
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.deployments import settings_by_path
 from tinker_guard.core.findings import INCONCLUSIVE, Refused, Routable, TimedOut
-from tinker_guard.core.guarded_request import GuardedRequest
+from tinker_guard.core.guarded_request import HANDED_BACK, SEEN_TO, GuardedRequest
 from tinker_guard.core.recovery import recover
 from tinker_guard.core.routes import ROUTES, RouteState
 from tinker_guard.core.warmup import pass_gate
@@ -23,13 +23,14 @@ from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports import runtime
 from tinker_guard.transports.body_prefix import BodyPrefix
 from tinker_guard.transports.draining import CLOSED
-from tinker_guard.transports.renewable import RenewableTransport
+from tinker_guard.transports.renewable import RenewableTransport, layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.core.findings import ProbingEnd
+    from tinker_guard.policy.judgement import Judgement
 
 
 class GuardTransport(httpx.AsyncBaseTransport):
@@ -100,6 +101,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 return response
             report = RequestReport(given, state, self._settings)
             return await self._recover(given, state, report, sent_on, response)
+        if SEEN_TO.get() is state is not None:
+            return await sent_on.handle_async_request(request)
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
                 return report.answered(await self._send_on_cold_route(request, state, report))
@@ -120,7 +123,17 @@ class GuardTransport(httpx.AsyncBaseTransport):
     ) -> httpx.Response:
         """See to a 404 of a request that was not looked after until then."""
         report.promote()
-        if state is None:
+        if SEEN_TO.get() is state is not None:
+            # A guard above sees to it.
+            return response
+        judgement = None
+        try:
+            judgement = self._verdict_below(response)
+        except Exception:
+            faults.log_fault("looking for a guard below")
+        if judgement is not None:
+            report.judged(judgement)
+        elif state is None:
             report.judged(NO_CONTROL_PLANE)
         elif guarded := self._guard(request, state, report, is_at_gate=False):
             guarded.sent_on = sent_on
@@ -129,6 +142,16 @@ class GuardTransport(httpx.AsyncBaseTransport):
             finally:
                 guarded.state.guarded.discard(guarded)
         return response
+
+    def _verdict_below(self, response: httpx.Response) -> Judgement | None:
+        """The verdict with which a guard below has handed back a 404."""
+        has_guard_below = any(
+            isinstance(each, GuardTransport)
+            for layer in layers(self._line.transport)
+            for each in (layer, *getattr(layer, "__dict__", {}).values())
+        )
+        # A transport of a test may answer with the same response again and again.
+        return HANDED_BACK.get(response) if has_guard_below else None
 
     async def _send_on_cold_route(
         self, request: httpx.Request, state: RouteState, report: RequestReport

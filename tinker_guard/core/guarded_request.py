@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from tinker_guard import faults
 from tinker_guard.core.findings import Ambiguous
@@ -66,6 +69,14 @@ NOT_ASKED: Final = JobAnswer(
     "yet.",
 )
 """What stands in the place of an answer where there is no control plane."""
+
+
+SEEN_TO: Final[ContextVar[RouteState | None]] = ContextVar("tinker_guard_route", default=None)
+"""The route for which a guard sends now, and sees to what comes of it: one below, such as a
+program's own below the installed one, leaves it alone."""
+
+HANDED_BACK: Final[WeakKeyDictionary[httpx.Response, Judgement]] = WeakKeyDictionary()
+"""404s with their verdicts, which a guard above hands back as they are."""
 
 
 class GuardedRequest:
@@ -184,6 +195,7 @@ class GuardedRequest:
             request = with_cookies(request, cookies)
         except Exception:
             faults.log_fault("pinning a request")
+        before = SEEN_TO.set(self.state)
         try:
             if pause is None:
                 return await self.report.send(self.sent_on, request)
@@ -192,6 +204,10 @@ class GuardedRequest:
         except BaseException as error:
             self.transport_error_id = id(error)
             raise
+        finally:
+            # What is left of a closed event loop ends in another context.
+            with suppress(ValueError):
+                SEEN_TO.reset(before)
 
     def answered(self, response: httpx.Response, end: ProbingEnd) -> None:
         """Note an answer that is no 404.
@@ -319,6 +335,7 @@ class GuardedRequest:
             self.state.exhausted(self.clock(), self.flights.key)
             if not self.is_spared:
                 self.flights.exhausted = judgement, self.state.answers, self.clock()
+        HANDED_BACK[response] = judgement
         logs.log_handed_back(
             self.state,
             judgement,

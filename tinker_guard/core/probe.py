@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import httpx
 
 from tinker_guard import faults, telemetry
 from tinker_guard.core.findings import Failed, NotFound, Reached
+from tinker_guard.core.guarded_request import SEEN_TO
 from tinker_guard.policy.not_found import Source, author_of, is_from_trainer
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.policy.reach import Reach, cookies_set_by
@@ -42,7 +44,12 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
         with telemetry.probe_span(request, state, settings) as report:
             async with runtime.timeout(settings.probe_timeout):
                 guarded.probed_on = guarded.line.transport
-                response = await report.send(guarded.probed_on)
+                before = SEEN_TO.set(state)
+                try:
+                    response = await report.send(guarded.probed_on)
+                finally:
+                    with suppress(ValueError):
+                        SEEN_TO.reset(before)
                 met_at = guarded.clock()
                 async with unless_abandoned(lambda: discard(response)):
                     body = await read_prefix(response)

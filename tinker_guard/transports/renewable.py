@@ -20,7 +20,7 @@ from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.draining import CLOSED, DrainingTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 
 class RenewableTransport(runtime.Locked):
@@ -210,10 +210,19 @@ def _innermost(
     transport: httpx.AsyncBaseTransport,
 ) -> httpx.AsyncBaseTransport | httpx.BaseTransport:
     """What is below the guard's own wrappers, and those of others, such as one that retries."""
+    *_, found = layers(transport)
+    return found
+
+
+def layers(
+    transport: httpx.AsyncBaseTransport,
+) -> Iterator[httpx.AsyncBaseTransport | httpx.BaseTransport]:
+    """A transport, and what it sends over, and so on; not below a transport of httpx or pyqwest."""
     found: httpx.AsyncBaseTransport | httpx.BaseTransport = transport
     for _ in range(_DEPTH):
+        yield found
         if isinstance(found, _HTTPXS) or type(found).__module__.startswith("pyqwest."):
-            break
+            return
         if isinstance(found, (DrainingTransport, BorrowedTransport, BlockingTransport)):
             found = found.transport
             continue
@@ -221,8 +230,8 @@ def _innermost(
         members = list(getattr(found, "__dict__", {}).values())
         held = [each for each in members if isinstance(each, _TRANSPORTS)]
         if not held:
-            break
+            return
         # Of two, the one of the same kind is sent over.
         kind = next((kind for kind in _TRANSPORTS if isinstance(found, kind)), _TRANSPORTS)
         found = next((each for each in held if isinstance(each, kind)), held[0])
-    return found
+    yield found
