@@ -33,7 +33,6 @@ from tinker_guard.policy.not_found import Source
 from tinker_guard.policy.route import Route
 from tinker_guard.transport import GuardTransport
 from tinker_guard.transports import body_prefix, cleanup, draining, renewable, runtime
-from tinker_guard.transports.borrowed import LentTransport
 from tinker_guard.transports.draining import DrainingTransport
 from tinker_guard.transports.renewable import RenewableTransport
 
@@ -280,7 +279,7 @@ async def _open_question_transports(
     _: Any, self: RenewableTransport
 ) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
     if isinstance(renewable._innermost(self.transport), httpx.AsyncHTTPTransport):
-        yield LentTransport(self._build() or self.transport)
+        yield self._build() or self.transport
     else:
         yield None
 
@@ -466,7 +465,7 @@ def _kept_key(_: Any, self: SharedControlPlane, request: httpx.Request) -> Hasha
 async def _questions_on_the_line(
     _: Any, self: RenewableTransport
 ) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
-    yield LentTransport(self.transport)
+    yield self.transport
 
 
 # The simulation knows of no question then, and so of no reason to resend.

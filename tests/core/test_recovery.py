@@ -1254,7 +1254,9 @@ async def test_a_404_that_drips_is_judged_within_the_budget() -> None:
     """And handed back as it comes: its end is the caller's to wait for."""
     stream = TrackedStream([b"x"] * 1000, pause=0.1)
     gateway = FakeGateway(lambda _: httpx.Response(404, stream=stream))
-    transport = guard(gateway, FakeControlPlane("JOB_STATE_FAILED"), retry_timeout=2)
+    transport = guard(
+        gateway, FakeControlPlane("JOB_STATE_FAILED"), retry_timeout=2, probe_timeout=1
+    )
     response = await transport.handle_async_request(post())
     assert 2.0 <= loop_time() <= 2.2
     assert response.status_code == 404

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -117,11 +118,11 @@ async def _fetch(
     # never goes over a connection that is stuck to a stale replica.
     # Plain http needs no certificate authorities, which take long to load.
     verify = ssl_context() if url.scheme == "https" and transport is None else False
-    async with httpx.AsyncClient(
-        verify=verify,
-        timeout=timeout,
-        transport=transport or environment_transport(verify),
-    ) as client:
+    client = httpx.AsyncClient(
+        verify=verify, timeout=timeout, transport=transport or environment_transport(verify)
+    )
+    # A transport that is given is only lent.
+    async with client if transport is None else nullcontext():
         headers = [
             *headers,
             # No coding but those that need no further package.

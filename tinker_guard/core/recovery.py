@@ -174,7 +174,8 @@ class Recovery:
         self._met_at = self._clock()
         # While the body is read, another request may find that the job has stopped.
         had_shown_trainer, up_since = guarded.state.has_shown_trainer, guarded.state.warm_since
-        until = self._budget.ends_at
+        # The last one comes when the budget is over, and may be the trainer's.
+        until = max(self._budget.ends_at, self._met_at + self._settings.probe_timeout)
         body = await read_prefix(self.response, until=until, clock=self._clock)
         self._is_held = body.is_held
         author = author_of(

@@ -1,4 +1,4 @@
-"""Transports that belong to a client of their own, or are only lent."""
+"""A transport that belongs to a client of its own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,3 @@ class BorrowedTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the client, and with it the transport."""
         await self._owner.aclose()
-
-
-class LentTransport(httpx.AsyncBaseTransport):
-    """A transport whose closing has no effect, for a client that does not own it."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
-        self._transport = transport
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request on the lent transport."""
-        return await self._transport.handle_async_request(request)

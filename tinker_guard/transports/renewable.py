@@ -15,7 +15,7 @@ import httpx
 from tinker_guard import faults
 from tinker_guard.transports import runtime
 from tinker_guard.transports.blocking import BlockingTransport
-from tinker_guard.transports.borrowed import BorrowedTransport, LentTransport
+from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.draining import CLOSED, DrainingTransport
 
@@ -71,7 +71,7 @@ class RenewableTransport(runtime.Locked):
 
     @asynccontextmanager
     async def lookup_transport(self) -> AsyncIterator[httpx.AsyncBaseTransport | None]:
-        """A transport for the time of one question to the route's own origin.
+        """A transport for the time of one question to the route's own origin; it is only lent.
 
         It has the requests' proxy and certificates, and connections of its own where that can be
         had. None unless it is one of httpx's, or above one: others may follow redirects by
@@ -86,10 +86,10 @@ class RenewableTransport(runtime.Locked):
             return
         spare = self._build()
         if spare is None:
-            yield LentTransport(self.transport)
+            yield self.transport
             return
         async with unless_abandoned(spare.aclose):
-            yield LentTransport(spare)
+            yield spare
 
     def release(self) -> httpx.AsyncBaseTransport:
         """Go back to the first transport for good, and return it; it is not closed from here.
@@ -223,9 +223,6 @@ def layers(
         yield found
         if isinstance(found, _HTTPXS) or type(found).__module__.startswith("pyqwest."):
             return
-        if isinstance(found, (DrainingTransport, BorrowedTransport, BlockingTransport)):
-            found = found.transport
-            continue
         # A transport need not be of httpx's classes, and another thread may change it meanwhile.
         members = list(getattr(found, "__dict__", {}).values())
         held = [each for each in members if isinstance(each, _TRANSPORTS)]
