@@ -28,9 +28,10 @@ with atheris.instrument_imports(include=["tinker_guard", "json", "email", "httpx
     from tinker_guard.cli.report.page import page_of
     from tinker_guard.control_plane.fireworks import state_in
     from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
-    from tinker_guard.control_plane.question import Answer, document_in
+    from tinker_guard.control_plane.question import document_in
     from tinker_guard.core.routes import RouteTable
     from tinker_guard.policy import pacing
+    from tinker_guard.policy.answer import Answer
     from tinker_guard.policy.codings import CodingError, decoded
     from tinker_guard.policy.gateways import gateway_of
     from tinker_guard.policy.job_missing import is_control_planes_404
@@ -51,10 +52,10 @@ def not_found(data: bytes) -> None:
     given = {"content-type": kind.decode("latin-1"), "content-encoding": coding.decode("latin-1")}
     likely = [{"content-type": "application/json", "content-encoding": known} for known in _KNOWN]
     for headers, content in ((given, body), *((headers, data) for headers in likely)):
-        source_of(headers, content)
-        gateway_of(headers, content)
-        is_from_trainer(200, headers, content)
-        is_control_planes_404(headers, content)
+        source_of(Answer(headers, content))
+        gateway_of(Answer(headers, content))
+        is_from_trainer(Answer(headers, content, status_code=200))
+        is_control_planes_404(Answer(headers, content))
 
 
 _KNOWN: Final = ("", "gzip", "deflate", "zstd", "gzip, gzip")
@@ -81,7 +82,7 @@ def control_plane(data: bytes) -> None:
     status = 100 + int.from_bytes(data[:2].ljust(2, b"\0"), "big") % 500
     for status_code in (status, 200):
         try:
-            answer = Answer(status_code, httpx.Headers(JSON), data[2:], is_decoded=False)
+            answer = Answer(httpx.Headers(JSON), data[2:], status_code=status_code)
             state = state_in(URL, document_in(URL, answer))
         except ControlPlaneError as error:
             assert "gateway.test" in str(error)  # noqa: PT017 - no pytest here

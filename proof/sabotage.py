@@ -39,6 +39,8 @@ from tinker_guard.transports.renewable import RenewableTransport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 
+    from tinker_guard.policy.answer import Answer
+
     Put: TypeAlias = Callable[[Any, str, Any], None]
 
 
@@ -327,9 +329,9 @@ def _reused_negatives(
 
 
 @_around(recovery, "author_of", 6)
-def _believing_any_detail(original: Any, headers: Any, body: bytes, **named: Any) -> Source:
-    source: Source = original(headers, body, **named)
-    is_odd = source is Source.UNKNOWN and b"detail" in body
+def _believing_any_detail(original: Any, answer: Answer, **named: Any) -> Source:
+    source: Source = original(answer, **named)
+    is_odd = source is Source.UNKNOWN and b"detail" in answer.body
     return Source.TRAINER if is_odd else source
 
 

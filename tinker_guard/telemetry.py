@@ -38,7 +38,7 @@ from tinker_guard.policy.judgement import (
 from tinker_guard.transports.renewable import emits_client_span
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator, Mapping
+    from collections.abc import Awaitable, Iterator
     from types import TracebackType
 
     import httpx
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from tinker_guard.core.findings import ProbingEnd
     from tinker_guard.core.routes import RouteState
+    from tinker_guard.policy.answer import Answer
     from tinker_guard.policy.judgement import JobAnswer
     from tinker_guard.settings import GuardSettings
-    from tinker_guard.transports.body_prefix import BodyPrefix
 
 
 class RequestReport:
@@ -119,16 +119,15 @@ class RequestReport:
         if self._observed is not None:
             self._observed.judged(judgement)
 
-    def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
+    def met_404(self, answer: Answer, *, is_trainers: bool) -> None:
         """Record a 404 that the request, or its route's warmup for it, has met.
 
         Args:
-            headers: Its headers.
-            body: Its body.
+            answer: The 404.
             is_trainers: Whether it counts as the trainer's own.
         """
         if self._observed is not None:
-            self._observed.met_404(headers, body, is_trainers=is_trainers)
+            self._observed.met_404(answer, is_trainers=is_trainers)
 
     def answered(self, response: httpx.Response) -> httpx.Response:
         """Record the response that is handed back, and return it."""
@@ -189,10 +188,10 @@ class ProbeReport:
         return exchange.response
 
     @fail_open
-    def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
+    def met_404(self, answer: Answer, *, is_trainers: bool) -> None:
         """Record a 404; see `RequestReport.met_404`."""
         if self._span.span is not None and self._span.span.is_recording():
-            self._span.set(not_found_labels(headers, body, is_trainers=is_trainers))
+            self._span.set(not_found_labels(answer, is_trainers=is_trainers))
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from tinker_guard.core.recovery import recover
 from tinker_guard.core.routes import ROUTES, RouteState
 from tinker_guard.core.warmup import pass_gate
 from tinker_guard.observability.providers import NOTHING, enabled
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.judgement import NO_CONTROL_PLANE
 from tinker_guard.policy.reach import copy_of
 from tinker_guard.policy.route import patterns_of
 from tinker_guard.settings import GuardSettings
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports import runtime
-from tinker_guard.transports.body_prefix import BodyPrefix
 from tinker_guard.transports.draining import CLOSED
 from tinker_guard.transports.renewable import RenewableTransport, layers
 
@@ -164,8 +164,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             try:
                 end = await pass_gate(guarded)
                 if isinstance(end, Refused | TimedOut) and (found := end.not_found):
-                    body = BodyPrefix(found.body, is_complete=True)
-                    report.met_404(found.headers, body, is_trainers=False)
+                    report.met_404(Answer(found.headers, found.body), is_trainers=False)
                     return guarded.hand_back(found.response(), end.judgement)
             except Exception:
                 faults.log_fault("the warmup")

@@ -33,7 +33,6 @@ from testkit.local_server import serving
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import ControlPlane, ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.control_plane.fireworks import FireworksControlPlane
-from tinker_guard.control_plane.question import Answer
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteState, RouteTable
 from tinker_guard.policy.json_body import BODY_LIMIT
@@ -1075,8 +1074,3 @@ async def test_a_request_whose_guard_lost_the_key_is_unverified(
     gateway.answer = known_from(3.0)
     assert (await guard.handle_async_request(REQUEST)).status_code == 200
     assert 3.0 <= loop_time() < 4.0
-
-
-async def test_an_answer_shows_neither_header_nor_body() -> None:
-    answer = Answer(404, httpx.Headers({"x-key": "geheim"}), b"geheim", is_decoded=False)
-    assert repr(answer) == "Answer(status_code=404, is_decoded=False)"

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.policy.answers import JSON
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.job_missing import is_control_planes_404
 from tinker_guard.policy.not_found import is_from_trainer
@@ -119,14 +120,14 @@ ORIGINALS = [
 def test_a_copy_from_a_cache_shows_nothing(name: str, value: str) -> None:
     headers = httpx.Headers({"content-type": JSON, name: value})
     assert is_cached_copy(headers)
-    assert not is_from_trainer(200, headers, b'{"supported_models": []}')
-    assert not is_from_trainer(404, headers, b'{"detail": "Model not found"}')
-    assert not is_control_planes_404(headers, b'{"code": 5, "message": "not found"}')
+    assert not is_from_trainer(Answer(headers, b'{"supported_models": []}', status_code=200))
+    assert not is_from_trainer(Answer(headers, b'{"detail": "Model not found"}'))
+    assert not is_control_planes_404(Answer(headers, b'{"code": 5, "message": "not found"}'))
 
 
 @pytest.mark.parametrize(("name", "value"), ORIGINALS)
 def test_an_answer_that_a_cache_let_pass(name: str, value: str) -> None:
     headers = httpx.Headers({"content-type": JSON, name: value})
     assert not is_cached_copy(headers)
-    assert is_from_trainer(200, headers, b'{"supported_models": []}')
-    assert is_control_planes_404(headers, b'{"code": 5, "message": "not found"}')
+    assert is_from_trainer(Answer(headers, b'{"supported_models": []}', status_code=200))
+    assert is_control_planes_404(Answer(headers, b'{"code": 5, "message": "not found"}'))

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.policy.answers import CLOUDFLARE_BODY, GATEWAY_BODY, HTML, JSON, PROBLEM, TEXT, Case
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.gateways import gateway_of
 from tinker_guard.policy.not_found import Source, is_from_trainer, source_of
 
@@ -113,19 +114,19 @@ MET = {
 @pytest.mark.parametrize("met", MET.values(), ids=[*MET])
 def test_which_gateway_wrote_a_404(met: Met) -> None:
     headers = httpx.Headers(met.headers)
-    assert gateway_of(headers, met.wire) == met.gateway
+    assert gateway_of(Answer(headers, met.wire)) == met.gateway
     if "content-encoding" in headers:
-        assert gateway_of(headers, met.wire, is_decoded=True) == "kubernetes-backend"
+        assert gateway_of(Answer(headers, met.wire, is_decoded=True)) == "kubernetes-backend"
     elif met.wire:
         coded = httpx.Headers(met.headers | {"content-encoding": "gzip"})
-        assert gateway_of(coded, gzip.compress(met.wire)) == met.gateway
-        assert gateway_of(coded, met.wire, is_decoded=True) == met.gateway
+        assert gateway_of(Answer(coded, gzip.compress(met.wire))) == met.gateway
+        assert gateway_of(Answer(coded, met.wire, is_decoded=True)) == met.gateway
 
 
 def test_of_a_document_no_more_is_read_than_the_limit_says() -> None:
     headers, body = httpx.Headers({"content-type": JSON}), json.dumps(GATEWAY_BODY).encode()
-    assert gateway_of(headers, body, limit=len(body)) == "fireworks"
-    assert gateway_of(headers, body, limit=len(body) - 1) is None
+    assert gateway_of(Answer(headers, body, limit=len(body))) == "fireworks"
+    assert gateway_of(Answer(headers, body, limit=len(body) - 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -163,13 +164,13 @@ OTHER_STATUSES = {
 def test_no_other_answer_of_a_gateway_shows_the_trainer(answer: tuple[int, str, str]) -> None:
     status_code, content_type, body = answer
     headers = httpx.Headers({"content-type": content_type} if content_type else {})
-    assert is_from_trainer(status_code, headers, body.encode()) is False
+    assert is_from_trainer(Answer(headers, body.encode(), status_code=status_code)) is False
 
 
 @pytest.mark.parametrize("met", MET.values(), ids=[*MET])
 def test_no_gateways_404_is_the_trainers(met: Met) -> None:
     if met.gateway is not None:
-        source = source_of(httpx.Headers(met.headers), met.wire)
+        source = source_of(Answer(httpx.Headers(met.headers), met.wire))
         assert source is (Source.GATEWAY if met.gateway == "fireworks" else Source.UNKNOWN)
 
 
@@ -177,9 +178,9 @@ def test_no_gateways_404_is_the_trainers(met: Met) -> None:
 def test_a_page_longer_than_any_gateways_own_names_none(length: int, gateway: str | None) -> None:
     page = b"<html><center>nginx</center></html>"
     headers = httpx.Headers({"content-type": "text/html", "server": "nginx"})
-    assert gateway_of(headers, page + b" " * (length - len(page))) == gateway
+    assert gateway_of(Answer(headers, page + b" " * (length - len(page)))) == gateway
 
 
 @pytest.mark.parametrize("server", ["Caddy", "caddy", "CADDY"])
 def test_a_gateway_is_named_however_its_header_is_written(server: str) -> None:
-    assert gateway_of(httpx.Headers({"server": server}), b"") == "caddy"
+    assert gateway_of(Answer(httpx.Headers({"server": server}), b"")) == "caddy"

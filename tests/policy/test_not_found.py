@@ -20,6 +20,7 @@ from tests.policy.answers import (
     TEXT,
     Case,
 )
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.gateways import gateway_of
 from tinker_guard.policy.job_missing import is_control_planes_404
 from tinker_guard.policy.json_body import BODY_LIMIT
@@ -30,18 +31,18 @@ every_case = pytest.mark.parametrize("case", ALL.values(), ids=[*ALL])
 
 @every_case
 def test_who_wrote_a_404(case: Case) -> None:
-    assert source_of(case.headers(), case.wire) is case.source
+    assert source_of(Answer(case.headers(), case.wire)) is case.source
 
 
 @every_case
 def test_whether_a_control_plane_says_that_there_is_no_job(case: Case) -> None:
-    assert is_control_planes_404(case.headers(), case.wire) is case.is_control_planes
+    assert is_control_planes_404(Answer(case.headers(), case.wire)) is case.is_control_planes
 
 
 @every_case
 def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> None:
     is_trainers = case.source is Source.TRAINER
-    assert is_from_trainer(404, case.headers(), case.wire) is is_trainers
+    assert is_from_trainer(Answer(case.headers(), case.wire)) is is_trainers
 
 
 # -- what the URL names ----------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_control_plane(
     body: dict[str, Any], ids: list[str], is_control_planes: bool
 ) -> None:
     case = Case(JSON, body)
-    assert is_control_planes_404(case.headers(), case.wire, ids=ids) is is_control_planes
+    assert is_control_planes_404(Answer(case.headers(), case.wire), ids=ids) is is_control_planes
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_an_id_that_is_given_back_is_no_evidence_of_a_trainer(
     text: str, ids: list[str], source: Source
 ) -> None:
     case = Case(JSON, {"error": text})
-    assert source_of(case.headers(), case.wire, ids=ids) is source
+    assert source_of(Answer(case.headers(), case.wire), ids=ids) is source
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,22 @@ def test_an_id_that_is_given_back_by_fastapi_is_no_evidence(
     text: str, ids: list[str], source: Source
 ) -> None:
     case = Case(JSON, {"detail": text})
-    assert source_of(case.headers(), case.wire, ids=ids) is source
+    assert source_of(Answer(case.headers(), case.wire), ids=ids) is source
 
 
 @pytest.mark.parametrize("ids", [["run", "future.run"], ["future.run", "run"]])
 def test_the_longer_of_two_ids_is_looked_for_first(ids: list[str]) -> None:
     """The rest of it may be a trainer's word."""
     case = Case(JSON, {"error": "look at future.run"})
-    assert source_of(case.headers(), case.wire, ids=ids) is Source.UNKNOWN
+    assert source_of(Answer(case.headers(), case.wire), ids=ids) is Source.UNKNOWN
 
 
 def test_ids_are_looked_for_as_they_are() -> None:
     case = Case(JSON, {"error": "checkpoint is unknown"})
-    assert source_of(case.headers(), case.wire, ids=["che.kpoint", "c", "(", ""]) is Source.TRAINER
+    assert (
+        source_of(Answer(case.headers(), case.wire), ids=["che.kpoint", "c", "(", ""])
+        is Source.TRAINER
+    )
 
 
 # A text alone is no error.
@@ -162,7 +166,7 @@ def test_what_a_gateway_says_shows_nothing_whatever_the_status(name: str) -> Non
     """As of a gateway that has a page for each error, or answers 200 where it knows no path."""
     case = GATEWAYS[name]
     for status_code in (200, 202, 404, 502):
-        assert is_from_trainer(status_code, case.headers(), case.wire) is False
+        assert is_from_trainer(Answer(case.headers(), case.wire, status_code=status_code)) is False
 
 
 # -- probes ----------------------------------------------------------------------------------------
@@ -215,7 +219,9 @@ def test_what_a_gateway_says_shows_nothing_whatever_the_status(name: str) -> Non
     ],
 )
 def test_the_trainers_own_answer(status_code: int, content_type: str, body: bytes) -> None:
-    assert is_from_trainer(status_code, httpx.Headers({"content-type": content_type}), body)
+    assert is_from_trainer(
+        Answer(httpx.Headers({"content-type": content_type}), body, status_code=status_code)
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,7 @@ def test_the_trainers_own_answer(status_code: int, content_type: str, body: byte
 )
 def test_what_does_not_show_the_trainer(status_code: int, content_type: str, body: bytes) -> None:
     headers = httpx.Headers({"content-type": content_type} if content_type else {})
-    assert not is_from_trainer(status_code, headers, body)
+    assert not is_from_trainer(Answer(headers, body, status_code=status_code))
 
 
 # -- whatever comes --------------------------------------------------------------------------------
@@ -360,11 +366,13 @@ def test_nothing_raises_and_nothing_says_two_things(
             for name, value in ({"content-type": JSON} | given_headers).items()
         }  # type: ignore[arg-type]
     )
-    source = source_of(headers, body, is_decoded=is_decoded, limit=limit)
-    is_trainers = is_from_trainer(status_code, headers, body, is_decoded=is_decoded, limit=limit)
-    is_planes = is_control_planes_404(headers, body, is_decoded=is_decoded, limit=limit)
+    source = source_of(Answer(headers, body, is_decoded=is_decoded, limit=limit))
+    is_trainers = is_from_trainer(
+        Answer(headers, body, status_code=status_code, is_decoded=is_decoded, limit=limit)
+    )
+    is_planes = is_control_planes_404(Answer(headers, body, is_decoded=is_decoded, limit=limit))
     assert source is Source.UNKNOWN or not is_planes or source is Source.TRAINER
-    gateway = gateway_of(headers, body, is_decoded=is_decoded, limit=limit)
+    gateway = gateway_of(Answer(headers, body, is_decoded=is_decoded, limit=limit))
     assert gateway is None or source in (Source.UNKNOWN, Source.GATEWAY)
     assert not is_trainers or status_code == 404 or 200 <= status_code < 300
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.not_found import Source, author_of, source_of
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape, parse_shape, shapes_of
 
@@ -20,7 +21,7 @@ def said_by(members: dict[str, Any], answer: object, *, kind: str = JSON, **more
     """Who wrote an answer, where a shape is told of."""
     shape = parse_shape(json.dumps({"members": members, **more}))
     return source_of(
-        httpx.Headers({"content-type": kind}), json.dumps(answer).encode(), shapes=[shape]
+        Answer(httpx.Headers({"content-type": kind}), json.dumps(answer).encode()), shapes=[shape]
     )
 
 
@@ -115,7 +116,7 @@ def test_a_copy_from_a_cache_is_nobodys() -> None:
     headers = httpx.Headers({"content-type": JSON, "age": "5"})
     shape = parse_shape('{"members": {"kind": "x"}, "generic": false}')
     source = author_of(
-        headers, b'{"kind": "x"}', had_shown_trainer=True, shapes=[shape], is_decoded=False
+        Answer(headers, b'{"kind": "x"}', is_decoded=False), had_shown_trainer=True, shapes=[shape]
     )
     assert source is Source.UNKNOWN
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.policy.answers import JSON
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.job_missing import is_control_planes_404
 from tinker_guard.policy.not_found import Source, is_from_trainer, source_of
 from tinker_guard.policy.wording import Missing, missing_in, without
@@ -29,9 +30,9 @@ def test_the_time_that_a_text_takes_does_not_double_with_each_part(part: str) ->
         for body in ({"detail": text}, {"error": text}, {"code": 404, "message": text}):
             headers = httpx.Headers({"content-type": JSON})
             wire = json.dumps(body).encode()
-            source_of(headers, wire, ids=["acc", "job-1"])
-            is_control_planes_404(headers, wire, ids=["acc", "job-1"])
-            is_from_trainer(200, headers, wire)
+            source_of(Answer(headers, wire), ids=["acc", "job-1"])
+            is_control_planes_404(Answer(headers, wire), ids=["acc", "job-1"])
+            is_from_trainer(Answer(headers, wire, status_code=200))
         assert len(without(["acc", "job-1"], text)) <= 1000
 
 
@@ -51,7 +52,7 @@ def test_what_stands_far_behind_is_not_read() -> None:
 def test_a_trainers_word_in_a_form_that_gateways_write_too(body: dict[str, object]) -> None:
     """They route by base model and by sampler."""
     headers = httpx.Headers({"content-type": JSON})
-    assert source_of(headers, json.dumps(body).encode()) is Source.UNKNOWN
+    assert source_of(Answer(headers, json.dumps(body).encode())) is Source.UNKNOWN
 
 
 @pytest.mark.parametrize("parts", [1, 2, 30])
@@ -68,7 +69,7 @@ IDS = ("acc", "job-1")
 def source(detail: object, ids: tuple[str, ...] = IDS) -> Source:
     """Of FastAPI's answer with this detail, on the route of acc/job-1 or another."""
     headers = httpx.Headers({"content-type": JSON})
-    return source_of(headers, json.dumps({"detail": detail}).encode(), ids=ids)
+    return source_of(Answer(headers, json.dumps({"detail": detail}).encode()), ids=ids)
 
 
 @pytest.mark.parametrize(

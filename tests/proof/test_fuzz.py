@@ -42,6 +42,7 @@ from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import ROUTES, RouteTable
 from tinker_guard.install import child_env as children
 from tinker_guard.install import installation
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.codings import CodingError, decoded
 from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.policy.not_found import Source, source_of
@@ -400,7 +401,7 @@ def test_any_404_of_a_stopped_job_is_handed_back(
 def test_who_wrote_a_404(answer: tuple[dict[str, str], bytes]) -> None:
     headers, body = answer
     coding = headers.get("content-encoding", "")
-    source = source_of(headers, body)
+    source = source_of(Answer(headers, body))
     try:
         plain = decoded(coding, body, BODY_LIMIT)
     except CodingError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -12,9 +11,9 @@ import httpx
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.protocol import ControlPlaneError
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.job_missing import is_control_planes_404
-from tinker_guard.policy.json_body import read_json
 from tinker_guard.policy.pacing import retry_after
 from tinker_guard.transports.blocking import environment_transport
 from tinker_guard.transports.body_prefix import read_prefix
@@ -140,27 +139,12 @@ async def _fetch(
             body = await read_prefix(response)
             if body.error is not None:
                 raise body.error
-            return Answer(response.status_code, response.headers, body.content, body.is_decoded)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A control plane's answer over HTTP."""
-
-    status_code: int
-    headers: httpx.Headers = field(repr=False)
-    body: bytes = field(repr=False)
-    is_decoded: bool
-    """Whether the transport has read it, and so undone its Content-Encoding."""
-
-    @property
-    def retry_after(self) -> float:
-        """Seconds for which it asks not to be asked again."""
-        return retry_after(self.headers, now=time.time())
-
-    def document(self) -> object:
-        """The body as JSON; None if it is none."""
-        return read_json(self.headers, self.body, is_decoded=self.is_decoded)
+            return Answer(
+                response.headers,
+                body.content,
+                status_code=response.status_code,
+                is_decoded=body.is_decoded,
+            )
 
 
 def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> object:
@@ -172,7 +156,7 @@ def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> ob
     place = place_of(url)
     status_code = answer.status_code
     if status_code == 200 and not is_cached_copy(answer.headers):
-        return answer.document()
+        return answer.document
     if status_code == 200:
         # Its state is that of some earlier time, which is not known.
         problem = (
@@ -180,9 +164,7 @@ def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> ob
             "place where none stands in front of it."
         )
     elif status_code == 404:
-        if is_control_planes_404(
-            answer.headers, answer.body, ids=ids, is_decoded=answer.is_decoded
-        ):
+        if is_control_planes_404(answer, ids=ids):
             return MISSING
         problem = (
             f"{place} answered with a 404 that is not a control plane's. Set "
@@ -204,7 +186,8 @@ def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> ob
         problem = f"{place} is out of order ({status_code})."
     else:
         problem = f"{place} answered with the status {status_code}."
-    raise ControlPlaneError(problem, status_code, answer.retry_after)
+    pause = retry_after(answer.headers, now=time.time())
+    raise ControlPlaneError(problem, status_code, pause)
 
 
 def is_same_origin(url: str, origin: str) -> bool:

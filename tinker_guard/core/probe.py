@@ -56,7 +56,7 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
                     result = _result_of(guarded, response, body, met_at, had_shown_trainer)
                     if response.status_code == 404:
                         is_trainers = isinstance(result, Reached)
-                        report.met_404(response.headers, body, is_trainers=is_trainers)
+                        report.met_404(body.of(response), is_trainers=is_trainers)
             report.result = _WORDS[type(result)]
     except (httpx.HTTPError, httpx.StreamError, OSError) as error:
         # Refused, broken or too slow.
@@ -81,22 +81,17 @@ def _result_of(
     met_at: float,
     had_shown_trainer: bool,
 ) -> ProbeResult:
-    headers, content, is_decoded = response.headers, body.content, body.is_decoded
+    answer = body.of(response)
     if response.status_code == 404:
         source = author_of(
-            headers,
-            content,
+            answer,
             had_shown_trainer=had_shown_trainer,
             shapes=guarded.shapes,
             ids=guarded.state.route.ids,
-            is_decoded=is_decoded,
         )
         if source is not Source.TRAINER:
-            asked_to_wait = retry_after(headers, now=time.time())
+            asked_to_wait = retry_after(response.headers, now=time.time())
             return NotFound.of(response, body, source, met_at, asked_to_wait)
-    elif not (
-        body.is_complete
-        and is_from_trainer(response.status_code, headers, content, is_decoded=is_decoded)
-    ):
+    elif not (body.is_complete and is_from_trainer(answer)):
         return Failed(status_code=response.status_code)
     return Reached(met_at, cookies_set_by(response))

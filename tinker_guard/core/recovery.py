@@ -178,19 +178,18 @@ class Recovery:
         until = max(self._budget.ends_at, self._met_at + self._settings.probe_timeout)
         body = await read_prefix(self.response, until=until, clock=self._clock)
         self._is_held = body.is_held
+        answer = body.of(self.response)
         author = author_of(
-            self.response.headers,
-            body.content,
+            answer,
             had_shown_trainer=had_shown_trainer,
             is_essential=is_essential_to_sdks(guarded.request.url.raw_path),
             shapes=guarded.shapes,
             ids=guarded.state.route.ids,
-            is_decoded=body.is_decoded,
         )
         if author is Source.ROUTER:
             guarded.state.meets_another_router(self._met_at)
         is_trainers = author is Source.TRAINER
-        guarded.report.met_404(self.response.headers, body, is_trainers=is_trainers)
+        guarded.report.met_404(answer, is_trainers=is_trainers)
         if is_trainers:
             guarded.state.answered(self._met_at)
             return TRAINER_ANSWERED

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from opentelemetry.util.types import AttributeValue
 
+    from tinker_guard.policy.answer import Answer
     from tinker_guard.policy.judgement import Judgement
-    from tinker_guard.transports.body_prefix import BodyPrefix
 
 
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.27.0"
@@ -60,19 +60,16 @@ def labels(judgement: Judgement) -> dict[str, AttributeValue]:
     return {names.VERDICT: judgement.verdict.value, names.REASON: judgement.reason.value}
 
 
-def not_found_labels(
-    headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool
-) -> dict[str, AttributeValue]:
+def not_found_labels(answer: Answer, *, is_trainers: bool) -> dict[str, AttributeValue]:
     """The attributes that name the author of a 404.
 
     Args:
-        headers: The 404's headers.
-        body: Its body.
+        answer: The 404.
         is_trainers: Whether it counts as the trainer's own.
     """
     if is_trainers:
         return {names.NOT_FOUND_SOURCE: Source.TRAINER.value}
-    gateway = gateway_of(headers, body.content, is_decoded=body.is_decoded)
+    gateway = gateway_of(answer)
     if gateway is None:
         return {names.NOT_FOUND_SOURCE: Source.UNKNOWN.value}
     return {names.NOT_FOUND_SOURCE: Source.GATEWAY.value, names.NOT_FOUND_GATEWAY: gateway}

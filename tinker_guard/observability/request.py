@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
 
     from tinker_guard.core.routes import RouteState
+    from tinker_guard.policy.answer import Answer
     from tinker_guard.settings import GuardSettings
     from tinker_guard.telemetry import RequestReport
-    from tinker_guard.transports.body_prefix import BodyPrefix
 
 
 _EVERYDAY: Final = frozenset({TRAINER_ANSWERED, NO_CONTROL_PLANE})
@@ -173,11 +173,11 @@ class ObservedRequest:
             self._span.set_attribute(name, value)
 
     @fail_open
-    def met_404(self, headers: Mapping[str, str], body: BodyPrefix, *, is_trainers: bool) -> None:
+    def met_404(self, answer: Answer, *, is_trainers: bool) -> None:
         """Record the author of a 404; see `RequestReport.met_404`."""
         if self._span is not None and self._span.is_recording():
             # Set at the end, because attributes of an earlier 404 cannot be removed from a span.
-            self._not_found = not_found_labels(headers, body, is_trainers=is_trainers)
+            self._not_found = not_found_labels(answer, is_trainers=is_trainers)
 
     @fail_open
     def promote(self) -> None:

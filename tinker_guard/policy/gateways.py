@@ -6,11 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tinker_guard.policy.codings import CodingError, decoded
-from tinker_guard.policy.json_body import BODY_LIMIT, json_object, media_type_of
+from tinker_guard.policy.json_body import media_type_of
 from tinker_guard.policy.not_found import Source, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tinker_guard.policy.answer import Answer
 
 
 class GatewayShape(NamedTuple):
@@ -139,32 +141,23 @@ GATEWAYS: Final = (
 )
 
 
-def gateway_of(
-    headers: Mapping[str, str], body: bytes, *, is_decoded: bool = False, limit: int = BODY_LIMIT
-) -> str | None:
+def gateway_of(answer: Answer) -> str | None:
     """The gateway that writes such a 404, for people to read; None if none is known. Never raises.
 
     It is no evidence: a server behind the gateway may write the same.
-
-    Args:
-        headers: The response's headers, by names of any case.
-        body: The body, possibly only its beginning.
-        is_decoded: Whether something below has undone the Content-Encoding already.
-        limit: How many bytes are looked at, before and after decoding.
     """
-    media_type = media_type_of(headers)
-    answer = json_object(headers, body, is_decoded=is_decoded, limit=limit)
-    if source_of(headers, body, is_decoded=is_decoded, limit=limit) is Source.GATEWAY:
+    if source_of(answer) is Source.GATEWAY:
         return "fireworks"
-    text = _text(headers, body, is_decoded=is_decoded)
+    headers, document, text = answer.headers, answer.json, _text(answer)
+    media_type = media_type_of(headers)
     for shape in GATEWAYS:
         if shape.media_type not in (None, media_type) or not _has_headers(shape, headers):
             continue
         if shape.members is None:
             is_alike = text is not None and re.fullmatch(shape.body, text) is not None
         else:
-            is_alike = answer is not None and all(
-                _is_like(pattern, answer.members.get(name))
+            is_alike = document is not None and all(
+                _is_like(pattern, document.members.get(name))
                 for name, pattern in shape.members.items()
             )
         if is_alike:
@@ -176,10 +169,11 @@ _PAGE: Final = 4096
 """Bytes of the longest page that is looked at: a gateway's own have some hundred."""
 
 
-def _text(headers: Mapping[str, str], body: bytes, *, is_decoded: bool) -> str | None:
+def _text(answer: Answer) -> str | None:
+    body = answer.body
     try:
-        if not is_decoded:
-            body = decoded(headers.get("content-encoding", ""), body, _PAGE + 1)
+        if not answer.is_decoded:
+            body = decoded(answer.headers.get("content-encoding", ""), body, _PAGE + 1)
     except CodingError:
         return None
     return None if len(body) > _PAGE else body.decode("utf-8", "replace")

@@ -6,22 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.errors import has_not_found_code, speaks_of_routes
-from tinker_guard.policy.json_body import BODY_LIMIT, json_object
 from tinker_guard.policy.not_found import Source, source_of
 from tinker_guard.policy.wording import is_reason_phrase
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
+
+    from tinker_guard.policy.answer import Answer
 
 
-def is_control_planes_404(
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    ids: Collection[str] = (),
-    is_decoded: bool = False,
-    limit: int = BODY_LIMIT,
-) -> bool:
+def is_control_planes_404(answer: Answer, *, ids: Collection[str] = ()) -> bool:
     """Whether a 404 is recognisably a control plane's "there is no such job". Never raises.
 
     It is one where JSON carries a not-found code: gRPC's 5 or NOT_FOUND, a name like JOB_NOT_FOUND,
@@ -30,23 +24,19 @@ def is_control_planes_404(
     which knows nothing of jobs.
 
     Args:
-        headers: The answer's headers, by names of any case.
-        body: The body, possibly only its beginning.
+        answer: The 404.
         ids: What the question's URL names; see `source_of`.
-        is_decoded: Whether something below has undone the Content-Encoding already.
-        limit: How many bytes are looked at, before and after decoding.
     """
     # A copy was said at some earlier time, which is not known.
-    if is_cached_copy(headers):
+    if is_cached_copy(answer.headers):
         return False
-    source = source_of(headers, body, is_decoded=is_decoded, limit=limit)
-    answer = json_object(headers, body, is_decoded=is_decoded, limit=limit)
-    if answer is None or source in (Source.GATEWAY, Source.ROUTER):
+    document = answer.json
+    if document is None or source_of(answer) in (Source.GATEWAY, Source.ROUTER):
         return False
     return (
-        not speaks_of_routes(answer.members, ids)
-        and not _is_said_of_any_path(answer.members)
-        and has_not_found_code(answer.members, ids)
+        not speaks_of_routes(document.members, ids)
+        and not _is_said_of_any_path(document.members)
+        and has_not_found_code(document.members, ids)
     )
 
 

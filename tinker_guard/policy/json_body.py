@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 from tinker_guard.policy.codings import CodingError, decoded
 
@@ -14,15 +14,6 @@ if TYPE_CHECKING:
 BODY_LIMIT: Final = 1024 * 1024
 """Bytes of a body that are looked at, before and after decoding; a longer one proves nothing."""
 
-
-class JsonObject(NamedTuple):
-    """A body that is an object."""
-
-    media_type: str
-    members: dict[str, Any]
-
-
-_MEDIA_TYPE: Final = re.compile(r"application/(?:[a-z0-9.!#$&^_-]+\+)?json")
 
 MOST_DIGITS: Final = 400
 """Digits of the longest number that is read: Python's own limit can be switched off, and reading a
@@ -34,7 +25,7 @@ def read_json(
     body: bytes,
     *,
     is_decoded: bool,
-    limit: int = BODY_LIMIT,
+    limit: int,
     parse_constant: Callable[[str], object] | None = None,
 ) -> object:
     """The document that a body is; None if it is none, or one that can be read in two ways.
@@ -64,17 +55,6 @@ def read_json(
     return document
 
 
-def json_object(
-    headers: Mapping[str, str], body: bytes, *, is_decoded: bool, limit: int
-) -> JsonObject | None:
-    """The object that a body is; None if it is none, or not said to be JSON; see `read_json`."""
-    media_type = media_type_of(headers)
-    if not _MEDIA_TYPE.fullmatch(media_type):
-        return None
-    document = read_json(headers, body, is_decoded=is_decoded, limit=limit, parse_constant=_refuse)
-    return JsonObject(media_type, document) if isinstance(document, dict) else None
-
-
 def media_types(headers: Mapping[str, str]) -> set[str]:
     """The media types that an answer names: proxies add the header where there is one already."""
     values = unquoted(headers.get("content-type", "")).split(",")
@@ -97,10 +77,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # Each parser takes another one of the values.
         raise ValueError("a name that occurs twice")
     return members
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
 
 
 def _integer(digits: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.errors import PROBLEM_MEMBERS, is_error_member, reports_an_error
-from tinker_guard.policy.json_body import BODY_LIMIT, JsonObject, json_object, media_types, texts_in
+from tinker_guard.policy.json_body import media_types, texts_in
 from tinker_guard.policy.not_found_shapes import SERVERS, ServerShape
 from tinker_guard.policy.route import last_segment
 from tinker_guard.policy.wording import (
@@ -28,6 +28,8 @@ from tinker_guard.policy.wording import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from tinker_guard.policy.answer import Answer, JsonObject
+
 
 class Source(StrEnum):
     """Who wrote a 404, as far as its body tells."""
@@ -41,13 +43,7 @@ class Source(StrEnum):
 
 
 def source_of(
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    shapes: Sequence[ServerShape] = (),
-    ids: Collection[str] = (),
-    is_decoded: bool = False,
-    limit: int = BODY_LIMIT,
+    answer: Answer, *, shapes: Sequence[ServerShape] = (), ids: Collection[str] = ()
 ) -> Source:
     """Tell from a 404's headers and body who wrote it. Never raises.
 
@@ -61,44 +57,37 @@ def source_of(
     one can stand in the trainer's own pod and keep the probe's path from it.
 
     Args:
-        headers: The response's headers, by names of any case.
-        body: The body, possibly only its beginning.
+        answer: The 404.
         shapes: Those of the user's own server, which come before the listed ones.
         ids: What the request's URL names. Users choose them, so that a word in one of them, which
             an answer gives back, says nothing about who wrote it.
-        is_decoded: Whether something below has undone the Content-Encoding already.
-        limit: How many bytes are looked at, before and after decoding.
     """
-    answer = json_object(headers, body, is_decoded=is_decoded, limit=limit)
-    return Source.UNKNOWN if answer is None else _source_of(answer, shapes, ids)
+    document = answer.json
+    return Source.UNKNOWN if document is None else _source_of(document, shapes, ids)
 
 
 def author_of(
-    headers: Mapping[str, str],
-    body: bytes,
+    answer: Answer,
     *,
     had_shown_trainer: bool,
     is_essential: bool = False,
     shapes: Sequence[ServerShape] = (),
     ids: Collection[str] = (),
-    is_decoded: bool,
 ) -> Source:
     """Tell who wrote a 404 on a route, by its headers and body and by what is known of the route.
 
     Args:
-        headers: The 404's headers, by names of any case.
-        body: The body, possibly only its beginning.
+        answer: The 404.
         had_shown_trainer: Whether the route's trainer had shown itself when the 404 came: what any
             router says of an unknown path is the trainer's then.
         is_essential: Whether every trainer knows the request's path, so that it is another
             application's all the same. `ROUTER` says that.
         shapes: Those of the user's own server.
         ids: What the request's URL names; see `source_of`.
-        is_decoded: Whether something below has undone the Content-Encoding already.
     """
-    if is_cached_copy(headers):
+    if is_cached_copy(answer.headers):
         return Source.UNKNOWN
-    source = source_of(headers, body, shapes=shapes, ids=ids, is_decoded=is_decoded)
+    source = source_of(answer, shapes=shapes, ids=ids)
     if source is not Source.ROUTER:
         return source
     if not had_shown_trainer:
@@ -106,36 +95,22 @@ def author_of(
     return Source.ROUTER if is_essential else Source.TRAINER
 
 
-def is_from_trainer(
-    status_code: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    is_decoded: bool = False,
-    limit: int = BODY_LIMIT,
-) -> bool:
+def is_from_trainer(answer: Answer) -> bool:
     """Whether the answer to a probe was written by the trainer itself, just now. Never raises.
 
     That is a 2xx with a JSON object that reports no error, or the trainer's own 404, and neither a
     copy from a cache. Every other answer (401, 403, 429, 5xx, a redirect, a page, an empty body)
     may come from whatever stands in front of the trainer.
-
-    Args:
-        status_code: The answer's status.
-        headers: The answer's headers, by names of any case.
-        body: The body, possibly only its beginning.
-        is_decoded: Whether something below has undone the Content-Encoding already.
-        limit: How many bytes are looked at, before and after decoding.
     """
-    if status_code == 404 and not is_cached_copy(headers):
-        return source_of(headers, body, is_decoded=is_decoded, limit=limit) is Source.TRAINER
-    if not may_be_trainers(status_code, headers):
+    if answer.status_code == 404 and not is_cached_copy(answer.headers):
+        return source_of(answer) is Source.TRAINER
+    if not may_be_trainers(answer.status_code, answer.headers):
         return False
-    answer = json_object(headers, body, is_decoded=is_decoded, limit=limit)
+    document = answer.json
     return (
-        answer is not None
-        and answer.media_type == "application/json"
-        and not reports_an_error(answer.members)
+        document is not None
+        and document.media_type == "application/json"
+        and not reports_an_error(document.members)
     )
 
 

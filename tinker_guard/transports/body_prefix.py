@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.json_body import BODY_LIMIT
 from tinker_guard.transports import runtime
 from tinker_guard.transports.cleanup import close_quietly
@@ -31,6 +32,15 @@ class BodyPrefix(NamedTuple):
     def __repr__(self) -> str:
         """How long it is, and nothing of it."""
         return f"BodyPrefix({len(self.content)} bytes, is_complete={self.is_complete})"
+
+    def of(self, response: httpx.Response) -> Answer:
+        """The answer that it is the beginning of."""
+        return Answer(
+            response.headers,
+            self.content,
+            status_code=response.status_code,
+            is_decoded=self.is_decoded,
+        )
 
     @property
     def is_held(self) -> bool:

@@ -150,8 +150,8 @@ class RenewableTransport(runtime.Locked):
             if not isinstance(transport, httpx.AsyncBaseTransport):
                 raise TypeError("new_transport must return an httpx.AsyncBaseTransport")
             if getattr(transport, "transport", transport) in in_use or transport in in_use:
-                # To close it would end the requests in flight.
-                raise ValueError("new_transport must return another transport each time")
+                # It is no other one, and to close it would end the requests in flight.
+                return None
             return DrainingTransport(transport)
         except Exception:
             faults.log_fault("building a new transport")

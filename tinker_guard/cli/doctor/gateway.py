@@ -170,13 +170,8 @@ async def probe(route: Route, settings: GuardSettings, key: Key | None) -> Reply
                 body = await read_prefix(response)
                 source = Source.TRAINER
                 if is_404:
-                    source = source_of(
-                        response.headers,
-                        body.content,
-                        shapes=shapes_of(settings.trainer_404),
-                        ids=route.ids,
-                        is_decoded=body.is_decoded,
-                    )
+                    shapes = shapes_of(settings.trainer_404)
+                    source = source_of(body.of(response), shapes=shapes, ids=route.ids)
         except (TimeoutError, httpx.HTTPError) as error:
             return Reply(error=type(error).__name__, seconds=clock() - started_at)
         return Reply(
