@@ -73,10 +73,13 @@ async def probe_until_routable(
                 end = Inconclusive(found, race=rounds.race)
             case _:
                 assert_never(found)
-        if isinstance(end, Refused) or (isinstance(end, Ambiguous) and may_send):
-            return end
-        if isinstance(end, Inconclusive) and (rounds.race or not needs_proof):
-            return end
+        match end:
+            case Refused():
+                return end
+            case Ambiguous() if may_send:
+                return end
+            case Inconclusive() if rounds.race or not needs_proof:
+                return end
         asked_to_wait = found.asked_to_wait if isinstance(found, NotFound) else 0.0
         attempt.retry_state.set_result(asked_to_wait)
     return end

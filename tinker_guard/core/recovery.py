@@ -186,7 +186,7 @@ class Recovery:
             shapes=guarded.shapes,
             ids=guarded.state.route.ids,
         )
-        if author is Source.ROUTER:
+        if author is Source.ANOTHER_APPLICATION:
             guarded.state.meets_another_router(self._met_at)
         is_trainers = author is Source.TRAINER
         guarded.report.met_404(answer, is_trainers=is_trainers)

@@ -39,6 +39,8 @@ class Source(StrEnum):
     ROUTER = "router"
     """`{"detail": "Not Found"}`, which any FastAPI application says of a path it does not know: the
     trainer where this route's trainer has shown itself before, else unknown."""
+    ANOTHER_APPLICATION = "another_application"
+    """The same, said of a path that every trainer knows: it stands in the trainer's place."""
     UNKNOWN = "unknown"
 
 
@@ -81,7 +83,7 @@ def author_of(
         had_shown_trainer: Whether the route's trainer had shown itself when the 404 came: what any
             router says of an unknown path is the trainer's then.
         is_essential: Whether every trainer knows the request's path, so that it is another
-            application's all the same. `ROUTER` says that.
+            application's all the same.
         shapes: Those of the user's own server.
         ids: What the request's URL names; see `source_of`.
     """
@@ -92,7 +94,7 @@ def author_of(
         return source
     if not had_shown_trainer:
         return Source.UNKNOWN
-    return Source.ROUTER if is_essential else Source.TRAINER
+    return Source.ANOTHER_APPLICATION if is_essential else Source.TRAINER
 
 
 def is_from_trainer(answer: Answer) -> bool:
