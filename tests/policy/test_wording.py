@@ -144,7 +144,7 @@ def source(detail: object, ids: tuple[str, ...] = IDS) -> Source:
         "state=PAUSED",
         # Not in English.
         "\N{CJK UNIFIED IDEOGRAPH-672A}\N{CJK UNIFIED IDEOGRAPH-627E}",
-        "Trainer-Job nicht gefunden oder l\N{LATIN SMALL LETTER A WITH DIAERESIS}uft nicht",
+        "Trainer-Job nicht gefunden, er l\N{LATIN SMALL LETTER A WITH DIAERESIS}uft nicht",
         # Names of codes.
         "RouteNotFound",
         "service_unavailable",

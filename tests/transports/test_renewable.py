@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from testkit.fakes import FakeGateway, FakeTransport, ReadingTransport, ok, post, settle, tracked
-from tinker_guard.transports import runtime
 from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.draining import DrainingTransport
+from tinker_guard.transports.locked import renew_locks
 from tinker_guard.transports.renewable import RenewableTransport, emits_client_span
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def in_a_child(check: Callable[[], None]) -> bool:
 
 def in_this_process(check: Callable[[], None]) -> bool:
     """No measurement of branches looks into a child."""
-    runtime.renew_locks()
+    renew_locks()
     check()
     return True
 

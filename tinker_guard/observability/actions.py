@@ -16,7 +16,7 @@ from tinker_guard.observability import attributes as names
 from tinker_guard.observability.providers import enabled, is_suppressed
 from tinker_guard.policy.gateways import gateway_of
 from tinker_guard.policy.not_found import Source
-from tinker_guard.transports.runtime import Interrupted
+from tinker_guard.transports.interrupts import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,6 +10,7 @@ import httpx
 
 from tinker_guard import faults
 from tinker_guard.transports import runtime
+from tinker_guard.transports.interrupts import Interrupted, is_by_signal_handler
 
 if TYPE_CHECKING:
     import ssl
@@ -37,8 +38,8 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         try:
             response = self.transport.handle_request(request)
         except (Exception, asyncio.CancelledError) as error:
-            if runtime.is_by_signal_handler(error, since=handled):
-                raise runtime.Interrupted(error) from None
+            if is_by_signal_handler(error, since=handled):
+                raise Interrupted(error) from None
             raise
         return response_for_coroutines(response)
 
@@ -132,8 +133,8 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             except StopIteration:
                 return
             except (Exception, asyncio.CancelledError) as error:
-                if runtime.is_by_signal_handler(error, since=handled):
-                    raise runtime.Interrupted(error) from None
+                if is_by_signal_handler(error, since=handled):
+                    raise Interrupted(error) from None
                 raise
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.
             try:

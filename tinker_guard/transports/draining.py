@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from tinker_guard.transports import runtime
 from tinker_guard.transports.cleanup import close_quietly, unless_abandoned
+from tinker_guard.transports.locked import Locked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +28,7 @@ CLOSED: Final = _ClosedTransport()
 """Refuses every request."""
 
 
-class DrainingTransport(runtime.Locked, httpx.AsyncBaseTransport):
+class DrainingTransport(Locked, httpx.AsyncBaseTransport):
     """Counts its requests in flight; after `drain()` it closes with the last of them.
 
     Args:

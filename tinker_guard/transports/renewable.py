@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.transports import runtime
 from tinker_guard.transports.blocking import BlockingTransport
 from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.cleanup import unless_abandoned
 from tinker_guard.transports.draining import CLOSED, DrainingTransport
+from tinker_guard.transports.locked import Locked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 
-class RenewableTransport(runtime.Locked):
+class RenewableTransport(Locked):
     """The transport that requests are sent on now.
 
     Args:

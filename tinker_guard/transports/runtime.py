@@ -8,22 +8,16 @@ that a coroutine never suspends. There is no event loop then, and no thread besi
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
-import os
-import signal
-import sys
 import threading
 import time
-import traceback
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import WeakSet
+
+from tinker_guard.transports.interrupts import Interrupted, interruptible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
-    from types import CodeType
 
 _T = TypeVar("_T")
 
@@ -226,41 +220,6 @@ def is_running() -> bool:
     return True
 
 
-class Locked:
-    """Has a lock for threads; a copy, a pickle or a forked child has one of its own.
-
-    Reentrant, because a signal handler may send a request while it is held.
-    """
-
-    def __init__(self) -> None:
-        self._renew_lock()
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
-        _locked.add(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._renew_lock()
-
-
-_locked: Final[WeakSet[Locked]] = WeakSet()
-
-
-def renew_locks() -> None:
-    """Give each one another lock; what a thread holds that does not exist any more is free."""
-    for each in list(_locked):
-        each._renew_lock()
-
-
-if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
-    # A thread that held one does not exist in the child.
-    os.register_at_fork(after_in_child=renew_locks)
-
-
 class Expired(BaseException):
     """Ends a wait of a thread, as a cancellation ends a task's; its timeout takes it up.
 
@@ -270,71 +229,6 @@ class Expired(BaseException):
 
     def __init__(self, timeout: _BlockingTimeout) -> None:
         self.timeout = timeout
-
-
-class Interrupted(BaseException):
-    """What a signal handler raised while the thread blocked; `run_blocking` raises that again.
-
-    It is the program's, such as a time limit of its own, and goes past all that takes an exception
-    for a failure of what the thread was blocked by.
-
-    Args:
-        error: What was raised.
-    """
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-@contextmanager
-def interruptible(*, always: bool = False) -> Iterator[None]:
-    """Around what blocks the thread: tell what the program raises there from failures.
-
-    Args:
-        always: Whether nothing else can raise an exception there.
-    """
-    handled = sys.exception()
-    try:
-        yield
-    except (Exception, asyncio.CancelledError) as error:
-        if not (always or is_by_signal_handler(error, since=handled)):
-            raise
-        raise Interrupted(error) from None
-
-
-def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
-    """Whether a signal handler raised an error, or one that a transport made this one of.
-
-    Args:
-        error: The error.
-        since: What the program is handling anyway, which may be of a signal handler too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
-    raised: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
-        if raised is None or raised is since:
-            return False
-        if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(raised.__traceback__)):
-            return True
-        raised = raised.__context__
-    return False
-
-
-_LONGEST_CHAIN: Final = 20
-"""Of errors made of others. A program can tie them to a ring."""
-
-
-def _code_of(handler: Any) -> CodeType | None:
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    # A method has its function's; any other object is called by a method. No handler is set where
-    # there is a member of `signal.Handlers`, whose metaclass calls all the enumerations there are.
-    code: CodeType | None = getattr(handler, "__code__", None)
-    if code is None and callable(handler):
-        code = getattr(type(handler).__call__, "__code__", None)
-    return code
 
 
 class _BlockingTimeout:
