@@ -158,7 +158,7 @@ async def until_routable(
             "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB. For another server, set "
             f"{variable('routes')}, for example to {suggest_pattern(base_url)}"
         )
-    make = new_transport or _ClientTransport
+    make = new_transport or ClientTransport
     try:
         line = RenewableTransport(make(), make)
     except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
@@ -291,7 +291,7 @@ def _reason(failure: Failure, host: str, place: str, *, is_proxied: bool) -> str
             assert_never(failure.kind)
 
 
-class _ClientTransport(httpx.AsyncBaseTransport):
+class ClientTransport(httpx.AsyncBaseTransport):
     """Sends over what a client sends over: a transport of httpx itself knows of no proxy.
 
     The client itself would write the whole URL to httpx's log.
@@ -301,8 +301,10 @@ class _ClientTransport(httpx.AsyncBaseTransport):
         self._client = httpx.AsyncClient(verify=ssl_context())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, through the proxy that the environment names for its URL."""
         carrier = self._client._transport_for_url(request.url)
         return await carrier.handle_async_request(request)
 
     async def aclose(self) -> None:
+        """Close the client."""
         await self._client.aclose()

@@ -26,25 +26,29 @@ from tinker_guard import GuardSettings, GuardTransport
 from tinker_guard.cli import doctor
 from tinker_guard.cli.doctor import Finding, Status, screen
 from tinker_guard.cli.doctor.base_url import check_base_url, find_route, say_in_words
-from tinker_guard.cli.doctor.gateway import Reply, ask, probe, say_answer, say_reply
+from tinker_guard.cli.doctor.gateway import ask, probe, say_answer, say_found
 from tinker_guard.cli.doctor.network import Obstacle, check_proxy, find_obstacle
 from tinker_guard.cli.doctor.sdks import Key, check_any_sdk, check_sdk, find_key
 from tinker_guard.cli.doctor.settings import check_settings, read_settings
 from tinker_guard.cli.doctor.spans import check_exporter, check_recording
 from tinker_guard.cli.terminal import Terminal
+from tinker_guard.core.findings import Failed, NotFound, Reached
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.gateway import Fault
 from tinker_guard.install.sdks import REST_CLIENTS, SDKS
 from tinker_guard.observability import providers
 from tinker_guard.policy.judgement import CONTROL_PLANE_TIMEOUT, JobAnswer
 from tinker_guard.policy.not_found import Source
-from tinker_guard.policy.route import Route
+from tinker_guard.transports.failure import Failure
+from tinker_guard.waiting import Readiness, wait_until_routable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from tinker_guard.core.findings import ProbeResult
 
 ROUTE = "https://api.test/training/v1/rlorTrainerJobs/acct/job-1"
 KEY = "TINKER_API_KEY"
@@ -788,7 +792,7 @@ def test_an_obstacle_says_more_than_a_failed_question() -> None:
     obstacle = Obstacle("the name is not known", "Check it.")
     found = say_answer(LATE, 0.1, "https://api.test", KEY, obstacle)
     assert (found.detail, found.to_do) == obstacle
-    found = say_reply(Reply(error="ConnectError"), None, KEY, obstacle)
+    found = say_found(Failed(Failure("other", "ConnectError")), 0.1, None, KEY, obstacle)
     assert (found.detail, found.to_do) == obstacle
 
 
@@ -803,7 +807,7 @@ def test_a_gateway_that_is_down(monkeypatch: pytest.MonkeyPatch, what: str) -> N
 @pytest.mark.parametrize(
     ("fault", "status", "says"),
     [
-        (Fault(), Status.OK, "the trainer answers (200, "),
+        (Fault(), Status.OK, "the trainer answers ("),
         (
             Fault(trainer_lacks=("get_server_capabilities",)),
             Status.WARNING,
@@ -825,17 +829,68 @@ def test_who_answers_on_the_trainers_route(
     assert says in found.detail
 
 
-def test_a_trainers_word_in_a_jobs_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def have_probes_answered(
+    monkeypatch: pytest.MonkeyPatch, status: int, headers: dict[str, str], body: bytes
+) -> None:
+    """The job runs, and each probe of its route gets this answer."""
+
+    async def answer(_: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/v1/accounts/"):
+            return httpx.Response(200, json={"state": "JOB_STATE_RUNNING"})
+        return httpx.Response(status, headers=headers, content=body)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", answer)
+
+
+_JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "is_trainers"),
+    [
+        (200, _JSON, b'{"supported_models": []}', True),
+        (404, _JSON, b'{"detail": "Unknown model"}', True),
+        (200, _JSON, b'{"status": "maintenance"}', False),
+        (200, _JSON, b'{"error": "out of order"}', False),
+        (200, _JSON, b"[]", False),
+        (200, _JSON | {"age": "7"}, b'{"supported_models": []}', False),
+        (200, {"content-type": "text/plain"}, b"ok", False),
+        (200, {"content-type": "text/html"}, b"<html>Sign in</html>", False),
+        (204, {}, b"", False),
+        (301, {"location": "https://other.test"}, b"", False),
+        (400, _JSON, b'{"detail": "Unknown model"}', False),
+        (401, _JSON, b'{"detail": "No key"}', False),
+        (404, _JSON | {"age": "7"}, b'{"detail": "Unknown model"}', False),
+        (422, _JSON, b'{"detail": []}', False),
+        (429, _JSON, b"{}", False),
+        (503, _JSON, b"{}", False),
+    ],
+)
+def test_what_shows_a_trainer_to_a_run_shows_it_to_the_doctor(
+    status: int,
+    headers: dict[str, str],
+    body: bytes,
+    is_trainers: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    have_probes_answered(monkeypatch, status, headers, body)
+    found = gateway_says(monkeypatch, ROUTE, "trainer route")
+    assert (found.status is Status.OK) is is_trainers
+    assert ("the trainer answers" in found.detail) is is_trainers
+    is_ready = wait_until_routable(ROUTE, timeout=0) is Readiness.READY
+    assert is_ready is is_trainers
+
+
+@pytest.mark.parametrize(("job", "is_trainers"), [("job-1", True), ("checkpoint-7b", False)])
+def test_a_trainers_word_in_a_jobs_name_is_none(
+    job: str, is_trainers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for the guard: a gateway may give the name back."""
-
-    class Client(httpx.AsyncClient):
-        def __init__(self, *, timeout: float) -> None:
-            answer = httpx.Response(404, json={"error": "checkpoint-7b does not run"})
-            super().__init__(timeout=timeout, transport=httpx.MockTransport(lambda _: answer))
-
-    monkeypatch.setattr(httpx, "AsyncClient", Client)
-    route = Route.of_job("https://api.test", "acct", "checkpoint-7b")
-    assert asyncio.run(probe(route, GuardSettings(), None)).source is Source.UNKNOWN
+    have_probes_answered(monkeypatch, 404, _JSON, b'{"error": "checkpoint-7b does not run"}')
+    state = find_route(ROUTE.replace("job-1", job), GuardSettings())
+    assert state is not None
+    found, _ = asyncio.run(probe(state, GuardSettings(), None))
+    assert isinstance(found, Reached) is is_trainers
 
 
 def test_a_servers_own_404_is_what_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -845,36 +900,41 @@ def test_a_servers_own_404_is_what_the_setting_says(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(OWN_KEY, gateway.api_key)
         found = gateway_says(monkeypatch, gateway.base_url, "trainer route")
     assert found.status is Status.OK
-    assert "its own 404" in found.detail
+    assert "the trainer answers" in found.detail
+
+
+def not_found(source: Source) -> NotFound:
+    return NotFound(source, 0.0, httpx.Headers(), b"", 0.0)
 
 
 @pytest.mark.parametrize(
-    ("reply", "answer", "status", "says"),
+    ("found", "answer", "status", "says"),
     [
-        (Reply(404, source=Source.GATEWAY), STARTING, Status.WARNING, "does not run yet"),
-        (Reply(404, source=Source.GATEWAY), None, Status.PROBLEM, "there is no control plane"),
-        (Reply(404, source=Source.GATEWAY), LATE, Status.PROBLEM, "nobody can say"),
-        (Reply(404, source=Source.GATEWAY), STOPPED, Status.PROBLEM, "no running job"),
-        (Reply(404, source=Source.TRAINER), None, Status.OK, "its own 404"),
-        (Reply(404, source=Source.ROUTER), RUNNING, Status.WARNING, "a trainer's or a gateway's"),
-        (Reply(404, source=Source.ROUTER), None, Status.PROBLEM, "a trainer's or a gateway's"),
-        (Reply(404, source=Source.ROUTER), STOPPED, Status.PROBLEM, "no running job"),
-        (Reply(401), RUNNING, Status.PROBLEM, "refuses the key (401)"),
-        (Reply(302), RUNNING, Status.WARNING, "redirects (302)"),
-        (Reply(503), RUNNING, Status.WARNING, "out of order or busy (503)"),
-        (Reply(429), RUNNING, Status.WARNING, "out of order or busy (429)"),
-        (Reply(200, "text/html"), RUNNING, Status.WARNING, "a web page"),
-        (Reply(error="ReadTimeout", seconds=5.0), RUNNING, Status.PROBLEM, "after 5.0 s (ReadT"),
-        (Reply(422, "application/json"), RUNNING, Status.OK, "the trainer answers (422"),
+        (Reached(0.0), None, Status.OK, "the trainer answers (12 ms)"),
+        (not_found(Source.GATEWAY), STARTING, Status.WARNING, "does not run yet"),
+        (not_found(Source.GATEWAY), None, Status.PROBLEM, "there is no control plane"),
+        (not_found(Source.GATEWAY), LATE, Status.PROBLEM, "nobody can say"),
+        (not_found(Source.GATEWAY), STOPPED, Status.PROBLEM, "no running job"),
+        (not_found(Source.ROUTER), RUNNING, Status.WARNING, "a trainer's or a gateway's"),
+        (not_found(Source.ROUTER), None, Status.PROBLEM, "a trainer's or a gateway's"),
+        (not_found(Source.ROUTER), STOPPED, Status.PROBLEM, "no running job"),
+        (Failed(status_code=401), RUNNING, Status.PROBLEM, "refuses the key (401)"),
+        (Failed(status_code=302), RUNNING, Status.WARNING, "redirects (302)"),
+        (Failed(status_code=503), RUNNING, Status.WARNING, "out of order or busy (503)"),
+        (Failed(status_code=429), RUNNING, Status.WARNING, "out of order or busy (429)"),
+        (Failed(status_code=200), RUNNING, Status.WARNING, "not as a trainer does (200, 12 ms)"),
+        (Failed(status_code=422), RUNNING, Status.WARNING, "not as a trainer does (422, 12 ms)"),
+        (Failed(Failure("late", "ReadTimeout")), RUNNING, Status.PROBLEM, "12 ms (ReadTimeout)"),
+        (Failed(), RUNNING, Status.PROBLEM, "could not be sent"),
     ],
 )
-def test_what_a_reply_means(
-    reply: Reply, answer: JobAnswer | None, status: Status, says: str
+def test_what_a_probe_has_found(
+    found: ProbeResult, answer: JobAnswer | None, status: Status, says: str
 ) -> None:
-    found = say_reply(reply, answer, KEY)
-    assert found.status is status
-    assert says in found.detail
-    assert bool(found.to_do) is (status is not Status.OK)
+    said = say_found(found, 0.012, answer, KEY)
+    assert said.status is status
+    assert says in said.detail
+    assert bool(said.to_do) is (status is not Status.OK)
 
 
 # -- spans ---------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from tinker_guard.cli.doctor.gateway import (
     not_asked,
     probe,
     say_answer,
-    say_reply,
+    say_found,
 )
 from tinker_guard.cli.doctor.network import check_proxy, find_obstacle
 from tinker_guard.cli.doctor.sdks import (
@@ -38,6 +38,7 @@ from tinker_guard.cli.doctor.settings import check_settings, check_versions, rea
 from tinker_guard.cli.doctor.spans import check_exporter, check_recording
 from tinker_guard.control_plane.chosen import place_asked
 from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core.findings import Failed
 from tinker_guard.install.sdks import REST_CLIENTS, SDKS
 
 if TYPE_CHECKING:
@@ -122,9 +123,10 @@ class _Examination:
             yield not_asked("trainer route")
             return
         key = find_key()
-        reply = asyncio.run(probe(self._route.route, self._settings, key))
-        obstacle = find_obstacle(httpx.URL(self._route.route.origin)) if reply.error else None
-        yield say_reply(reply, self._answer, key.variable if key else None, obstacle)
+        found, seconds = asyncio.run(probe(self._route, self._settings, key))
+        is_cut_off = isinstance(found, Failed) and found.failure is not None
+        obstacle = find_obstacle(httpx.URL(self._route.route.origin)) if is_cut_off else None
+        yield say_found(found, seconds, self._answer, key.variable if key else None, obstacle)
 
 
 def _isolated(

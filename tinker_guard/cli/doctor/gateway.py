@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -12,18 +11,25 @@ import httpx
 from tinker_guard.cli.doctor.finding import Finding, Section, Status, duration
 from tinker_guard.cli.doctor.sdks import KEY_VARIABLES
 from tinker_guard.control_plane.shared import SharedControlPlane
+from tinker_guard.core import probe as probes
+from tinker_guard.core.findings import Failed, NotFound, Reached
+from tinker_guard.core.guarded_request import GuardedRequest
+from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.job import JobPhase
 from tinker_guard.policy.not_found import Source, source_of
-from tinker_guard.policy.not_found_shapes import shapes_of
 from tinker_guard.settings import variable
-from tinker_guard.transports.body_prefix import read_prefix
+from tinker_guard.telemetry import RequestReport
+from tinker_guard.transports.cleanup import unless_abandoned
+from tinker_guard.transports.failure import Failure
+from tinker_guard.transports.renewable import RenewableTransport
+from tinker_guard.waiting import ClientTransport
 
 if TYPE_CHECKING:
     from tinker_guard.cli.doctor.network import Obstacle
     from tinker_guard.cli.doctor.sdks import Key
+    from tinker_guard.core.findings import ProbeResult
     from tinker_guard.core.routes import RouteState
     from tinker_guard.policy.judgement import JobAnswer
-    from tinker_guard.policy.route import Route
     from tinker_guard.settings import GuardSettings
 
 
@@ -141,95 +147,89 @@ def _say_refused(what: str, status_code: int, key_variable: str | None) -> Findi
     return Finding(Section.GATEWAY, what, Status.PROBLEM, f"refuses the key ({status_code})", to_do)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The result of one probe of a trainer's route."""
+async def probe(
+    state: RouteState, settings: GuardSettings, key: Key | None
+) -> tuple[ProbeResult, float]:
+    """Send one probe, as the warmup would.
 
-    status_code: int = 0
-    media_type: str = ""
-    source: Source = Source.TRAINER
-    """The author of the answer, if it is a 404."""
-    seconds: float = 0.0
-    """How long it took."""
-    error: str = ""
-    """The type of the exception, if there was no answer."""
-
-
-async def probe(route: Route, settings: GuardSettings, key: Key | None) -> Reply:
-    """Send one probe, as the warmup would."""
-    url = route.url + settings.warmup_probe_path
-    clock = asyncio.get_running_loop().time
-    async with httpx.AsyncClient(timeout=settings.probe_timeout) as client:
-        started_at = clock()
-        try:
-            async with (
-                asyncio.timeout(settings.probe_timeout),
-                client.stream("GET", url, headers=_headers(key)) as response,
-            ):
-                is_404 = response.status_code == 404
-                body = await read_prefix(response)
-                source = Source.TRAINER
-                if is_404:
-                    shapes = shapes_of(settings.trainer_404)
-                    source = source_of(body.of(response), shapes=shapes, ids=route.ids)
-        except (TimeoutError, httpx.HTTPError) as error:
-            return Reply(error=type(error).__name__, seconds=clock() - started_at)
-        return Reply(
-            response.status_code,
-            response.headers.get("content-type", "").partition(";")[0].strip(),
-            source,
-            clock() - started_at,
-        )
+    Returns:
+        What it found, and how many seconds it took.
+    """
+    request = httpx.Request("GET", state.route.url, headers=_headers(key))
+    line = RenewableTransport(ClientTransport())
+    control_plane = SharedControlPlane(settings)
+    report = RequestReport(request, state, settings)
+    guarded = GuardedRequest(request, state, line, settings, control_plane, report)
+    async with unless_abandoned(line.aclose):
+        found = await probes.probe(guarded)
+        seconds = guarded.clock() - guarded.arrived_at
+    if isinstance(found, NotFound):
+        not_found = Answer(found.headers, found.body)
+        source = source_of(not_found, shapes=guarded.shapes, ids=state.route.ids)
+        if source is Source.ROUTER:
+            # Nobody's, for the guard, until the trainer has shown itself.
+            found = replace(found, source=Source.ROUTER)
+    return found, seconds
 
 
-def say_reply(
-    reply: Reply,
+def say_found(
+    found: ProbeResult,
+    seconds: float,
     answer: JobAnswer | None,
     key_variable: str | None,
     obstacle: Obstacle | None = None,
 ) -> Finding:
-    """Explain the answer to a probe of the trainer's route.
+    """Explain what a probe of the trainer's route has found.
 
     Args:
-        reply: The answer.
+        found: What it found.
+        seconds: How long it took.
         answer: The control plane's answer; None if it was not asked.
         key_variable: The variable of the key that was sent; None if none was sent.
         obstacle: Why the gateway cannot be reached, if known.
     """
     say = partial(Finding, Section.GATEWAY, "trainer route")
-    took = duration(reply.seconds)
-    code = reply.status_code
+    took = duration(seconds)
     if obstacle is not None:
         return say(Status.PROBLEM, obstacle.reason, obstacle.to_do)
-    if reply.error:
-        return say(
-            Status.PROBLEM,
-            f"a probe failed after {took} ({reply.error})",
-            f"If the gateway is only slow, {variable('probe_timeout')} allows it longer.",
-        )
-    if code == 404:
-        return say(*_say_404(reply.source, answer, took))
+    match found:
+        case Reached():
+            return say(Status.OK, f"the trainer answers ({took})")
+        case NotFound():
+            return say(*_say_404(found.source, answer, took))
+        case Failed(status_code=int(code)):
+            return _say_not_trainers(code, key_variable, took)
+        case Failed(failure=Failure(error_type=error_type)):
+            return say(
+                Status.PROBLEM,
+                f"a probe failed after {took} ({error_type})",
+                f"If the gateway is only slow, {variable('probe_timeout')} allows it longer.",
+            )
+        case Failed():
+            return say(Status.PROBLEM, "a probe could not be sent", "Please report it.")
+        case _:
+            assert_never(found)
+
+
+def _say_not_trainers(code: int, key_variable: str | None, took: str) -> Finding:
+    say = partial(Finding, Section.GATEWAY, "trainer route", Status.WARNING)
     if code in (401, 403):
         return _say_refused("trainer route", code, key_variable)
     if 300 <= code < 400:
         return say(
-            Status.WARNING,
             f"redirects ({code})",
             "Give the SDK the URL that it redirects to, if that is your trainer's.",
         )
     if code >= 500 or code == 429:
         return say(
-            Status.WARNING,
             f"is out of order or busy ({code})",
             "The SDK repeats such requests itself; if this lasts, tell the gateway's operator.",
         )
-    if code < 300 and "html" in reply.media_type:
-        return say(
-            Status.WARNING,
-            f"answers with a web page ({code}, {took})",
-            "That is no trainer. Is it a log-in page? Check the host.",
-        )
-    return say(Status.OK, f"the trainer answers ({code}, {took})")
+    return say(
+        f"answers, but not as a trainer does ({code}, {took})",
+        "Is it a page, for logging in or of maintenance? Check the host. If your trainer answers "
+        f"so, {variable('warmup_probe_path')} names a path where it answers with a JSON object.",
+    )
 
 
 _WHOSE: Final = {
@@ -240,8 +240,6 @@ _WHOSE: Final = {
 
 
 def _say_404(source: Source, answer: JobAnswer | None, took: str) -> tuple[Status, str, str]:
-    if source is Source.TRAINER:
-        return Status.OK, f"the trainer answers (its own 404, {took})", ""
     detail = f"{_WHOSE[source]} ({took})"
     if answer is None:
         return (
