@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import urllib.request
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -20,6 +19,7 @@ from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING
 from tinker_guard.policy.route import patterns_of, suggest_pattern
+from tinker_guard.policy.url import host_and_port, parse_http
 from tinker_guard.settings import (
     GuardSettings,
     can_be_sent,
@@ -29,6 +29,7 @@ from tinker_guard.settings import (
 )
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports.cleanup import unless_abandoned
+from tinker_guard.transports.proxies import proxy_for
 from tinker_guard.transports.renewable import RenewableTransport
 
 if TYPE_CHECKING:
@@ -135,14 +136,12 @@ async def until_routable(
         settings = GuardSettings()
     check_type(settings)
     check_variables(settings)
-    try:
-        base_url = httpx.URL(f"{url}/")
-    except (httpx.InvalidURL, ValueError):
-        raise ValueError(f"this is no URL: {_shown(url)}") from None
-    if base_url.scheme not in ("http", "https") or not base_url.host:
-        raise ValueError(f"this is no URL with http:// or https:// and a host: {_shown(url)}")
-    if base_url.port is not None and not 0 < base_url.port < 65536:
-        raise ValueError("this URL must have a port from 1 to 65535")
+    base_url = parse_http(f"{url}/")
+    if base_url is None:
+        raise ValueError(
+            "this is no URL with http:// or https://, a host, and a port from 1 to 65535 if any: "
+            f"{_shown(url)}"
+        )
     if base_url.query or base_url.fragment:
         raise ValueError("this URL must have no query: remove what begins with ? or #")
     if api_key is not None and not can_be_sent(api_key):
@@ -191,7 +190,7 @@ async def until_routable(
                 deadline=deadline,
                 may_send=False,
             )
-            is_proxied = new_transport is None and _is_proxied(base_url)
+            is_proxied = new_transport is None and proxy_for(base_url) is not None
             obstacle = _obstacle(end, guarded, base_url, is_proxied=is_proxied)
             if obstacle is None:
                 break
@@ -236,20 +235,13 @@ def _shown(url: str) -> str:
     return repr(begin if begin == rest else f"{begin}...")
 
 
-def _is_proxied(url: httpx.URL) -> bool:
-    """Whether the environment names a proxy for a URL."""
-    proxies = urllib.request.getproxies()
-    has_proxy = url.scheme in proxies or "all" in proxies
-    return has_proxy and not urllib.request.proxy_bypass(url.host)
-
-
 def _obstacle(
     end: ProbingEnd, guarded: GuardedRequest, url: httpx.URL, *, is_proxied: bool
 ) -> str | None:
     """Why nothing could be found out; None if something was."""
     if not isinstance(end, Inconclusive):
         return None
-    place = f"{url.host}:{url.port or (443 if url.scheme == 'https' else 80)}"
+    place = host_and_port(url)
     if end.failed is not None and end.failed.failure is not None:
         return _reason(end.failed.failure, url.host, place, is_proxied=is_proxied)
     if end.failed is not None:

@@ -478,7 +478,7 @@ def test_the_key_of_an_installed_sdk_comes_first(monkeypatch: pytest.MonkeyPatch
         ("api.test/training", Status.PROBLEM, "no URL with http"),
         ("https://", Status.PROBLEM, "no URL with http"),
         ("https://[", Status.PROBLEM, "no URL with http"),
-        (ROUTE.replace("api.test", "api.test:99999"), Status.PROBLEM, "a port up to 65535"),
+        (ROUTE.replace("api.test", "api.test:99999"), Status.PROBLEM, "a port from 1 to 65535"),
     ],
 )
 def test_what_a_base_url_is_recognised_as(url: str | None, status: Status, says: str) -> None:

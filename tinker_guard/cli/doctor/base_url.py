@@ -14,6 +14,7 @@ from tinker_guard.control_plane.chosen import place_asked
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.policy.route import SERVERLESS, Route, patterns_of, suggest_pattern
+from tinker_guard.policy.url import origin, parse_http, path_of
 from tinker_guard.settings import variable
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ _ID: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._~-]+")
 
 def find_route(url: str | None, settings: GuardSettings) -> RouteState | None:
     """The trainer route of a base URL, in a separate route table."""
-    parsed = None if url is None else parse(url)
+    parsed = None if url is None else parse_http(url)
     if parsed is None:
         return None
-    base_url = httpx.URL(f"{origin(parsed)}{_path(parsed)}/")
+    base_url = httpx.URL(f"{origin(parsed)}{path_of(parsed)}/")
     return RouteTable().find(base_url, patterns_of(settings.routes))
 
 
@@ -51,11 +52,11 @@ def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding
             f"Run: tinker-guard doctor {_EXPECTED}",
         )
         return
-    parsed = parse(url)
+    parsed = parse_http(url)
     if parsed is None:
         yield say(
             Status.PROBLEM,
-            "this is no URL with http:// or https://, a host, and a port up to 65535 if any",
+            "this is no URL with http:// or https://, a host, and a port from 1 to 65535 if any",
             _like(_EXPECTED),
         )
         return
@@ -71,14 +72,14 @@ def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding
     if route is None:
         status, detail, to_do = _why_no_route(parsed)
         yield say(status, f"{place}: {detail}", to_do)
-    elif _path(parsed) != route.path and route.is_named_by_job:
+    elif path_of(parsed) != route.path and route.is_named_by_job:
         yield say(
             Status.PROBLEM,
             f"{place}: a trainer route, but the path goes on behind the job, where the SDK puts "
             "/api/v1/... itself",
             _like(route.recorded_url),
         )
-    elif _path(parsed) != route.path:
+    elif path_of(parsed) != route.path:
         yield say(
             Status.WARNING,
             f"{route}: a trainer route by {variable('routes')}, but the path goes on behind it: is "
@@ -131,7 +132,7 @@ def say_in_words(route: RouteState | None, settings: GuardSettings) -> Finding:
 
 def _why_no_route(url: httpx.URL) -> tuple[Status, str, str]:
     """Status, detail and advice for a URL that is on no trainer route."""
-    words = _path(url).split("/")[1:]
+    words = path_of(url).split("/")[1:]
     lowered = [word.lower() for word in words]
     place = origin(url)
     if _COLLECTION.lower() in lowered:
@@ -185,30 +186,3 @@ def is_local(host: str) -> bool:
     except ValueError:
         return False
     return address.is_private or address.is_unspecified
-
-
-def parse(url: str) -> httpx.URL | None:
-    """Parse a URL; None if it lacks http:// or https://, or a host."""
-    parsed = parse_any(url)
-    return parsed if parsed is not None and parsed.scheme in ("http", "https") else None
-
-
-def parse_any(url: str) -> httpx.URL | None:
-    """Parse a URL of any scheme; None if it has no host, or an invalid port."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return None
-    # httpx escapes characters that cannot be part of a host name.
-    has_host = bool(parsed.host) and "%" not in parsed.host
-    has_good_port = parsed.port is None or 0 < parsed.port < 65536
-    return parsed if has_host and has_good_port else None
-
-
-def origin(url: httpx.URL) -> str:
-    """Scheme, host and port: the part of a URL that may be shown."""
-    return f"{url.scheme}://{url.netloc.decode('ascii')}"
-
-
-def _path(url: httpx.URL) -> str:
-    return url.raw_path.partition(b"?")[0].decode("ascii").rstrip("/")

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httpx
 
-from tinker_guard.cli.doctor.base_url import is_local, parse, parse_any
+from tinker_guard.cli.doctor.base_url import is_local
 from tinker_guard.cli.doctor.finding import Finding, Section, Status, listed
+from tinker_guard.policy.url import host_and_port, parse_http, port_of
+from tinker_guard.transports.proxies import parse_proxy, proxy_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +31,7 @@ def check_proxy(url: str | None) -> Iterator[Finding]:
     if not proxies:
         yield say(Status.OK, "none")
         return
-    unusable = [scheme for scheme, value in proxies.items() if _proxy(value) is None]
+    unusable = [scheme for scheme, value in proxies.items() if parse_proxy(value) is None]
     if unusable:
         yield say(
             Status.PROBLEM,
@@ -45,7 +47,7 @@ def check_proxy(url: str | None) -> Iterator[Finding]:
         )
         return
     named = listed([f"{scheme} through {_place_of(value)}" for scheme, value in proxies.items()])
-    parsed = None if url is None else parse(url)
+    parsed = None if url is None else parse_http(url)
     if parsed is None:
         yield say(Status.OK, named)
     elif proxy_for(parsed) is None:
@@ -60,23 +62,10 @@ def check_proxy(url: str | None) -> Iterator[Finding]:
         yield say(Status.OK, f"{named}; for the base URL too")
 
 
-def proxy_for(url: httpx.URL) -> httpx.URL | None:
-    """The proxy of the environment for a URL; None for a direct connection."""
-    proxies = urllib.request.getproxies()
-    value = proxies.get(url.scheme) or proxies.get("all")
-    if value is None or urllib.request.proxy_bypass(_host_and_port(url)):
-        return None
-    return _proxy(value)
-
-
-def _proxy(value: str) -> httpx.URL | None:
-    return parse_any(value if "://" in value else f"http://{value}")
-
-
 def _place_of(proxy: str) -> str:
-    url = _proxy(proxy)
+    url = parse_proxy(proxy)
     assert url is not None
-    return _host_and_port(url)
+    return host_and_port(url)
 
 
 class Obstacle(NamedTuple):
@@ -108,9 +97,9 @@ def find_obstacle(url: httpx.URL) -> Obstacle | None:
 
 
 def _try(url: httpx.URL) -> Obstacle | None:
-    place = _host_and_port(url)
+    place = host_and_port(url)
     try:
-        with socket.create_connection((url.host, _port(url)), _CONNECT_TIMEOUT) as connection:
+        with socket.create_connection((url.host, port_of(url)), _CONNECT_TIMEOUT) as connection:
             if url.scheme == "https":
                 context = httpx.create_ssl_context()
                 context.load_default_certs()
@@ -138,15 +127,3 @@ def _try(url: httpx.URL) -> Obstacle | None:
             "Check host and port, and the network.",
         )
     return None
-
-
-def _port(url: httpx.URL) -> int:
-    if url.port is not None:
-        return url.port
-    if url.scheme.startswith("socks"):
-        return 1080
-    return 443 if url.scheme == "https" else 80
-
-
-def _host_and_port(url: httpx.URL) -> str:
-    return f"{url.host}:{_port(url)}"

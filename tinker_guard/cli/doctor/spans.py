@@ -7,10 +7,10 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import TYPE_CHECKING, Final
 
-from tinker_guard.cli.doctor.base_url import origin, parse
 from tinker_guard.cli.doctor.finding import Finding, Section, Status, listed
 from tinker_guard.cli.doctor.network import find_obstacle
 from tinker_guard.observability import providers
+from tinker_guard.policy.url import origin, parse_http
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -113,7 +113,7 @@ def _look_at_otlp(names: list[str], plugins: Collection[str]) -> Finding:
     default = f"http://localhost:{_OTLP_PORTS[protocol]}"
     # gRPC endpoints may lack a scheme.
     endpoint = configured or default
-    url = parse(endpoint if "://" in endpoint else f"http://{endpoint}")
+    url = parse_http(endpoint if "://" in endpoint else f"http://{endpoint}")
     if url is None:
         return say(
             Status.WARNING,
