@@ -276,6 +276,39 @@ async def test_a_route_by_configuration_is_waited_for() -> None:
     assert 3.0 <= loop_time() < 4.0
 
 
+@pytest.mark.parametrize(
+    ("routes", "base"),
+    [((), BASE), ("http://head:8000/{account}/{job}", "http://head:8000/acc/job-1")],
+)
+@pytest.mark.parametrize("behind", ["/api/v1", "/api/v1/", "/geheim/x", "/api/v1/create_model"])
+def test_a_url_that_goes_on_behind_the_job_is_refused(routes: str, base: str, behind: str) -> None:
+    """A run with it would fail: the SDK puts its own paths behind it."""
+    with pytest.raises(ValueError, match=r"^this URL goes on behind the job") as told:
+        wait_until_routable(f"{base}{behind}", timeout=0, settings=GuardSettings(routes=routes))
+    assert str(told.value).endswith(f": give {base}")
+    assert "geheim" not in str(told.value)
+
+
+@pytest.mark.parametrize("routes", ["http://head:8000", "http://head:8000/m", "/m/{model}"])
+async def test_below_a_route_that_names_no_job_there_may_be_a_trainer(routes: str) -> None:
+    gateway = FakeGateway(known_from(3.0))
+    ends = until_routable(
+        "http://head:8000/m/a/b",
+        settings=GuardSettings(routes=routes),
+        new_transport=gateway.new_transport,
+    )
+    assert await ends is Readiness.READY
+
+
+def test_the_command_says_which_url_to_give() -> None:
+    ended = invoke("wait", f"{BASE}/api/v1", "--timeout", "0.1")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "tinker-guard wait: this URL goes on behind the job, where the SDK puts /api/v1/... "
+        f"itself: give {BASE}\n"
+    )
+
+
 def test_a_url_on_no_trainer_route_is_told_how_it_would_be_one() -> None:
     with pytest.raises(
         ValueError, match=r"TINKER_GUARD_ROUTES, for example to http://head:8000/\{_part1}$"

@@ -19,7 +19,7 @@ from tinker_guard.core.routes import RouteTable
 from tinker_guard.observability import logs
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_NOT_RUNNING
 from tinker_guard.policy.route import patterns_of, suggest_pattern
-from tinker_guard.policy.url import host_and_port, parse_http
+from tinker_guard.policy.url import host_and_port, is_behind_job, parse_http
 from tinker_guard.settings import (
     GuardSettings,
     can_be_sent,
@@ -99,7 +99,7 @@ def wait_until_routable(
             proxies that the environment names.
 
     Raises:
-        ValueError: The URL is on no trainer route, a setting cannot work, or the proxies or
+        ValueError: The URL is no trainer's base URL, a setting cannot work, or the proxies or
             certificates that the environment names cannot be used.
         RuntimeError: Called on a running event loop; use `until_routable` there.
     """
@@ -156,6 +156,11 @@ async def until_routable(
             "this URL is on no trainer route; it should look like "
             "https://HOST/training/v1/rlorTrainerJobs/ACCOUNT/JOB. For another server, set "
             f"{variable('routes')}, for example to {suggest_pattern(base_url)}"
+        )
+    if is_behind_job(base_url, state.route):
+        raise ValueError(
+            "this URL goes on behind the job, where the SDK puts /api/v1/... itself: give "
+            f"{state.route.recorded_url}"
         )
     make = new_transport or ClientTransport
     try:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import httpx
+
+if TYPE_CHECKING:
+    from tinker_guard.policy.route import Route
 
 
 def parse_http(text: str) -> httpx.URL | None:
@@ -31,6 +36,14 @@ def origin(url: httpx.URL) -> str:
 def path_of(url: httpx.URL) -> str:
     """The raw path of a URL, without slashes at its end. It may hold a secret."""
     return url.raw_path.partition(b"?")[0].decode("ascii").rstrip("/")
+
+
+def is_behind_job(url: httpx.URL, route: Route) -> bool:
+    """Whether a base URL goes on behind the job of its route, where the SDK puts its own paths.
+
+    Other routes may be of a whole server: there may be a trainer further down.
+    """
+    return route.is_named_by_job and path_of(url) != route.path
 
 
 def port_of(url: httpx.URL) -> int:

@@ -14,7 +14,7 @@ from tinker_guard.control_plane.chosen import place_asked
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core.routes import RouteTable
 from tinker_guard.policy.route import SERVERLESS, Route, patterns_of, suggest_pattern
-from tinker_guard.policy.url import origin, parse_http, path_of
+from tinker_guard.policy.url import is_behind_job, origin, parse_http, path_of
 from tinker_guard.settings import variable
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def check_base_url(url: str | None, settings: GuardSettings) -> Iterator[Finding
     if route is None:
         status, detail, to_do = _why_no_route(parsed)
         yield say(status, f"{place}: {detail}", to_do)
-    elif path_of(parsed) != route.path and route.is_named_by_job:
+    elif is_behind_job(parsed, route):
         yield say(
             Status.PROBLEM,
             f"{place}: a trainer route, but the path goes on behind the job, where the SDK puts "
