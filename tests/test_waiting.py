@@ -5,6 +5,7 @@ import gc
 import logging
 import socket
 import ssl
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -534,6 +535,28 @@ def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key: str) -> No
     with pytest.raises(ValueError, match=r"^no header can carry this API key: ") as raised:
         wait_until_routable(BASE, api_key=key)
     assert "SECR" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["timeout", "settle"])
+@pytest.mark.parametrize("value", [-1, -0.001, float("nan"), float("inf"), "5", "soon", [5.0]])
+def test_seconds_that_cannot_be_are_refused(name: str, value: Any) -> None:
+    gateway = FakeGateway()
+    with pytest.raises(ValueError, match=rf"^{name} must be a finite number of seconds, at least"):
+        wait_until_routable(BASE, new_transport=gateway.new_transport, **{name: value})
+    assert gateway.exchanges == []
+
+
+def test_no_time_to_settle_is_refused_too() -> None:
+    settle: Any = None
+    with pytest.raises(ValueError, match=r"^settle must be"):
+        wait_until_routable(BASE, new_transport=FakeGateway().new_transport, settle=settle)
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 0.5, Fraction(1, 2)])
+async def test_any_kind_of_number_will_do(seconds: Any) -> None:
+    plane = FakeControlPlane()
+    answer = await wait(lambda _: gateway_404(), plane, timeout=seconds, settle=seconds)
+    assert (answer, loop_time()) == (Readiness.TIMED_OUT, float(seconds))
 
 
 def test_how_it_ended_reads() -> None:

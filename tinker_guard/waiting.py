@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from enum import IntEnum
+from numbers import Real
 from typing import TYPE_CHECKING, Final, assert_never
 
 import httpx
@@ -99,8 +101,8 @@ def wait_until_routable(
             proxies that the environment names.
 
     Raises:
-        ValueError: The URL is no trainer's base URL, a setting cannot work, or the proxies or
-            certificates that the environment names cannot be used.
+        ValueError: The URL is no trainer's base URL, the seconds or a setting cannot work, or the
+            proxies or certificates that the environment names cannot be used.
         RuntimeError: Called on a running event loop; use `until_routable` there.
     """
     if asyncio._get_running_loop() is not None:
@@ -132,6 +134,9 @@ async def until_routable(
     new_transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
 ) -> Readiness:
     """Wait on an event loop of your own; see `wait_until_routable`."""
+    _check_seconds("settle", settle)
+    if timeout is not None:
+        _check_seconds("timeout", timeout)
     if settings is None:
         settings = GuardSettings()
     check_type(settings)
@@ -222,6 +227,12 @@ async def until_routable(
             return Readiness.TIMED_OUT
         case _:
             assert_never(end)
+
+
+def _check_seconds(name: str, value: object) -> None:
+    # A wait of NaN seconds would never end.
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+        raise ValueError(f"{name} must be a finite number of seconds, at least 0")
 
 
 async def _is_gone(guarded: GuardedRequest, deadline: float) -> bool:
