@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -22,11 +23,14 @@ from testkit.cli import invoke as invoke_in_process
 from testkit.cli import python
 from testkit.otlp import backend
 from testkit.programs import free_port
+from tests.cli.test_report import a_run, otlp_lines
 from tinker_guard import __version__
 from tinker_guard.cli.app import COMMANDS, NAMES
+from tinker_guard.cli.console import new_console
 from tinker_guard.cli.demo import commands, judge, screen, spans
 from tinker_guard.cli.demo.run import Run
 from tinker_guard.cli.demo.serve import line_of
+from tinker_guard.cli.terminal import PLAIN_WIDTH, Terminal
 from tinker_guard.gateway import FAULTS, SAMPLING_FAULTS, Exchange, Fault, LocalGateway
 
 if TYPE_CHECKING:
@@ -158,6 +162,28 @@ def test_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "80")
     ended = invoke_in_process(*filter(None, [name]), "--help")
     assert max(map(len, ended.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "19", "-80", "wide", ""])
+def test_a_width_in_which_nothing_can_be_shown_is_as_if_none_were_given(
+    columns: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exported = tmp_path / "spans.jsonl"
+    exported.write_text(otlp_lines(a_run()))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    without = invoke_in_process("report", str(exported))
+    monkeypatch.setenv("COLUMNS", columns)
+    assert invoke_in_process("report", str(exported)) == without
+    assert new_console(100).width == 100
+    assert Terminal(io.StringIO()).width == PLAIN_WIDTH
+
+
+@pytest.mark.parametrize("columns", [20, 60, 300])
+def test_a_width_that_is_given_is_kept_without_a_terminal(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert new_console(100).width == Terminal(io.StringIO()).width == columns
 
 
 def test_help_imports_next_to_nothing() -> None:

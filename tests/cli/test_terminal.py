@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.cli.test_report import a_run, otlp_lines, replace_job
+from tinker_guard.cli.console import new_console
+from tinker_guard.cli.terminal import Terminal
 from tinker_guard.gateway import Fault, LocalGateway
 
 if TYPE_CHECKING:
@@ -57,6 +59,23 @@ def shown(columns: int, *arguments: str, **variables: str) -> tuple[int, list[st
     # What is written over stands before the last return of its line.
     lines = [_CONTROL.sub("", line.rpartition("\r")[2]).rstrip() for line in text.split("\n")]
     return code, lines
+
+
+@pytest.mark.parametrize(("columns", "width"), [(33, 33), (200, 200), (0, 100), (5, 100)])
+@pytest.mark.parametrize("given", [None, "0", "wide"])
+def test_the_width_is_that_of_the_streams_own_terminal(
+    columns: int, width: int, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("COLUMNS", given)
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    with open(its, "w") as stream:
+        assert Terminal(stream).width == width
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert new_console(100).width == width
+        monkeypatch.undo()
+    os.close(ours)
 
 
 @pytest.mark.parametrize("columns", WIDTHS)

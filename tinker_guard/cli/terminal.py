@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 import textwrap
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -22,17 +21,36 @@ _NARROWEST: Final = 20
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
 
+def for_any_character(stream: TextIO) -> None:
+    """Have a `?` written for a character that a stream's encoding lacks, not a traceback."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
+def width_of(stream: TextIO, plain_width: int) -> int:
+    """The columns of a stream: those of `COLUMNS`, or of its terminal.
+
+    Args:
+        stream: The stream.
+        plain_width: Columns if neither names a width in which something can be shown.
+    """
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if given.isdecimal() else 0
+    if width < _NARROWEST and stream.isatty():
+        # What a program stands in for stdout may have no terminal's size.
+        with suppress(OSError):
+            width = os.get_terminal_size(stream.fileno()).columns
+    return width if width >= _NARROWEST else plain_width
+
+
 class Terminal:
     """A stream for text; without a terminal, lines are plain, and `PLAIN_WIDTH` wide."""
 
     def __init__(self, stream: TextIO) -> None:
-        if isinstance(stream, io.TextIOWrapper):
-            # A `?` for a character that the stream's encoding lacks, instead of a traceback.
-            stream.reconfigure(errors="replace")
+        for_any_character(stream)
         self._stream = stream
         self.is_interactive: bool = stream.isatty()
-        is_sized = self.is_interactive or "COLUMNS" in os.environ
-        self.width: int = shutil.get_terminal_size().columns if is_sized else PLAIN_WIDTH
+        self.width: int = width_of(stream, PLAIN_WIDTH)
         self._has_colours = self.is_interactive and not os.environ.get("NO_COLOR")
 
     def styled(self, text: str, *styles: str) -> str:

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.text import Text
 
 from tinker_guard.cli.app import STORIES, USAGE_ERROR, say
+from tinker_guard.cli.console import new_console
 from tinker_guard.cli.demo import screen
 from tinker_guard.cli.demo.judge import End, expected_end, problems
 from tinker_guard.cli.demo.run import Run, carry_out
@@ -68,7 +69,8 @@ def demo(arguments: argparse.Namespace) -> int:
         return USAGE_ERROR
     _prepare_environment()
     try:
-        is_right, is_stuck = _Demo(screen.new_console(), fault).show(arguments.svg, otlp, exporter)
+        console = new_console(screen.PLAIN_WIDTH)
+        is_right, is_stuck = _Demo(console, fault).show(arguments.svg, otlp, exporter)
     except OSError as error:
         say(f"tinker-guard: could not write {arguments.svg}: {error.strerror}")
         return 1

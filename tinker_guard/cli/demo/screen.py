@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -32,22 +30,13 @@ if TYPE_CHECKING:
     from tinker_guard.cli.demo.spans import Node
     from tinker_guard.gateway import LocalGateway
 
-_PLAIN_WIDTH: Final = 100
+PLAIN_WIDTH: Final = 100
 _SVG_WIDTH: Final = 110
 _REPEAT_AFTER: Final = 5.0
 """Seconds after which a repeated line is printed again."""
 _ERROR_LENGTH: Final = 120
 
 _guard_logger: Final = logging.getLogger("tinker_guard")
-
-
-def new_console() -> Console:
-    """The console for the output; without a terminal, its lines are plain."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A `?` for a character that the stream's encoding lacks, instead of a traceback.
-        sys.stdout.reconfigure(errors="replace")
-    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if is_sized else _PLAIN_WIDTH)
 
 
 def quiet_other_loggers() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -20,6 +18,7 @@ from rich.progress import (
 )
 
 from tinker_guard.cli.app import USAGE_ERROR, say
+from tinker_guard.cli.console import new_console
 from tinker_guard.cli.report.machine import as_document
 from tinker_guard.cli.report.page import page_of
 from tinker_guard.cli.report.reading import Notes, read
@@ -54,7 +53,7 @@ def report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(f"{json.dumps(as_document(made, notes), indent=2)}\n")
     else:
-        _console().print(summary_of(made, notes))
+        new_console(_PLAIN_WIDTH).print(summary_of(made, notes))
     if arguments.html is not None:
         try:
             arguments.html.write_text(page_of(made, notes), encoding="utf-8")
@@ -62,14 +61,6 @@ def report(arguments: argparse.Namespace) -> int:
             say(f"tinker-guard report: could not write {arguments.html}: {error.strerror}")
             return USAGE_ERROR
     return 0
-
-
-def _console() -> Console:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A `?` for a character that the stream's encoding lacks, instead of a traceback.
-        sys.stdout.reconfigure(errors="replace")
-    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if is_sized else _PLAIN_WIDTH)
 
 
 @contextmanager
