@@ -6,12 +6,15 @@ import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from unittest import mock
 
 from tinker_guard.cli.app import execute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -37,6 +40,22 @@ def invoke(*arguments: str, stdin: bytes = b"") -> Ended:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
     return Ended(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def piped(content: bytes) -> Iterator[str]:
+    """A place that can be read once and is no file, as a shell makes of `<(...)`.
+
+    Args:
+        content: What is read there; less than a pipe holds.
+    """
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    try:
+        yield f"/dev/fd/{reading}"
+    finally:
+        os.close(reading)
 
 
 def python(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from testkit.cli import invoke as invoke_in_process
-from testkit.cli import python
+from testkit.cli import piped, python
 from testkit.otlp import backend
 from testkit.programs import free_port
 from tests.cli.test_report import a_run, otlp_lines
@@ -79,7 +79,7 @@ def test_version_and_help() -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "extra"),
     [
-        ("rich", ["report", "x.jsonl"], "cli"),
+        ("rich", ["report", "-"], "cli"),
         ("shtab", ["completion", "bash"], "cli"),
         ("numpy", ["demo", "--fault", "poll"], "demo"),
         ("opentelemetry.sdk", ["gateway", "--list"], "demo"),
@@ -345,7 +345,8 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> No
         (("demo", "--otlp", "localhost"), "--otlp must be a URL such as http://localhost:4318"),
         (("demo", "--otlp", "http://"), "http://localhost:4318"),
         (("demo", "--svg", "no/such/folder/x.svg"), "cannot be written"),
-        (("gateway", "--fault-file", "no/such/file.json"), "does not exist"),
+        (("gateway", "--fault-file", "no/such/file.json"), "cannot be read: No such file"),
+        (("gateway", "--fault-file", "/"), "is a folder"),
         (("gateway", "--port", "70000"), "must be a number from 0 to 65535"),
         (("wait", "https://tinker.test", "--timeout", "soon"), "'soon' is no number of seconds"),
         (
@@ -428,6 +429,14 @@ def test_a_port_in_use_is_one_line() -> None:
         f"tinker-guard: cannot serve on 127.0.0.1:{port}: Address already in use; "
         "--port 0 takes a free one"
     )
+
+
+@pytest.mark.parametrize("content", ["{", '{"nope": 1}'])
+def test_a_fault_that_is_read_from_no_file_is_read(content: str) -> None:
+    with piped(content.encode()) as place:
+        exit_code, text = invoke("gateway", "--fault-file", place)
+    assert exit_code == 2
+    assert f"{place} holds no fault: " in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"nope": 1}', '{"races": ["x"]}', '{"body": "x"}'])

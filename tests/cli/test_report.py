@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks import span_file
 from testkit import fakes
 from testkit.cli import invoke as invoke_in_process
-from testkit.cli import python
+from testkit.cli import piped, python
 from testkit.fakes import (
     FakeControlPlane,
     FakeGateway,
@@ -1123,8 +1123,9 @@ def test_spans_of_others_alone_are_said_to_be_just_that(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         ((), "the following arguments are required: FILE"),
-        (("no/such/file.jsonl",), "does not exist"),
-        (("{folder}",), "is no file"),
+        (("no/such/file.jsonl",), "no/such/file.jsonl cannot be read: No such file or directory"),
+        (("{file}/spans.jsonl",), "cannot be read: Not a directory"),
+        (("{folder}",), "is a folder"),
         (("{file}", "--html", "no/such/folder/page.html"), "cannot be written"),
     ],
 )
@@ -1133,6 +1134,17 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: tuple[str, ...], 
     exit_code, out, err = invoke(*(argument.format(**places) for argument in arguments))
     assert (exit_code, out) == (2, "")
     assert says in " ".join(err.split())
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_what_can_be_read_need_be_no_file(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    """Such as `<(zcat spans.gz)`, which a shell names /dev/fd/63."""
+    spans = otlp_lines(a_run())
+    _, expected, _ = invoke(written(tmp_path, spans), "--json")
+    with piped(pack(spans.encode())) as place:
+        exit_code, out, err = invoke(place, "--json")
+    assert (exit_code, err) == (0, "")
+    assert json.loads(out)["runs"] == json.loads(expected)["runs"]
 
 
 @pytest.mark.parametrize("held", ['{"resourceSpans": []}\n', "\n  {}", "<svg/>", "notes"])

@@ -11,6 +11,7 @@ import importlib
 import sys
 from difflib import get_close_matches
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tinker_guard import __version__
@@ -222,7 +223,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         nargs="+",
-        type=Path,
+        type=_file_or_stdin,
         metavar="FILE",
         help="spans: OTLP-JSON, or what the Python SDK's to_json writes; plain or gzip; - is the "
         "standard input",
@@ -330,6 +331,14 @@ def _page_to_write(text: str) -> Path:
 
 def _file_to_read(text: str) -> Path:
     path = Path(text)
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{path} does not exist, or is no file")
+    try:
+        is_folder = S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error.strerror}") from None
+    if is_folder:
+        raise argparse.ArgumentTypeError(f"{path} is a folder")
     return path
+
+
+def _file_or_stdin(text: str) -> Path:
+    return Path(text) if text == "-" else _file_to_read(text)

@@ -36,10 +36,6 @@ _PLAIN_WIDTH: Final = 120
 def report(arguments: argparse.Namespace) -> int:
     """Sum up exported spans: races, time lost and saved, genuine 404s; returns the exit code."""
     files: list[Path] = arguments.files
-    for path in files:
-        if str(path) != "-" and not path.is_file():
-            say(f"tinker-guard report: {path} does not exist, or is no file.")
-            return USAGE_ERROR
     notes, tally = Notes(), Tally()
     with progress(files) as on_bytes:
         for record in read(files, notes, on_bytes):
