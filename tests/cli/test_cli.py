@@ -347,6 +347,8 @@ def test_an_unknown_fault_is_answered_with_the_known_ones(subcommand: str) -> No
         (("demo", "--svg", "no/such/folder/x.svg"), "cannot be written"),
         (("gateway", "--fault-file", "no/such/file.json"), "cannot be read: No such file"),
         (("gateway", "--fault-file", "/"), "is a folder"),
+        (("gateway", "--json"), "argument --json: there is nothing to print without --list"),
+        (("gateway", "--json", "--fault", "poll"), "argument --json: "),
         (("gateway", "--port", "70000"), "must be a number from 0 to 65535"),
         (("wait", "https://tinker.test", "--timeout", "soon"), "'soon' is no number of seconds"),
         (

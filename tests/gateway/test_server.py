@@ -32,6 +32,14 @@ def ask(gateway: LocalGateway) -> httpx.Response:
     return get(gateway.origin + JOB, **{"X-Api-Key": gateway.api_key})
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 # -- in one process ------------------------------------------------------------------------------
 
 
@@ -89,6 +97,24 @@ async def test_a_connection_may_be_dropped_and_a_bug_is_told() -> None:
 
 
 # -- on a port -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+        *(("0.0.0.0", "127.0.0.1"), ("0", "127.0.0.1"), ("", "127.0.0.1")),
+        *(("::1", "[::1]"), ("::", "[::1]"), ("0:0::0", "[::1]")),
+    ],
+)
+def test_a_client_can_use_the_url_whatever_address_is_served_on(host: str, shown: str) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with LocalGateway(host=host) as gateway:
+        assert httpx.URL(gateway.origin).netloc.decode().rpartition(":")[0] == shown
+        assert get(gateway.base_url + HEALTH).status_code == 200
+        assert ask(gateway).status_code == 200
 
 
 def test_what_goes_over_the_wire() -> None:

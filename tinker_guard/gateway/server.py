@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import threading
 import time
@@ -80,11 +81,15 @@ class LocalGateway:
         Raises:
             OSError: The port is taken.
         """
-        listener = socket.create_server((self._host, self._port))
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, self._port), family=family)
         # Inherited by its connections. Without it, the second packet of an answer waits for the
         # client's delayed ACK, 40 ms.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._port = listener.getsockname()[1]
+        address, self._port, *_ = listener.getsockname()
+        if ipaddress.ip_address(address).is_unspecified:
+            # All addresses of this machine, none of which is one that a client can use.
+            self._host = "::1" if family is socket.AF_INET6 else "127.0.0.1"
         # Without uvicorn's logging set-up, which would change the caller's; and with a keep-alive
         # longer than any test, so that only the client ends a sticky connection.
         config = uvicorn.Config(
@@ -128,7 +133,8 @@ class LocalGateway:
     @property
     def origin(self) -> str:
         """Scheme, host and port."""
-        return f"http://{self._host}:{self._port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
 
     @property
     def base_url(self) -> str:

@@ -194,6 +194,8 @@ def gateway(arguments: argparse.Namespace) -> int:
             for known in FAULTS.values():
                 _print(f"{known.name:{width}}  {known.description}")
         return 0
+    if arguments.json:
+        arguments.parser.error("argument --json: there is nothing to print without --list")
     try:
         if arguments.fault_file is not None:
             chosen = read_fault(arguments.fault_file)
