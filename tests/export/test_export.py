@@ -512,19 +512,29 @@ def test_the_console_shows_a_tree_for_each_request_that_met_something() -> None:
     ]
 
 
-def test_spans_that_belong_to_no_request_do_not_pile_up() -> None:
+@pytest.mark.parametrize(("others", "is_kept"), [(0, True), (9, True), (10, False), (100, False)])
+def test_spans_that_belong_to_no_request_do_not_pile_up(others: int, is_kept: bool) -> None:
+    """Those that came first are forgotten first."""
     exporter, stream = InMemorySpanExporter(), io.StringIO()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     tracer = provider.get_tracer("own")
-    with tracer.start_as_current_span("root"), tracer.start_as_current_span("below"):
+    met = {"tinker_guard.outcome": "recovered", "tinker_guard.verdict": "routing_race"}
+    with (
+        tracer.start_as_current_span("request", attributes=met),
+        tracer.start_as_current_span("below"),
+    ):
         pass
-    below, _ = exporter.get_finished_spans()
+    with tracer.start_as_current_span("root"), tracer.start_as_current_span("other"):
+        pass
+    below, request, other, _ = exporter.get_finished_spans()
     trees = Trees(stream, remembered=10)
-    for _ in range(100):
-        trees.add(below)
-    assert trees.remembered <= 10
+    trees.add(below)
+    for _ in range(others):
+        trees.add(other)
     assert stream.getvalue() == ""
+    trees.add(request)
+    assert ("below" in stream.getvalue()) is is_kept
 
 
 def test_a_program_with_opentelemetry_keeps_its_own(tmp_path: Path) -> None:

@@ -84,11 +84,6 @@ class Trees:
         self._below: OrderedDict[int, list[ReadableSpan]] = OrderedDict()
         self._count = 0
 
-    @property
-    def remembered(self) -> int:
-        """How many spans are kept for requests that have not ended yet."""
-        return self._count
-
     def add(self, span: ReadableSpan) -> None:
         """Take a span that has ended."""
         attributes = span.attributes or {}

@@ -214,11 +214,6 @@ class Tally:
         self._slowest_leaders: list[Recovery] = []
         """The recoveries of requests that probed or asked; the other requests of a race wait."""
 
-    @property
-    def families(self) -> int:
-        """How many parents wait for children that may still arrive."""
-        return len(self._families)
-
     def add(self, record: Record) -> None:
         """Add one record."""
         if isinstance(record, Request | Warmup):
