@@ -72,7 +72,9 @@ def test_version_and_help() -> None:
     assert exit_code == 0
     assert "demo" in text
     assert "gateway" in text
-    assert "dispatch, poll," in invoke("demo", "--help")[1]
+    named = re.findall("what goes wrong: (.*?) [(]", invoke("demo", "--help")[1])
+    assert "dispatch, poll," in named[0]
+    assert set(named[0].replace("- ", "-").split(", ")) <= FAULTS.keys() - SAMPLING_FAULTS
     assert "Ctrl-C" in invoke("gateway", "--help")[1]
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from rich.console import Group
 from rich.text import Text
 
-from tinker_guard.cli.app import STORIES, USAGE_ERROR, say
+from tinker_guard.cli.app import USAGE_ERROR, say
 from tinker_guard.cli.console import new_console
 from tinker_guard.cli.demo import screen
 from tinker_guard.cli.demo.judge import End, expected_end, problems
@@ -106,7 +106,7 @@ class _Demo:
         self, svg: Path | None, otlp: str | None, exporter: SpanExporter | None
     ) -> tuple[bool, bool]:
         """Show all runs; returns whether the guarded run is right, and whether a run is stuck."""
-        story = STORIES.get(self._fault.name, self._fault.description)
+        story = self._fault.description
         say = self._console.print
         healthy, _ = self._run("no fault", "1/3  Five training steps through a healthy gateway")
         say(screen.say_end(healthy))
