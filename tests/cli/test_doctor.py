@@ -937,6 +937,14 @@ def test_what_a_probe_has_found(
     assert bool(said.to_do) is (status is not Status.OK)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0012, "1.2 ms"), (0.9997, "1.00 s"), (75.0, "1 min 15 s")]
+)
+def test_how_long_an_answer_took(seconds: float, said: str) -> None:
+    assert say_found(Reached(0.0), seconds, None, KEY).detail == f"the trainer answers ({said})"
+    assert f", {said}, with" in say_answer(RUNNING, seconds, "https://api.test", KEY).detail
+
+
 # -- spans ---------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from rich.tree import Tree
 
 from tinker_guard.cli.demo.judge import say_applied
 from tinker_guard.cli.demo.run import WORK
+from tinker_guard.cli.words import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,13 +262,9 @@ def _label(node: Node) -> Text:
         parts.append((str(result), "default"))
     if (status := attributes.get("http.response.status_code")) is not None:
         parts.append((str(status), "green" if status < 400 else "red"))
-    parts.append((_duration(node.seconds), "cyan"))
+    parts.append((duration(node.seconds), "cyan"))
     # The gaps have no style of their own: some programs drop a leading space of a text in an SVG.
     return Text("  ").join(Text(text, style) for text, style in parts if text)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
 def save_svg(path: Path, title: str, *parts: RenderableType) -> None:

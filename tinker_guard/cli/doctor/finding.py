@@ -44,8 +44,3 @@ class Finding:
 def listed(names: list[str]) -> str:
     """A list of names in words: a, b and c."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def duration(seconds: float) -> str:
-    """A duration in words."""
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

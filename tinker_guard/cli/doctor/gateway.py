@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 import httpx
 
-from tinker_guard.cli.doctor.finding import Finding, Section, Status, duration
+from tinker_guard.cli.doctor.finding import Finding, Section, Status
 from tinker_guard.cli.doctor.sdks import KEY_VARIABLES
+from tinker_guard.cli.words import duration
 from tinker_guard.control_plane.shared import SharedControlPlane
 from tinker_guard.core import probe as probes
 from tinker_guard.core.findings import Failed, NotFound, Reached

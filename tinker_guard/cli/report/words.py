@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from tinker_guard.cli import words
 from tinker_guard.cli.report.timeline import SECOND
 
 if TYPE_CHECKING:
@@ -13,32 +14,13 @@ if TYPE_CHECKING:
 
 def duration(nanoseconds: int) -> str:
     """A duration in the two largest units that it needs."""
-    seconds = nanoseconds / SECOND
-    if seconds == 0:
-        return "0 s"
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
-    if seconds < 59.995:
-        return f"{seconds:.2f} s"
-    whole = round(seconds)
-    for unit, size, part, part_size in _UNITS:
-        if whole >= size:
-            count, rest = divmod(whole, size)
-            return f"{count:,} {unit} {rest // part_size} {part}"
-    return f"{whole} s"
+    return words.duration(nanoseconds / SECOND)
 
 
 def rough(nanoseconds: int) -> str:
     """A duration for a sentence: whole seconds from ten on."""
     seconds = nanoseconds / SECOND
     return f"{seconds:.0f} s" if 9.995 <= seconds < 59.5 else duration(nanoseconds)
-
-
-_UNITS: Final = (
-    ("d", 86400, "h", 3600),
-    ("h", 3600, "min", 60),
-    ("min", 60, "s", 1),
-)
 
 
 def bar_width(nanoseconds: int) -> str:
