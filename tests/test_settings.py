@@ -8,11 +8,14 @@ import pickle
 import pydoc
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+import httpx
 import pytest
 
 from tinker_guard import (
     GuardSettings,
+    GuardTransport,
     InvalidSettingsError,
+    SyncGuardTransport,
     Verdict,
     install_guard,
     wait_until_routable,
@@ -22,6 +25,8 @@ from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+FIELDS = GuardSettings.model_fields
 
 
 def test_defaults_are_those_that_the_readme_lists() -> None:
@@ -122,6 +127,17 @@ def test_a_wrong_argument_is_refused_by_its_name() -> None:
         GuardSettings(retry_timeout=math.nan)
 
 
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    "name", [name for name, field in FIELDS.items() if field.annotation in (int, float)]
+)
+def test_a_boolean_is_no_number(name: str, given: Any) -> None:
+    """Python counts True as 1: one second, or one probe."""
+    with pytest.raises(InvalidSettingsError, match=rf"^[^\n]+\n  {name}: must be a number") as told:
+        GuardSettings(**{name: given})
+    assert str(told.value).endswith(f" (default: {FIELDS[name].default})")
+
+
 def test_an_unknown_argument_is_refused() -> None:
     with pytest.raises(InvalidSettingsError, match="did you mean retry_timeout"):
         GuardSettings(retry_time=3)  # type: ignore[call-arg]
@@ -151,6 +167,10 @@ def test_what_is_no_settings_is_refused_with_what_would_be_right(given: Any) -> 
         install_guard(given)
     with pytest.raises(InvalidSettingsError, match=said):
         wait_until_routable("https://gateway.test", settings=given)
+    with pytest.raises(InvalidSettingsError, match=said):
+        GuardTransport(httpx.AsyncHTTPTransport(), settings=given)
+    with pytest.raises(InvalidSettingsError, match=said):
+        SyncGuardTransport(httpx.HTTPTransport(), settings=given)
 
 
 def test_settings_are_given_once() -> None:

@@ -199,7 +199,17 @@ def check_destination(value: str) -> str:
     return value
 
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+def _no_boolean(value: object) -> object:
+    # Python and pydantic take True as 1.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not a boolean")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_no_boolean), Field(gt=0, allow_inf_nan=False)]
+_SecondsOrZero: TypeAlias = Annotated[
+    float, BeforeValidator(_no_boolean), Field(ge=0, allow_inf_nan=False)
+]
 Trace: TypeAlias = Literal["all", "work", "eventful", "off"]
 
 
@@ -294,7 +304,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     variable: separated by commas or whitespace, or a JSON list."""
     deployments: bool = True
     """Whether hot-loads and completions of Fireworks' deployments are guarded too."""
-    warmup_successes: Annotated[int, Field(ge=0, le=20)] = 3
+    warmup_successes: Annotated[int, BeforeValidator(_no_boolean), Field(ge=0, le=20)] = 3
     """Probes that must reach the trainer in a row before a route's first request is sent;
     0 switches the warmup off."""
     warmup_timeout: Seconds = 120.0
@@ -308,7 +318,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     reached."""
     probe_timeout: Seconds = 5.0
     """Time-out of one probe, in seconds."""
-    retry_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    retry_timeout: _SecondsOrZero = 30.0
     """Seconds that one request may spend on a race: waits, probes and lookups included."""
     backoff_initial: Seconds = 0.1
     """Seconds before the second probe or resend; the first is sent at once."""
@@ -347,7 +357,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     control_plane_api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Key for `control_plane_url`, which must be set too: this key goes to no other host. None
     uses the request's own key."""
-    verdict_ttl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    verdict_ttl: _SecondsOrZero = 1.0
     """Seconds for which the answer RUNNING serves all requests of a route with the same key."""
     trace: Trace = "work"
     """Which requests have spans. `work`: all but polls, heartbeats and the SDK's own telemetry;

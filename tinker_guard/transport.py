@@ -19,7 +19,7 @@ from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.judgement import NO_CONTROL_PLANE
 from tinker_guard.policy.reach import copy_of
 from tinker_guard.policy.route import patterns_of
-from tinker_guard.settings import GuardSettings
+from tinker_guard.settings import GuardSettings, check_type
 from tinker_guard.telemetry import RequestReport
 from tinker_guard.transports import runtime
 from tinker_guard.transports.draining import CLOSED
@@ -58,7 +58,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
             have no spans, no metrics, and no verdict on a 404.
 
     Raises:
-        InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work.
+        InvalidSettingsError: A `TINKER_GUARD_*` variable has a value that cannot work, or an
+            argument is of a wrong type.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._line = RenewableTransport(transport, new_transport)
         self._routes_only = routes_only
-        self.configure(settings or GuardSettings(), control_plane)
+        self.configure(GuardSettings() if settings is None else settings, control_plane)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; see the class for what may happen on the way."""
@@ -218,6 +219,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     def configure(self, settings: GuardSettings, control_plane: AnyControlPlane | None) -> None:
         """Use other settings from the next request on; see the class for the arguments."""
+        check_type(settings)
         self._settings = settings
         self._control_plane = SharedControlPlane(settings, control_plane)
         self._patterns = patterns_of(settings.routes)
