@@ -726,6 +726,54 @@ def test_status_and_log_tell_what_is_guarded_and_how(caplog: pytest.LogCaptureFi
     assert "  child processes: not guarded" in str(status())
 
 
+HEADS = "http://head:8000/one", "http://head:8000/two"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        ((), "http://head:8000/{job}", {f"requests to {url} are guarded": 1 for url in HEADS}),
+        ((), "http://head:8000/{_k}", {"requests to http://head:8000/{_k} are guarded": 2}),
+        ("http://head:8000/{job}", (), {"http://head:8000 is no trainer route": 2}),
+        ("http://head:8000/{_k}", "http://head:8000/{job}", {f"requests to {HEADS[0]} are": 1}),
+    ],
+    ids=["guarded", "guarded-as-one", "not-guarded", "shown-otherwise"],
+)
+def test_places_are_described_by_the_settings_in_force(
+    before: Any, after: Any, shown: dict[str, int]
+) -> None:
+    install_guard(routes=before)
+    kept = [sdk_client(base_url=url) for url in HEADS]
+    install_guard(routes=after, replace=True)
+    kept.append(sdk_client())
+    places = {str(place): count for place, count in status().clients.items()}
+    for said, count in shown.items():
+        (found,) = [count for place, count in places.items() if place.startswith(said)]
+        assert found == count
+    # Each client counts once; one of an earlier test may be there still.
+    of_head = [count for place, count in places.items() if "head:8000" in place]
+    assert sum(of_head) == 2
+    del kept
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_class_derived_from_a_guarded_one_is_guarded(depth: int, fake_sdk: Any) -> None:
+    """Another library may put its own class into the SDK after the installation."""
+    install_guard()
+    for _ in range(depth):
+        fake_sdk.Client = type("Derived", (fake_sdk.Client,), {})
+    assert status().sdks["fake_sdk"] == "guarded"
+    client = fake_sdk.Client(make=lambda: httpx.AsyncClient(transport=FakeTransport(GATEWAY, 0)))
+    assert isinstance(own_transport(client), GuardTransport)
+
+
+@pytest.mark.parametrize("put", [object, print, None], ids=["class", "function", "None"])
+def test_what_is_derived_from_no_guarded_class_is_not_guarded(put: Any, fake_sdk: Any) -> None:
+    install_guard()
+    fake_sdk.Client = put
+    assert status().sdks["fake_sdk"] == "not guarded"
+
+
 def test_a_guard_shows_its_settings() -> None:
     guard = GuardTransport(GATEWAY.new_transport(), settings=GuardSettings(retry_timeout=7))
     assert guard.settings.retry_timeout == 7

@@ -433,6 +433,13 @@ def test_a_class_that_cannot_be_hooked_into_leaves_the_sdk_guarded(
     assert sdk.NAME.split()[0] in status().sdks
 
 
+def test_a_class_derived_from_a_guarded_one_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_guard()
+    rest_class = getattr(rest_module(), REST.class_name)
+    monkeypatch.setattr(rest_module(), REST.class_name, type("Derived", (rest_class,), {}))
+    assert status().rest_clients["fireworks-ai"].what == "guarded"
+
+
 def test_status_tells_which_clients_are_guarded_and_which_requests_are_not() -> None:
     assert status().rest_clients["fireworks-ai"].what == "not guarded"
     install_guard()

@@ -111,6 +111,8 @@ class _Installation:
         self.is_automatic = request.is_automatic
         self.places: Counter[Place] = Counter()
         """Number of guarded clients, by their destination."""
+        # The same by the whole base URL, which may hold a key: it is not shown.
+        self._base_urls: Counter[str] = Counter()
         self.rest_clients: Counter[str] = Counter()
         """Number of guarded REST clients, by the name of their SDK."""
         self._is_active = True
@@ -151,14 +153,16 @@ class _Installation:
 
     def has_hooked_into_rest(self, rest: RestClients) -> bool:
         """Whether the REST clients of an SDK are guarded; imports nothing."""
-        return rest.find_class() in self._hooked
+        return self._covers(rest.find_class())
 
     def has_hooked_into(self, sdk: Sdk) -> bool:
         """Whether an SDK's client class is guarded; imports nothing."""
-        return any(
-            hooked is vars(sys.modules.get(sdk.holder_module, object)).get(sdk.client_name)
-            for hooked in self._hooked
-        )
+        return self._covers(vars(sys.modules.get(sdk.holder_module, object)).get(sdk.client_name))
+
+    def _covers(self, client_class: object) -> bool:
+        """Whether a class has the hooks, its own or those that it inherits."""
+        # Another library may have put its own class into the SDK since.
+        return isinstance(client_class, type) and not self._hooked.isdisjoint(client_class.__mro__)
 
     def uninstall(self) -> list[str]:
         """Restore the SDKs; a guard that another library has wrapped does nothing any more.
@@ -190,6 +194,9 @@ class _Installation:
         self.is_automatic = request.is_automatic
         for guard in self._guards:
             guard.configure(self.settings, self.control_plane)
+        self.places.clear()
+        for base_url, count in self._base_urls.items():
+            self.places[Place.of(base_url, self.settings.routes)] += count
 
     def _override(self, owner: type[Any], name: str, replacement: Any) -> None:
         was_its_own, original = name in vars(owner), vars(owner).get(name)
@@ -298,12 +305,14 @@ class _Installation:
         base_url = getattr(sdk_client, "base_url", None)
         if base_url is None:
             return
-        place = Place.of(str(base_url), self.settings.routes)
         with _lock:
+            settings = self.settings
+            place = Place.of(str(base_url), settings.routes)
+            self._base_urls[str(base_url)] += 1
             self.places[place] += 1
             is_new = self.places[place] == 1
         if is_new:
-            faults.log(_level_of(place, self.settings), "%s.", place)
+            faults.log(_level_of(place, settings), "%s.", place)
 
     def _put_guards(
         self,
