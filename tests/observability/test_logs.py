@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from testkit.fakes import (
+    BASE,
     Exchange,
     FakeControlPlane,
     FakeGateway,
@@ -264,9 +265,18 @@ class NotFoundError(Exception):
     status_code = 404
 
 
-def _wrapped() -> Exception:
+def _caused_by(cause: BaseException) -> Exception:
     error = ValueError("poll failed")
-    error.__cause__ = NotFoundError("Trainer job not found or not running")
+    error.__cause__ = cause
+    return error
+
+
+def _wrapped() -> Exception:
+    return _caused_by(NotFoundError("Trainer job not found or not running"))
+
+
+def _own_cause(error: Exception) -> Exception:
+    error.__cause__ = ExceptionGroup("", [error])
     return error
 
 
@@ -275,6 +285,10 @@ def _wrapped() -> Exception:
     [
         (lambda: NotFoundError("Trainer job not found or not running"), True),
         (_wrapped, True),
+        (lambda: ExceptionGroup("a TaskGroup's", [KeyError("a"), _wrapped()]), True),
+        (lambda: BaseExceptionGroup("outer", [_caused_by(ExceptionGroup("", [_wrapped()]))]), True),
+        (lambda: ExceptionGroup("a TaskGroup's", [KeyError("a"), ValueError("b")]), False),
+        (lambda: _own_cause(KeyError("a")), False),
         (lambda: ValueError("Error code: 404 - not found"), True),
         (lambda: ValueError("Error retrieving result: gone with status 404 for x"), True),
         (lambda: ZeroDivisionError("division by zero"), False),
@@ -321,6 +335,60 @@ async def test_a_404_that_the_program_has_got_over_is_not_told_of(
         await send(guard(FakeGateway(lambda _: trainer_404()), warmup_successes=0))
     sys.excepthook(NotFoundError, NotFoundError("checkpoint c not found"), None)
     assert "tinker_guard" not in capsys.readouterr().err.replace("tests.", "")
+    undo()
+
+
+OF_ANOTHER = NotFoundError("Error code: 404 - the model does not exist")
+"""What a client of another service raises later in the same program."""
+
+
+@pytest.mark.parametrize("state", ["JOB_STATE_FAILED", "JOB_STATE_RUNNING"])
+async def test_a_404_of_a_route_that_answers_again_is_not_told_of(
+    state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    undo = repeat_after_tracebacks()
+    is_up, control_plane = False, FakeControlPlane(state)
+    gateway = FakeGateway(lambda _: ok() if is_up else gateway_404())
+    transport = guard(gateway, control_plane, warmup_timeout=5.0)
+    assert await send(transport) == 404
+    is_up, control_plane.state = True, "JOB_STATE_RUNNING"
+    assert await send(transport) == 200
+    sys.excepthook(NotFoundError, OF_ANOTHER, None)
+    assert "tinker_guard: 404" not in capsys.readouterr().err
+    undo()
+
+
+async def test_a_404_is_told_of_after_an_answer_on_another_route(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    undo = repeat_after_tracebacks()
+    await send(guard(FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_FAILED")))
+    await guard(FakeGateway()).handle_async_request(
+        httpx.Request("POST", f"{BASE}-2/api/v1/forward_backward")
+    )
+    sys.excepthook(NotFoundError, NotFoundError("Trainer job not found or not running"), None)
+    assert "404 for job acc/job-1 handed back" in capsys.readouterr().err
+    undo()
+
+
+async def test_a_route_that_is_lost_again_at_once_is_told_of_again(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log repeats no verdict within seconds; the end of a traceback has to have its line."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    undo = repeat_after_tracebacks()
+    is_up, control_plane = False, FakeControlPlane("JOB_STATE_FAILED")
+    transport = guard(FakeGateway(lambda _: ok() if is_up else gateway_404()), control_plane)
+    for is_up in (False, True, False):
+        control_plane.state = "JOB_STATE_RUNNING" if is_up else "JOB_STATE_FAILED"
+        assert await send(transport) == (200 if is_up else 404)
+    assert len([line for line in caplog.messages if "handed back" in line]) == 1
+    sys.excepthook(NotFoundError, NotFoundError("Trainer job not found or not running"), None)
+    assert "404 for job acc/job-1 handed back" in capsys.readouterr().err
     undo()
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import deque
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import TracebackType
 
-_LONGEST_CHAIN: Final = 50
+_MOST_ERRORS: Final = 50
+"""How many errors of a chain or a group are looked at."""
 _LATEST: Final = 600.0
 """Seconds after which a program that goes on has got over a 404."""
 # As the SDK writes it: "Error code: 404 - ...", "... with status 404 for ...".
@@ -53,21 +56,27 @@ def repeat_after_tracebacks() -> Callable[[], None]:
 
 @fail_open
 def _repeat(error: BaseException) -> None:
-    if not any(_is_not_found(each) for each in _chain(error)):
+    if not any(_is_not_found(each) for each in islice(_tree(error), _MOST_ERRORS)):
         return
     from tinker_guard.observability.logs import last_handed_back
 
-    for line, said_at in last_handed_back:
-        if monotonic() - said_at < _LATEST:
-            sys.stderr.write(f"\ntinker_guard: {line}\n")
+    for said in last_handed_back:
+        if monotonic() - said.at < _LATEST:
+            sys.stderr.write(f"\ntinker_guard: {said.line}\n")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    for _ in range(_LONGEST_CHAIN):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
+def _tree(error: BaseException) -> Iterator[BaseException]:
+    """An error, its causes, and the members of groups. Endless if one is its own cause."""
+    waiting = deque([error])
+    while waiting:
+        each = waiting.popleft()
+        yield each
+        cause = each.__cause__ or each.__context__
+        if cause is not None:
+            waiting.append(cause)
+        if isinstance(each, BaseExceptionGroup):
+            # Such as a `TaskGroup`'s.
+            waiting.extend(each.exceptions[:_MOST_ERRORS])
 
 
 def _is_not_found(error: BaseException) -> bool:

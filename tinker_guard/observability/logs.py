@@ -170,6 +170,7 @@ def log_race_over(state: RouteState, resends: int) -> None:
         resends: How often the request was sent again.
     """
     log, now = state.log, runtime.clock()()
+    _forget_handed_back(log)
     since, log.since = log.since, None
     if log.is_open and since is not None:
         log.is_open, log.said_at = False, now
@@ -238,9 +239,25 @@ def log_not_probed(state: RouteState, why: str) -> None:
 _MOST: Final = 0.9
 """A request that has waited for so much of its budget has used it up."""
 
-last_handed_back: list[tuple[str, float]] = []
-"""The last warning about a 404 that was handed back, for the end of a traceback, and when that was
-by `time.monotonic()`; empty if a trainer's own 404 has come since."""
+
+class HandedBack(NamedTuple):
+    """A warning about a 404 that was handed back."""
+
+    line: str
+    at: float
+    """When it was written, by `time.monotonic()`."""
+    log: RouteLog
+    """The log of the 404's route."""
+
+
+last_handed_back: list[HandedBack] = []
+"""The last such warning, for the end of a traceback; empty if its route has answered since, or a
+trainer's own 404 has come."""
+
+
+def _forget_handed_back(log: RouteLog) -> None:
+    """Forget the 404 of a route that answers again: a later 404 of the program is another one."""
+    last_handed_back[:] = [said for said in last_handed_back if said.log is not log]
 
 
 @fail_open
@@ -282,9 +299,10 @@ def log_handed_back(
     )
     if is_news:
         log.judgement, log.judgement_at = judgement, now
-        last_handed_back[:] = [(line, time.monotonic())]
-    elif judgement is TRAINER_ANSWERED:
+    if judgement is TRAINER_ANSWERED:
         last_handed_back.clear()
+    elif is_news or not last_handed_back:
+        last_handed_back[:] = [HandedBack(line, time.monotonic(), log)]
     logger.log(logging.WARNING if is_news else logging.DEBUG, "%s", line)
 
 
