@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Unpack
 
-from tinker_guard.control_plane.protocol import check_given
 from tinker_guard.install import installation
-from tinker_guard.settings import (
-    GuardSettings,
-    InvalidSettingsError,
-    PlainSettingValues,
-    SettingValues,
-    check_type,
-)
+from tinker_guard.install.arguments import read_arguments
 
 if TYPE_CHECKING:
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.install.status import GuardStatus
+    from tinker_guard.settings import GuardSettings, PlainSettingValues
 
 
 def install_guard(
@@ -86,21 +80,8 @@ def install_guard(
             importing the SDK shows this, its `import` statement raises it.
         AlreadyInstalledError: The guard is installed with other settings.
     """
-    named = cast("SettingValues", values)
-    if isinstance(control_plane, str):
-        named["control_plane"] = control_plane
-        control_plane = None
-    if control_plane is not None:
-        check_given(control_plane)
-    if settings is not None:
-        check_type(settings)
-        if named:
-            raise InvalidSettingsError(
-                f"give either settings or {', '.join(named)}, not both; "
-                "GuardSettings(...) takes the same names."
-            )
-    given = GuardSettings(**named) if named else settings
-    installation.install(given, control_plane, replace=replace, is_automatic=False)
+    given = read_arguments(settings, control_plane, values)
+    installation.install(*given, replace=replace, is_automatic=False)
 
 
 def uninstall_guard() -> None:

@@ -570,13 +570,18 @@ def _named(message: str, from_variables: set[str], arguments: Mapping[str, Any])
 
 def _wanted(field: str, kind: str, message: str) -> str:
     if kind == "extra_forbidden":
-        near = _nearest(field, GuardSettings.model_fields)
-        return "is no setting" + (f"; did you mean {near}?" if near else "")
+        return no_setting(field)
     known = GuardSettings.model_fields.get(field)
     wanted = message.removeprefix("Value error, ")
     has_default = known is not None and known.default not in (None, ())
     example = f" (default: {known.default})" if known is not None and has_default else ""
     return f"{wanted[:1].lower()}{wanted[1:]}{example}"
+
+
+def no_setting(name: str) -> str:
+    """What to tell of a name that is no setting, with the most similar setting if there is one."""
+    near = _nearest(name, GuardSettings.model_fields)
+    return "is no setting" + (f"; did you mean {near}?" if near else "")
 
 
 def variable(setting: str) -> str:

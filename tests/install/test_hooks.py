@@ -1130,6 +1130,119 @@ def test_the_instrumentor_installs_and_uninstalls(original_init: Any) -> None:
     assert sdk.client_class.__init__ is original_init
 
 
+@pytest.fixture
+def instrument() -> Iterator[Callable[..., None]]:
+    """Instruments with the given arguments, for the time of a test."""
+    instrumentor = TinkerGuardInstrumentor()
+    yield instrumentor.instrument
+    instrumentor.uninstrument()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"settings": {"retry_timeout": 60}},
+        {"settings": 60},
+        {"settings": {}},
+        {"settings": "strict"},
+        {"settings": GuardSettings(), "retry_timeout": 60},
+        {"retry_timeout": "soon"},
+        {"retry_timeout": True},
+        {"control_plane": "nothing"},
+        {"control_plane": "http"},
+        {"control_plane": object()},
+        {"control_plane": FakeControlPlane},
+        {"control_plane": 5},
+        {"control_plane_url": "https://api.test", "control_plane": "http", "routes": "{x}"},
+    ],
+    ids=lambda given: "-".join(map(str, given)),
+)
+def test_the_instrumentor_logs_what_install_guard_would_raise(
+    given: dict[str, Any],
+    instrument: Callable[..., None],
+    original_init: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(InvalidSettingsError) as refused:
+        install_guard(**given)
+    instrument(**given)
+    assert caplog.messages == [f"this process runs unguarded. {refused.value}"]
+    assert sdk.client_class.__init__ is original_init
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "is_strict"),
+    [
+        ({"settings": 60}, "1", True),
+        ({"settings": 60}, "", False),
+        ({"settings": GuardSettings(strict=True), "retry_timeout": 60}, "", True),
+        ({"settings": GuardSettings(strict=False), "retry_timeout": 60}, "1", False),
+        ({"retry_timeout": "soon", "strict": True}, "0", True),
+        ({"retry_timeout": "soon", "strict": "yes"}, "", True),
+        ({"retry_timeout": "soon", "strict": False}, "1", False),
+        ({"retry_timeout": "soon", "strict": "off"}, "1", False),
+        ({"control_plane": 5}, "1", True),
+    ],
+)
+def test_the_instrumentor_raises_it_if_strict_is_set(
+    given: dict[str, Any],
+    variable: str,
+    is_strict: bool,
+    instrument: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_STRICT", variable)
+    with pytest.raises(InvalidSettingsError) if is_strict else nullcontext():
+        instrument(**given)
+    assert len(caplog.messages) == (not is_strict)
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "has_own"),
+    [
+        ({"control_plane": "none"}, GuardSettings(control_plane="none"), False),
+        ({"control_plane": None}, GuardSettings(), False),
+        ({"control_plane": FakeControlPlane()}, GuardSettings(), True),
+        ({"settings": GuardSettings(retry_timeout=60)}, GuardSettings(retry_timeout=60), False),
+        (
+            {"retry_timeout": 60, "strict": True},
+            GuardSettings(retry_timeout=60, strict=True),
+            False,
+        ),
+    ],
+    ids=["name", "None", "object", "settings", "by-name"],
+)
+def test_the_instrumentor_takes_what_install_guard_takes(
+    given: dict[str, Any],
+    settings: GuardSettings,
+    has_own: bool,
+    instrument: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    instrument(**given)
+    assert status().settings == settings
+    assert status().has_own_control_plane is has_own
+    assert caplog.messages == []
+    client = sdk_client(http_client=httpx.AsyncClient(transport=GATEWAY.new_transport()))
+    assert asyncio.run(send_with_sdk(client)).status_code == 200
+
+
+@pytest.mark.meets_fault
+def test_the_instrumentor_names_the_arguments_that_it_ignores(
+    instrument: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    instrument(retry_timout=5, retry_timeout=60, tracer_provider=object(), qqq="geheim")
+    assert caplog.messages == [
+        "TinkerGuardInstrumentor ignores arguments: retry_timout (is no setting; did you mean "
+        "retry_timeout?), tracer_provider (the guard uses the program's global provider), qqq "
+        "(is no setting)."
+    ]
+    found = status().settings
+    assert found is not None
+    assert found.retry_timeout == 60
+
+
 def test_answers_reach_the_caller_through_an_installed_guard() -> None:
     gateway = FakeGateway(lambda _: gateway_404() if len(gateway.exchanges) == 1 else ok())
     install_guard(GuardSettings(warmup_successes=0), control_plane=FakeControlPlane())

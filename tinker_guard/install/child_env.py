@@ -12,7 +12,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
 SETTINGS = "TINKER_GUARD_INHERITED"
 """The variable with settings that a program gave in code, as JSON. It holds no key, only
@@ -37,6 +37,17 @@ def is_strict(environment: MutableMapping[str, str]) -> bool:
         name.upper() == STRICT and environment.get(name, "").lower() not in _FALSE
         for name in list(environment)
     )
+
+
+def is_strict_for(settings: object, values: Mapping[str, object]) -> bool:
+    """Whether `strict` is set for this process, even if other settings are invalid.
+
+    Args:
+        settings: The settings that were given in code, or any other object.
+        values: Settings that were given by name.
+    """
+    given = values.get("strict", getattr(settings, "strict", None))
+    return is_strict(os.environ) if given is None else str(given).lower() not in _FALSE
 
 
 def inject(environment: MutableMapping[str, str], settings: str | None = None) -> None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.install.child_env import SETTINGS, inject, is_strict, remove
+from tinker_guard.install.arguments import read_arguments, without_unknown
+from tinker_guard.install.child_env import SETTINGS, inject, is_strict_for, remove
 from tinker_guard.install.clients import (
     ClientAttribute,
     WeakRegistry,
@@ -47,7 +48,7 @@ from tinker_guard.install.status import GuardStatus, Place, RestStatus
 from tinker_guard.settings import GuardSettings, check_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.install.clients import AnyClient
@@ -368,7 +369,8 @@ def _guard_class(client: AnyClient) -> type[GuardTransport | SyncGuardTransport]
 
 def install_unattended(
     settings: GuardSettings | None,
-    control_plane: AnyControlPlane | None,
+    control_plane: AnyControlPlane | str | None,
+    values: Mapping[str, object] | None = None,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> None:
     """Install the guard without a caller that could handle errors: they are logged instead.
@@ -380,22 +382,25 @@ def install_unattended(
     Args:
         settings: As for `install_guard()`.
         control_plane: As for `install_guard()`.
+        values: Settings by name. Other names are logged and ignored.
         is_wanted: Whether the guard is still to be installed; False once it was uninstalled.
     """
+    named = values or {}
     try:
-        inherited = os.environ.get(SETTINGS) if settings is None else None
+        given, own_control_plane = read_arguments(settings, control_plane, without_unknown(named))
+        inherited = os.environ.get(SETTINGS) if given is None else None
         if inherited:
-            settings = GuardSettings.load_without_key(inherited)
+            given = GuardSettings.load_without_key(inherited)
         install(
-            settings,
-            control_plane,
+            given,
+            own_control_plane,
             for_children=inherited,
             replace=False,
             is_automatic=True,
             is_wanted=is_wanted,
         )
     except Exception as error:
-        if is_strict(os.environ) if settings is None else settings.strict:
+        if is_strict_for(settings, named):
             raise
         _log_unguarded(error)
 

@@ -19,7 +19,8 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     `opentelemetry-instrument python train.py` finds it by its entry point, in programs without an
     SDK too. It therefore imports little, and logs the errors that `install_guard()` would raise.
-    `instrument()` takes `settings` and `control_plane`.
+    `instrument()` takes the arguments of `install_guard()` but `replace`. Others are ignored, and a
+    log line names them, `tracer_provider` too: the guard uses the global providers.
     """
 
     def instrumentation_dependencies(self) -> Collection[str]:
@@ -27,7 +28,8 @@ class TinkerGuardInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
-        install_when_needed(kwargs.get("settings"), kwargs.get("control_plane"))
+        settings, control_plane = kwargs.pop("settings", None), kwargs.pop("control_plane", None)
+        install_when_needed(settings, control_plane, kwargs)
 
     def _uninstrument(self, **_: Any) -> None:
         from tinker_guard.install.installation import uninstall_unattended

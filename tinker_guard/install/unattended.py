@@ -7,13 +7,14 @@ this module only, which therefore imports next to nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from tinker_guard.install.import_hooks import is_watched, on_import, watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tinker_guard.control_plane.protocol import AnyControlPlane
     from tinker_guard.settings import GuardSettings
 
@@ -26,7 +27,9 @@ REST_MODULES = ("fireworks.training.sdk._rest_client",)
 
 
 def install_when_needed(
-    settings: GuardSettings | None = None, control_plane: AnyControlPlane | None = None
+    settings: GuardSettings | None = None,
+    control_plane: AnyControlPlane | str | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> None:
     """Install the guard when an SDK is imported; at once if one has been already.
 
@@ -34,22 +37,24 @@ def install_when_needed(
     cancels this too.
 
     Args:
-        settings: The settings; None reads those that a parent process passed on, else
-            `TINKER_GUARD_*`.
-        control_plane: As for `install_guard()`.
+        settings: The settings. Without any, the guard reads those that a parent process passed on,
+            else `TINKER_GUARD_*`. Any object: it is checked when the guard is installed.
+        control_plane: As for `install_guard()`. Any object.
+        values: Settings by name. Other names are logged and ignored.
     """
+    named = values or {}
 
     def install() -> None:
         try:
             from tinker_guard.install.installation import install_unattended
 
-            install_unattended(settings, control_plane, is_wanted)
+            install_unattended(settings, control_plane, named, is_wanted)
         except Exception as error:
             from contextlib import suppress
 
-            from tinker_guard.install.child_env import is_strict
+            from tinker_guard.install.child_env import is_strict_for
 
-            if is_strict(os.environ) if settings is None else settings.strict:
+            if is_strict_for(settings, named):
                 raise
             # A dependency is missing or too old, for instance. The SDK's import continues.
             problem = f"{type(error).__name__}: {error}"

@@ -1,0 +1,80 @@
+"""The arguments of `install_guard()`, which the OpenTelemetry instrumentor takes too."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+from tinker_guard import faults
+from tinker_guard.control_plane.protocol import check_given
+from tinker_guard.settings import GuardSettings, InvalidSettingsError, check_type, no_setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tinker_guard.control_plane.protocol import AnyControlPlane
+    from tinker_guard.settings import SettingValues
+
+
+class Arguments(NamedTuple):
+    """The arguments, after they were checked."""
+
+    settings: GuardSettings | None
+    """None if no setting was given."""
+    control_plane: AnyControlPlane | None
+    """An object of the program's own, if one was given."""
+
+
+def read_arguments(
+    settings: GuardSettings | None,
+    control_plane: AnyControlPlane | str | None,
+    values: Mapping[str, object],
+) -> Arguments:
+    """Check arguments, and read settings that are given by name.
+
+    Args:
+        settings: As for `install_guard()`; any object.
+        control_plane: As for `install_guard()`; any object.
+        values: Settings by name.
+
+    Raises:
+        InvalidSettingsError: An argument is of a wrong type, a value is invalid, or settings are
+            given in both ways.
+    """
+    named = dict(values)
+    if isinstance(control_plane, str):
+        named["control_plane"] = control_plane
+        control_plane = None
+    if control_plane is not None:
+        check_given(control_plane)
+    if settings is not None:
+        check_type(settings)
+        if named:
+            raise InvalidSettingsError(
+                f"give either settings or {', '.join(named)}, not both; "
+                "GuardSettings(...) takes the same names."
+            )
+    given = GuardSettings(**cast("SettingValues", named)) if named else settings
+    return Arguments(given, control_plane)
+
+
+_PROVIDERS: Final = ("logger_provider", "meter_provider", "tracer_provider")
+"""Arguments that OpenTelemetry's own instrumentations take."""
+
+
+def without_unknown(values: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of an instrumentor that are settings; log the others, once."""
+    unknown = [name for name in values if name not in GuardSettings.model_fields]
+    # A program may import several SDKs, and each import reads the arguments.
+    if unknown and without_unknown.__name__ not in faults.already_logged:
+        faults.already_logged.add(without_unknown.__name__)
+        said = (f"{name} ({_why_ignored(name)})" for name in unknown)
+        line = "TinkerGuardInstrumentor ignores arguments: %s."
+        faults.log(logging.WARNING, line, ", ".join(said))
+    return {name: value for name, value in values.items() if name not in unknown}
+
+
+def _why_ignored(name: str) -> str:
+    if name in _PROVIDERS:
+        return "the guard uses the program's global provider"
+    return no_setting(name)
