@@ -21,7 +21,7 @@ from tinker_guard import (
     wait_until_routable,
 )
 from tinker_guard.control_plane.chosen import control_plane_of
-from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables
+from tinker_guard.settings import SettingValues, Trainer404, misspelt_variables, unknown_inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -555,15 +555,95 @@ def test_no_text_or_pickle_holds_the_key(protocol: int, with_key: GuardSettings)
 
 
 def test_variables_are_left_to_the_child_but_not_the_loss(
-    with_key: GuardSettings, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = with_key.dump_without_key(are_from_variables=True)
-    assert json.loads(text) == {"is_control_plane_key_lost": True}
     monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_URL", URL)
+    monkeypatch.setenv(VARIABLE, KEY)
+    text = GuardSettings().dump_without_key()
+    assert json.loads(text) == {"is_control_plane_key_lost": True}
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("TINKER_GUARD_RETRY_TIMEOUT", "8")
     settings = GuardSettings.load_without_key(text)
     assert settings.is_control_plane_key_lost
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
+
+
+# -- a child process -----------------------------------------------------------------------------
+
+RETRY = "TINKER_GUARD_RETRY_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    ("parents", "own", "expected"),
+    [
+        ({}, {}, GuardSettings(retry_timeout=7)),
+        ({}, {RETRY: ""}, GuardSettings(retry_timeout=7)),
+        ({}, {RETRY: "8"}, GuardSettings(retry_timeout=8)),
+        ({}, {RETRY.lower(): "8"}, GuardSettings(retry_timeout=8)),
+        ({}, {RETRY: "30"}, GuardSettings()),
+        ({RETRY: "9"}, {RETRY: "9"}, GuardSettings(retry_timeout=7)),
+        ({RETRY: "9"}, {}, GuardSettings(retry_timeout=7)),
+        ({RETRY: "9"}, {RETRY: ""}, GuardSettings(retry_timeout=7)),
+        ({RETRY: "9"}, {RETRY: "8"}, GuardSettings(retry_timeout=8)),
+        ({RETRY: ""}, {RETRY: "8"}, GuardSettings(retry_timeout=8)),
+        ({}, {"TINKER_GUARD_VERDICT_TTL": "2"}, GuardSettings(retry_timeout=7, verdict_ttl=2)),
+        ({"TINKER_GUARD_VERDICT_TTL": "2"}, {}, GuardSettings(retry_timeout=7)),
+        ({}, {"TINKER_GUARD_ENABLED": "0"}, GuardSettings(retry_timeout=7, enabled=False)),
+    ],
+)
+def test_a_variable_of_the_child_wins_unless_the_parent_had_it_too(
+    parents: dict[str, str],
+    own: dict[str, str],
+    expected: GuardSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as parent:
+        for name, value in parents.items():
+            parent.setenv(name, value)
+        text = GuardSettings(retry_timeout=7).dump_without_key()
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert GuardSettings.load_without_key(text) == expected
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GuardSettings(retry_timeout=7),
+        lambda: GuardSettings().model_copy(update={"retry_timeout": 7.0}),
+        lambda: pickle.loads(pickle.dumps(GuardSettings(retry_timeout=7))),
+        lambda: copy.deepcopy(GuardSettings(retry_timeout=7)),
+    ],
+    ids=["argument", "copy-with-update", "pickle", "deepcopy"],
+)
+def test_a_child_is_given_what_was_given_in_code(
+    make: Callable[[], GuardSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_GUARD_VERDICT_TTL", "2")
+    assert json.loads(make().dump_without_key()) == {"retry_timeout": 7.0}
+
+
+def test_what_a_variable_holds_is_not_passed_on_in_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_GUARD_CONTROL_PLANE_URL", "https://api.test/geheim")
+    assert "geheim" not in GuardSettings(control_plane_url=URL).dump_without_key()
+
+
+def test_a_setting_of_another_release_is_ignored() -> None:
+    text = json.dumps({"retry_timeout": 7, "patience": "geheim", "mood": None})
+    assert GuardSettings.load_without_key(text) == GuardSettings(retry_timeout=7)
+    assert unknown_inherited(text) == ["patience", "mood"]
+    assert unknown_inherited(json.dumps({"a\nforged line": 1, "x" * 99: 2})) == ["...", "..."]
+    for known in (GuardSettings(**GuardSettings().model_dump()), GuardSettings(strict=True)):
+        assert unknown_inherited(known.dump_without_key()) == []
+
+
+@pytest.mark.parametrize("variables", [None, 5, "geheim", [], {"retry_timeout": 5}])
+def test_what_the_parents_variables_held_can_be_anything(
+    variables: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RETRY, "8")
+    text = json.dumps({"retry_timeout": 7, "variables": variables})
+    assert GuardSettings.load_without_key(text).retry_timeout == 8
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -56,6 +57,8 @@ _INHERITED: Final = f"{_PREFIX}INHERITED"
 """An internal variable for child processes, not a setting."""
 _LOST: Final = "is_control_plane_key_lost"
 """Member of the JSON for child processes: whether a key was left out."""
+_VARIABLES: Final = "variables"
+"""Another member: digests of the parent's variables, by the setting."""
 
 
 class InvalidSettingsError(ValueError):
@@ -294,8 +297,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     guarded, an invalid setting, an unknown `TINKER_GUARD_*` variable."""
     child_processes: bool = True
     """Whether Python processes that this one starts guard their SDKs too, through PYTHONPATH
-    (see `tinker_guard.install.child_env`). They have the same settings, but never a key given in
-    code: see `is_control_plane_key_lost`."""
+    (see `tinker_guard.install.child_env`). They have the settings that were given in code, unless
+    they are given a variable of their own, but never a key: see `is_control_plane_key_lost`."""
     routes: Annotated[
         tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_patterns)
     ] = ()
@@ -384,31 +387,40 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     def _has_or_lost_key(self) -> bool:
         return self._was_key_left_out or self.control_plane_api_key is not None
 
-    def dump_without_key(self, *, are_from_variables: bool = False) -> str:
-        """JSON for a child process: the settings, and whether there was a key, but not the key.
+    def dump_without_key(self) -> str:
+        """JSON for a child process: what was given in code, and whether there was a key.
 
-        Args:
-            are_from_variables: Whether the child process inherits the variables of these
-                settings, so that the JSON leaves them out.
+        It never holds the key. The child process reads other settings from its own variables.
         """
-        fields = {} if are_from_variables else json.loads(self.model_dump_json(exclude={_KEY}))
-        return json.dumps(fields | {_LOST: True} if self._has_or_lost_key else fields)
+        members = json.loads(self.model_dump_json(exclude_unset=True, exclude={_KEY}))
+        variables = {
+            name: _digest(value) for name, value in _set_variables().items() if name in members
+        }
+        if self._has_or_lost_key:
+            members[_LOST] = True
+        if variables:
+            members[_VARIABLES] = variables
+        return json.dumps(members)
 
     @classmethod
     def load_without_key(cls, text: str) -> Self:
         """Read what `dump_without_key` wrote; a key comes from this process's own variable.
 
+        A variable of this process counts more than the text, unless the parent process had it with
+        the same value: there, code came first. Settings that this release does not know are
+        ignored.
+
         Raises:
             InvalidSettingsError: The text is something else, or a variable has an invalid value.
         """
-        try:
-            fields = dict(json.loads(text))
-        except (ValueError, TypeError, RecursionError):
-            raise InvalidSettingsError(
-                f"{_INHERITED} holds no settings. The guard sets it for child processes; unset it."
-            ) from None
-        was_key_left_out = fields.pop(_LOST, False)
-        settings = cls(**fields)
+        members = _members(text)
+        was_key_left_out = members.get(_LOST, False)
+        parents = members.get(_VARIABLES)
+        own = {name: _digest(value) for name, value in _set_variables().items()}
+        if isinstance(parents, dict):
+            own = {name: digest for name, digest in own.items() if parents.get(name) != digest}
+        known = cls.model_fields.keys() - own.keys()
+        settings = cls(**{name: value for name, value in members.items() if name in known})
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
         return settings
 
@@ -476,6 +488,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
                 super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
+        # Only what was given in code: child processes read the variables themselves.
+        self.model_fields_set.intersection_update(values)
 
     @field_validator("control_plane_api_key")
     @classmethod
@@ -532,6 +546,29 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
                 "`control_plane_url`, `control_plane_object` and `control_plane_state` may hold "
                 "only names that a pattern of `routes` captures"
             )
+
+
+def _members(text: str) -> dict[str, Any]:
+    """The members of the JSON that `GuardSettings.dump_without_key` writes."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidSettingsError(
+            f"{_INHERITED} holds no settings. The guard sets it for child processes; unset it."
+        ) from None
+
+
+def _set_variables() -> dict[str, str]:
+    """The values of the variables that are set, by the setting."""
+    # Not `items()`: another thread may remove a variable meanwhile.
+    found = {name.upper(): os.environ.get(name) for name in list(os.environ)}
+    values = {name: found.get(variable(name)) for name in GuardSettings.model_fields}
+    return {name: value for name, value in values.items() if value}
+
+
+def _digest(value: str) -> str:
+    """A value of a variable as it is passed on: two can be compared, and none be read."""
+    return hashlib.sha256(value.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def can_be_sent(key: str) -> bool:
@@ -633,6 +670,42 @@ def check_type(settings: GuardSettings) -> None:
         raise InvalidSettingsError(
             f"settings: must be a GuardSettings, and is of type {type(settings).__name__}; give "
             "settings by name, such as GuardSettings(retry_timeout=60)"
+        )
+
+
+def unknown_inherited(text: str) -> list[str]:
+    """The settings of a parent process that this release does not know.
+
+    Args:
+        text: As for `GuardSettings.load_without_key`.
+
+    Raises:
+        InvalidSettingsError: The text is something else.
+    """
+    known = {*GuardSettings.model_fields, _LOST, _VARIABLES}
+    unknown = [name for name in _members(text) if name not in known]
+    # The text may be anybody's, and lines be forged by it.
+    return [name if re.fullmatch(r"[a-z]\w{0,40}", name, re.ASCII) else "..." for name in unknown]
+
+
+def check_inherited(text: str) -> None:
+    """Log the settings of a parent process that this release does not know, once.
+
+    Args:
+        text: As for `GuardSettings.load_without_key`.
+
+    Raises:
+        InvalidSettingsError: The text is something else.
+    """
+    unknown = unknown_inherited(text)
+    if unknown and _INHERITED not in faults.already_logged:
+        faults.already_logged.add(_INHERITED)
+        faults.log(
+            logging.WARNING,
+            "%s holds settings that this release does not know: %s. The parent process has another "
+            "release of tinker_guard; they are ignored.",
+            _INHERITED,
+            ", ".join(unknown),
         )
 
 

@@ -780,12 +780,63 @@ def test_a_key_that_the_parent_process_kept_is_a_warning(
         assert warning.to_do == "Set TINKER_GUARD_CONTROL_PLANE_API_KEY here too."
 
 
-@pytest.mark.parametrize("left", ["", "{", "[]", '{"retry_timeout": "soon"}', "{}"])
-def test_what_a_parent_process_left_can_be_anything(
-    monkeypatch: pytest.MonkeyPatch, left: str
-) -> None:
+@pytest.mark.parametrize("left", ["", "[]", "{}"])
+def test_a_parent_process_may_leave_nothing(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     monkeypatch.setenv("TINKER_GUARD_INHERITED", left)
-    assert only(check_settings()).status is Status.OK
+    assert only(check_settings()).detail == "all as by default"
+
+
+@pytest.mark.parametrize(
+    ("left", "detail"),
+    [
+        ("{", "TINKER_GUARD_INHERITED: holds no settings. The guard sets it for child processes"),
+        ('{"retry_timeout": "soon"}', "retry_timeout: input should be a valid number"),
+    ],
+)
+def test_what_a_parent_process_left_can_be_anything(
+    monkeypatch: pytest.MonkeyPatch, left: str, detail: str
+) -> None:
+    """A run there goes unguarded."""
+    monkeypatch.setenv("TINKER_GUARD_INHERITED", left)
+    problem, in_force = check_settings()
+    assert problem.status is Status.PROBLEM
+    assert problem.detail.startswith(detail)
+    assert problem.to_do == "The parent process passed it on. Unset TINKER_GUARD_INHERITED."
+    assert in_force.detail == "in the checks below: all as by default"
+
+
+@pytest.mark.parametrize(
+    ("variables", "details"),
+    [
+        ({}, ["retry_timeout 60.0, the others as by default"]),
+        ({"RETRY_TIMEOUT": "5"}, ["retry_timeout 5.0, the others as by default"]),
+        ({"VERDICT_TTL": "2"}, ["retry_timeout 60.0, verdict_ttl 2.0, the others as by default"]),
+        (
+            {"ENABLED": "0"},
+            [
+                "TINKER_GUARD_ENABLED switches the guard off: runs go unguarded",
+                "enabled False, retry_timeout 60.0, the others as by default",
+            ],
+        ),
+    ],
+)
+def test_in_a_child_process_the_settings_of_a_run_there_are_shown(
+    variables: dict[str, str], details: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inherited = GuardSettings(retry_timeout=60).dump_without_key()
+    monkeypatch.setenv("TINKER_GUARD_INHERITED", inherited)
+    for name, value in variables.items():
+        monkeypatch.setenv(f"TINKER_GUARD_{name}", value)
+    assert [found.detail for found in check_settings()] == details
+    assert read_settings() == (GuardSettings.load_without_key(inherited), {})
+
+
+def test_what_a_parent_of_another_release_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_GUARD_INHERITED", '{"retry_timeout": 60, "patience": 3}')
+    warning, in_force = check_settings()
+    assert warning.status is Status.WARNING
+    assert "settings that this release does not know: patience" in warning.detail
+    assert in_force.detail == "retry_timeout 60.0, the others as by default"
 
 
 def test_an_obstacle_says_more_than_a_failed_question() -> None:

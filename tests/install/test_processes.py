@@ -367,6 +367,7 @@ def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> Non
         ("TINKER_GUARD_STRICT", "true"),
         ("tinker_guard_strict", '"true"'),
         (children.SETTINGS, GuardSettings(strict=True).dump_without_key()),
+        (children.SETTINGS, GuardSettings(strict=True, verdict_ttl=2).dump_without_key()),
     ):
         environment = {"PYTHONPATH": str(tmp_path), name: value}
         children.inject(environment)
@@ -376,6 +377,30 @@ def test_a_strict_python_without_the_guard_imports_no_sdk(tmp_path: Path) -> Non
         assert ended.returncode == 1
         assert "imported" not in ended.stdout
         assert "Install tinker-guard there too. (TINKER_GUARD_STRICT is set.)" in ended.stderr
+
+
+@pytest.mark.parametrize("parents", [None, "0"])
+@pytest.mark.parametrize("has_guard", [True, False])
+def test_a_child_that_is_told_not_to_be_strict_is_not(
+    parents: str | None, has_guard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own word wins over the parent's code, but not a variable that the parent had already."""
+    python = sys.executable
+    if not has_guard:
+        venv.create(tmp_path / "venv", with_pip=False)
+        python = str(tmp_path / "venv" / "bin" / "python")
+    (tmp_path / "tinker.py").touch()
+    if parents is not None:
+        monkeypatch.setenv(children.STRICT, parents)
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)][: 1 + has_guard]),
+        children.STRICT: "0",
+        # Nothing else in the child can be read.
+        "TINKER_GUARD_RETRY_TIMEOUT": "soon",
+    }
+    children.inject(environment, GuardSettings(strict=True).dump_without_key())
+    ended = run([python, "-c", "import tinker"], tmp_path, environment)
+    assert ended.returncode == (0 if parents is None else 1), ended.stderr
 
 
 # -- children ------------------------------------------------------------------------------------
@@ -403,6 +428,40 @@ if __name__ == "__main__":
 def test_every_kind_of_child_process_is_guarded_with_the_parents_settings(tmp_path: Path) -> None:
     printed = output_of(SPAWN, IS_GUARDED, cwd=tmp_path)
     assert printed.splitlines() == ["GuardTransport 7.0"] * 4
+
+
+PARENT_OF_OTHERS = """
+import json, os, subprocess, sys
+from tinker_guard import install_guard
+install_guard(retry_timeout=7)
+told = json.loads(sys.argv[1])
+if told.pop("from another release", None):
+    inherited = json.loads(os.environ["TINKER_GUARD_INHERITED"])
+    os.environ["TINKER_GUARD_INHERITED"] = json.dumps({**inherited, "patience": 3})
+subprocess.run([sys.executable, "-c", sys.argv[2]], check=True, env={**os.environ, **told})
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"TINKER_GUARD_ENABLED": "false"}, ""),
+        ({"TINKER_GUARD_VERDICT_TTL": "2"}, "GuardTransport 7.0"),
+        ({"TINKER_GUARD_RETRY_TIMEOUT": "5"}, "GuardTransport 5.0"),
+        ({"from another release": True}, "GuardTransport 7.0"),
+    ],
+    ids=["off", "another", "the-same", "of-another-release"],
+)
+def test_a_child_obeys_its_own_variables(
+    told: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PARENT_OF_OTHERS)
+    ended = run([sys.executable, "program.py", json.dumps(told), IS_GUARDED], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(expected)
+    assert ("GuardTransport" in ended.stdout) is bool(expected)
+    is_told = "TINKER_GUARD_INHERITED holds settings that this release does not know"
+    assert ended.stderr.count(is_told) == (1 if "from another release" in told else 0)
 
 
 def test_a_fork_while_another_thread_installs_leaves_no_lock_behind(
@@ -504,7 +563,7 @@ def test_the_programs_own_word_counts_for_its_children_too(decision: str, tmp_pa
 
 
 def test_settings_from_variables_are_left_to_the_variables() -> None:
-    install_guard()
+    install_guard(GuardSettings())
     assert children.SETTINGS not in os.environ
     assert "bootstrap" in os.environ["PYTHONPATH"]
 

@@ -647,6 +647,7 @@ def _use(accepted: GuardSettings) -> None:
         )
 
 
+@pytest.mark.meets_fault  # a name that is no setting is logged once
 @fuzzed
 @given(st.one_of(_NOISE, _DOCUMENT, st.dictionaries(_FIELDS, _JSON | _VALUES).map(json.dumps)))
 def test_any_settings_that_a_parent_process_left(value: str) -> None:
@@ -667,7 +668,8 @@ def test_any_settings_that_a_parent_process_left(value: str) -> None:
     finally:
         faults.logger.removeHandler(handler)
     # Either it was understood, or one line says that the process runs unguarded.
-    assert install.called is (records == [])
+    is_unguarded = any("this process runs unguarded" in line for line in records)
+    assert install.called is not is_unguarded
     assert len(records) <= 1
     assert not any(_MARK in line for line in records)
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
 SETTINGS = "TINKER_GUARD_INHERITED"
-"""The variable with settings that a program gave in code, as JSON. It holds no key, only
-whether there was one (`GuardSettings.dump_without_key`)."""
+"""The variable with the settings that a program gave in code, as JSON, and no others. It holds no
+key, only whether there was one (`GuardSettings.dump_without_key`)."""
 
 _BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap")
 
@@ -33,9 +33,14 @@ def is_strict(environment: MutableMapping[str, str]) -> bool:
     A value that is no boolean counts too, such as `"true"` with the quotes, which Docker's files of
     variables keep. `bootstrap/sitecustomize.py` has a copy, for environments without this package.
     """
-    return '"strict": true' in environment.get(SETTINGS, "") or any(
-        name.upper() == STRICT and environment.get(name, "").lower() not in _FALSE
-        for name in list(environment)
+    values = [
+        environment.get(name, "").lower() for name in list(environment) if name.upper() == STRICT
+    ]
+    inherited = environment.get(SETTINGS, "")
+    # A variable wins over the parent's code, unless the parent had one: it has left a digest then.
+    is_decided = any(values) and '"strict": "' not in inherited
+    return any(value not in _FALSE for value in values) or (
+        '"strict": true' in inherited and not is_decided
     )
 
 

@@ -10,6 +10,7 @@ all found by the second kind of hook.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import sys
@@ -45,7 +46,7 @@ from tinker_guard.install.sdks import (
     unguarded_requests,
 )
 from tinker_guard.install.status import GuardStatus, Place, RestStatus
-from tinker_guard.settings import GuardSettings, check_variables
+from tinker_guard.settings import GuardSettings, check_inherited, check_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -391,6 +392,7 @@ def install_unattended(
         inherited = os.environ.get(SETTINGS) if given is None else None
         if inherited:
             given = GuardSettings.load_without_key(inherited)
+            check_inherited(inherited)
         install(
             given,
             own_control_plane,
@@ -434,11 +436,10 @@ def install(
     settings = given or GuardSettings()
     check_variables(settings)
     if not for_children:
-        # Child processes read the variables themselves, but may lack a key.
-        if given is not None:
-            for_children = settings.dump_without_key()
-        elif settings.control_plane_api_key is not None:
-            for_children = settings.dump_without_key(are_from_variables=True)
+        for_children = settings.dump_without_key()
+        if not json.loads(for_children):
+            # Child processes read the variables themselves.
+            for_children = None
     request = _Request(settings, control_plane, for_children, replace, is_automatic)
     is_done = False
     while not is_done:  # again, if another thread installs it meanwhile

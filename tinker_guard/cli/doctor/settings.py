@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from tinker_guard.settings import (
     GuardSettings,
     InvalidSettingsError,
     misspelt_variables,
+    unknown_inherited,
     variable,
     without_keys,
 )
@@ -35,12 +37,13 @@ def check_versions() -> Iterator[Finding]:
 
 
 def read_settings() -> tuple[GuardSettings, dict[str, str]]:
-    """The settings from the environment, and the fault of each invalid variable.
+    """The settings that a guarded run has here, and the fault of each invalid variable.
 
-    An invalid setting has its default instead.
+    In a child process, what the parent process passes on counts too. An invalid setting has its
+    default instead; if there is one, nothing is taken from the parent.
     """
     try:
-        return GuardSettings(), {}
+        return GuardSettings.load_without_key(os.environ.get(SETTINGS) or "{}"), {}
     except InvalidSettingsError as error:
         problems = _problems_in(error)
     defaults = {name: field.default for name, field in GuardSettings.model_fields.items()}
@@ -53,8 +56,11 @@ def read_settings() -> tuple[GuardSettings, dict[str, str]]:
 
 
 def _problems_in(error: InvalidSettingsError) -> dict[str, str]:
-    lines = (line.strip().partition(": ") for line in str(error).splitlines()[1:])
-    return {name: problem for name, _, problem in lines}
+    first, *lines = str(error).splitlines()
+    if not lines:
+        return {SETTINGS: first.removeprefix(f"{SETTINGS} ")}
+    parts = (line.strip().partition(": ") for line in lines)
+    return {name: problem for name, _, problem in parts}
 
 
 def check_settings() -> Iterator[Finding]:
@@ -66,10 +72,13 @@ def check_settings() -> Iterator[Finding]:
             "settings",
             Status.PROBLEM,
             f"{name}: {problem}",
-            "Correct or unset it: install_guard() refuses it.",
+            f"The parent process passed it on. Unset {SETTINGS}."
+            if name in (SETTINGS, *GuardSettings.model_fields)
+            else "Correct or unset it: install_guard() refuses it.",
         )
     yield from _misspelt_variables()
-    if _is_key_lost():
+    yield from _unknown_inherited()
+    if settings.is_control_plane_key_lost:
         yield Finding(
             Section.GUARD,
             "settings",
@@ -106,14 +115,18 @@ def _shown(name: str, value: object) -> object:
     return " ".join(value) if isinstance(value, tuple) else value
 
 
-def _is_key_lost() -> bool:
-    """Whether a parent process was given a key in code, which child processes do not get."""
-    try:
-        inherited = GuardSettings.load_without_key(os.environ.get(SETTINGS, "{}"))
-    except Exception:
-        # The variable may hold anything.
-        return False
-    return inherited.is_control_plane_key_lost
+def _unknown_inherited() -> Iterator[Finding]:
+    with suppress(InvalidSettingsError):
+        unknown = unknown_inherited(os.environ.get(SETTINGS) or "{}")
+        if unknown:
+            yield Finding(
+                Section.GUARD,
+                "settings",
+                Status.WARNING,
+                f"the parent process passes on settings that this release does not know: "
+                f"{', '.join(unknown)}",
+                "Install the same release of tinker-guard here.",
+            )
 
 
 def _misspelt_variables() -> Iterator[Finding]:

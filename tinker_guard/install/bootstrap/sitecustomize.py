@@ -31,9 +31,15 @@ def _arm():
 def _is_strict():
     """The same as `tinker_guard.install.child_env.is_strict`."""
     off = ("", "0", "false", "f", "no", "n", "off")
-    return '"strict": true' in os.environ.get("TINKER_GUARD_INHERITED", "") or any(
-        name.upper() == "TINKER_GUARD_STRICT" and os.environ.get(name, "").lower() not in off
+    values = [
+        os.environ.get(name, "").lower()
         for name in list(os.environ)
+        if name.upper() == "TINKER_GUARD_STRICT"
+    ]
+    inherited = os.environ.get("TINKER_GUARD_INHERITED", "")
+    is_decided = any(values) and '"strict": "' not in inherited
+    return any(value not in off for value in values) or (
+        '"strict": true' in inherited and not is_decided
     )
 
 
