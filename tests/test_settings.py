@@ -568,6 +568,89 @@ def test_variables_are_left_to_the_child_but_not_the_loss(
     assert (settings.retry_timeout, settings.control_plane_url) == (8, URL)
 
 
+URL_VARIABLE = "TINKER_GUARD_CONTROL_PLANE_URL"
+OF_A_TEMPLATE: Any = {"control_plane": "http", "routes": ("https://x.test/{job}",)}
+
+
+@pytest.mark.parametrize("move", LEAVES_OUT)
+@pytest.mark.parametrize(
+    ("url", "left", "kind"),
+    [
+        ("https://cp.test/j/{job}?token=geheim", "https://cp.test/j/{job}?token=...", "http"),
+        ("https://cp.test/j?geheim", "https://cp.test/j?...", "http"),
+        ("/j/{job}?view=full&id={job}&k=geheim", "/j/{job}?view=...&id={job}&k=...", "http"),
+        ("https://cp.test/geheim-0123456789/j", "https://cp.test/.../j", "http"),
+        ("https://cp.test/geheim-0123456789", "https://cp.test/...", None),
+    ],
+)
+def test_a_url_with_a_key_in_it_does_not_leave_the_process(
+    url: str,
+    left: str,
+    kind: str | None,
+    move: Callable[[GuardSettings], GuardSettings],
+) -> None:
+    given: Any = {**OF_A_TEMPLATE, "control_plane": kind}
+    settings = GuardSettings(**given, control_plane_url=url)
+    assert not settings.is_control_plane_key_lost
+    assert "geheim" not in settings.dump_without_key()
+    assert b"geheim" not in pickle.dumps(settings)
+    moved = move(move(settings))
+    assert moved.control_plane_url == left
+    assert moved.is_control_plane_url_lost
+    assert moved.is_control_plane_key_lost
+    # Nobody is asked: see `SharedControlPlane`.
+    assert getattr(control_plane_of(moved), "is_key_lost", False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"), [("http", "https://other.test/j?token=other"), (None, "https://other.test")]
+)
+def test_a_variable_where_it_arrives_holds_another_url(
+    kind: str | None, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: Any = {**OF_A_TEMPLATE, "control_plane": kind}
+    settings = GuardSettings(**given, control_plane_url="https://cp.test/geheim-0123456789")
+    text, pickled = settings.dump_without_key(), pickle.dumps(settings)
+    monkeypatch.setenv(URL_VARIABLE, other)
+    for moved in (GuardSettings.load_without_key(text), pickle.loads(pickled)):
+        assert moved.control_plane_url == other
+        assert not moved.is_control_plane_key_lost
+
+
+@pytest.mark.parametrize("move", [*LEAVES_OUT, *KEEPS])
+@pytest.mark.parametrize("url", ["https://cp.test/jobs/{job}?id={job}", "/jobs/{job}", URL])
+def test_a_url_without_a_key_goes_along(
+    url: str, move: Callable[[GuardSettings], GuardSettings]
+) -> None:
+    settings = GuardSettings(**OF_A_TEMPLATE, control_plane_url=url)
+    assert move(settings).control_plane_url == url
+    assert not move(settings).is_control_plane_key_lost
+
+
+def test_a_url_that_cannot_work_replaces_no_lost_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = GuardSettings(control_plane_url="https://cp.test/geheim-0123456789")
+    pickled = pickle.dumps(settings)
+    monkeypatch.setenv(URL_VARIABLE, "ftp://cp.test")
+    assert pickle.loads(pickled).is_control_plane_url_lost
+
+
+@pytest.mark.parametrize("move", KEEPS)
+def test_a_copy_within_the_process_keeps_a_url_with_a_key(
+    move: Callable[[GuardSettings], GuardSettings],
+) -> None:
+    settings = GuardSettings(control_plane_url="https://cp.test/geheim-0123456789")
+    assert move(settings) == settings
+    assert not move(settings).is_control_plane_key_lost
+    lost: GuardSettings = pickle.loads(pickle.dumps(settings))
+    assert lost.model_copy().is_control_plane_url_lost
+    assert not lost.model_copy(update={"control_plane_url": URL}).is_control_plane_key_lost
+
+
+def test_a_url_from_a_variable_is_left_to_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL_VARIABLE, "https://cp.test/geheim-0123456789")
+    assert GuardSettings().dump_without_key() == "{}"
+
+
 # -- a child process -----------------------------------------------------------------------------
 
 RETRY = "TINKER_GUARD_RETRY_TIMEOUT"

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from contextlib import suppress
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -53,10 +54,13 @@ if TYPE_CHECKING:
 
 _PREFIX: Final = "TINKER_GUARD_"
 _KEY: Final = "control_plane_api_key"
+_URL: Final = "control_plane_url"
 _INHERITED: Final = f"{_PREFIX}INHERITED"
 """An internal variable for child processes, not a setting."""
 _LOST: Final = "is_control_plane_key_lost"
 """Member of the JSON for child processes: whether a key was left out."""
+_LOST_URL: Final = "is_control_plane_url_lost"
+"""The same of a URL with a key in it, whose place the part without it takes."""
 _VARIABLES: Final = "variables"
 """Another member: digests of the parent's variables, by the setting."""
 
@@ -265,7 +269,7 @@ class _ShortHelp(type(BaseSettings)):  # type: ignore[misc]
     """`help()` and completion show the settings, not the several hundred lines of pydantic."""
 
     def __dir__(cls) -> list[str]:
-        return [*cls.__pydantic_fields__, "is_control_plane_key_lost", "model_copy"]
+        return [*cls.__pydantic_fields__, _LOST, "model_copy"]
 
 
 class GuardSettings(BaseSettings, metaclass=_ShortHelp):
@@ -373,24 +377,45 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     `otlp` (to `OTEL_EXPORTER_OTLP_ENDPOINT`) or `jsonl:PATH`. None sets up nothing."""
 
     _was_key_left_out: bool = PrivateAttr(default=False)
+    _was_url_left_out: bool = PrivateAttr(default=False)
 
     @property
     def is_control_plane_key_lost(self) -> bool:
-        """Whether a `control_plane_api_key` was given but is missing in this process.
+        """Whether a key for the control plane was given but is missing in this process.
 
-        Pickles and child processes do not get the key. If `TINKER_GUARD_CONTROL_PLANE_API_KEY` is
-        set in their own environment, they use that one, and this is False.
+        Pickles and child processes do not get `control_plane_api_key`. If
+        `TINKER_GUARD_CONTROL_PLANE_API_KEY` is set in their own environment, they use that one, and
+        this is False; unless the key is one in the URL: see `is_control_plane_url_lost`.
         """
-        return self._was_key_left_out and self.control_plane_api_key is None
+        is_missing = self._was_key_left_out and self.control_plane_api_key is None
+        return is_missing or self._was_url_left_out
+
+    @property
+    def is_control_plane_url_lost(self) -> bool:
+        """Whether a `control_plane_url` was given that may hold a key, but is cut short here.
+
+        Pickles and child processes do not get values in its query, nor what in its path may be a
+        key. If `TINKER_GUARD_CONTROL_PLANE_URL` is set in their own environment, they use that one,
+        and this is False.
+        """
+        return self._was_url_left_out
 
     @property
     def _has_or_lost_key(self) -> bool:
         return self._was_key_left_out or self.control_plane_api_key is not None
 
+    @property
+    def _url_to_leave_out(self) -> str | None:
+        """What stands for the URL where it must not arrive; None if it may go along."""
+        url = self.control_plane_url
+        shown = None if url is None else without_keys(url)
+        return shown if self._was_url_left_out or shown != url else None
+
     def dump_without_key(self) -> str:
         """JSON for a child process: what was given in code, and whether there was a key.
 
-        It never holds the key. The child process reads other settings from its own variables.
+        It never holds the key, nor one in the URL. The child process reads other settings from its
+        own variables.
         """
         members = json.loads(self.model_dump_json(exclude_unset=True, exclude={_KEY}))
         variables = {
@@ -398,6 +423,10 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         }
         if self._has_or_lost_key:
             members[_LOST] = True
+        left = self._url_to_leave_out
+        # A URL from a variable is left to the variable.
+        if left is not None and (_URL in members or self._was_url_left_out):
+            members |= {_URL: left, _LOST_URL: True}
         if variables:
             members[_VARIABLES] = variables
         return json.dumps(members)
@@ -422,6 +451,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         known = cls.model_fields.keys() - own.keys()
         settings = cls(**{name: value for name, value in members.items() if name in known})
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
+        settings._was_url_left_out = bool(members.get(_LOST_URL, False)) and _URL in known
         return settings
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -439,30 +469,41 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         raise ValidationError.from_exception_data(type(self).__name__, [problem], hide_input=True)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """The state for a pickle: all but the key, and whether there was a key."""
+        """The state for a pickle: all but the key, or one in the URL, and whether there was one."""
         state = super().__getstate__()
+        left = self._url_to_leave_out
         return state | {
-            "__dict__": state["__dict__"] | {_KEY: None},
+            "__dict__": state["__dict__"] | {_KEY: None} | ({} if left is None else {_URL: left}),
             "__pydantic_private__": {
                 **(state["__pydantic_private__"] or {}),
                 "_was_key_left_out": self._has_or_lost_key,
+                "_was_url_left_out": left is not None,
             },
         }
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Restore a pickle; a missing key comes from this process's own variable."""
+        """Restore a pickle; a missing key or URL comes from this process's own variable."""
         super().__setstate__(state)
         if self._was_key_left_out:
             key = EnvSettingsSource(type(self))().get(_KEY)
             if key is not None and can_be_sent(key):
                 self.__dict__[_KEY] = SecretStr(key)
                 self._was_key_left_out = False
+        if self._was_url_left_out:
+            url = EnvSettingsSource(type(self))().get(_URL)
+            # One that does not fit the other settings is as good as none.
+            with suppress(InvalidSettingsError):
+                if url is not None:
+                    found = type(self)(**self.__dict__ | {_URL: url})
+                    self.__dict__[_URL] = found.control_plane_url
+                    self._was_url_left_out = False
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the settings within this process, with the key."""
         copied = super().model_copy(update=update, deep=deep)
-        # A copy with a new key lacks none.
+        # A copy with a new key, or a new URL, lacks none.
         copied._was_key_left_out &= copied.control_plane_api_key is None
+        copied._was_url_left_out &= _URL not in (update or {})
         return copied
 
     @classmethod
@@ -682,7 +723,7 @@ def unknown_inherited(text: str) -> list[str]:
     Raises:
         InvalidSettingsError: The text is something else.
     """
-    known = {*GuardSettings.model_fields, _LOST, _VARIABLES}
+    known = {*GuardSettings.model_fields, _LOST, _LOST_URL, _VARIABLES}
     unknown = [name for name in _members(text) if name not in known]
     # The text may be anybody's, and lines be forged by it.
     return [name if re.fullmatch(r"[a-z]\w{0,40}", name, re.ASCII) else "..." for name in unknown]
@@ -706,6 +747,19 @@ def check_inherited(text: str) -> None:
             "release of tinker_guard; they are ignored.",
             _INHERITED,
             ", ".join(unknown),
+        )
+
+
+def check_url(settings: GuardSettings) -> None:
+    """Log once that no control plane is asked, since its URL has lost a key."""
+    if settings.is_control_plane_url_lost and _LOST_URL not in faults.already_logged:
+        faults.already_logged.add(_LOST_URL)
+        faults.log(
+            logging.WARNING,
+            "%s was given with a key in it, which is not in this process: no control plane is "
+            "asked. Set %s.",
+            _URL,
+            variable(_URL),
         )
 
 

@@ -780,6 +780,14 @@ def test_a_key_that_the_parent_process_kept_is_a_warning(
         assert warning.to_do == "Set TINKER_GUARD_CONTROL_PLANE_API_KEY here too."
 
 
+def test_a_url_that_the_parent_process_kept_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = GuardSettings(control_plane_url="https://cp.test/geheim-0123456789")
+    monkeypatch.setenv("TINKER_GUARD_INHERITED", parents.dump_without_key())
+    warning, in_force = check_settings()
+    assert warning.to_do == "Set TINKER_GUARD_CONTROL_PLANE_URL here too."
+    assert in_force.detail.startswith("control_plane_url https://cp.test/..., ")
+
+
 @pytest.mark.parametrize("left", ["", "[]", "{}"])
 def test_a_parent_process_may_leave_nothing(monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     monkeypatch.setenv("TINKER_GUARD_INHERITED", left)

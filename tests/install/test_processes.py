@@ -575,6 +575,21 @@ def test_a_key_given_in_code_stays_in_the_process() -> None:
     assert not any("geheim" in value for value in os.environ.values())
 
 
+def test_a_key_in_a_url_stays_in_the_process(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        PARENT_WITH_KEY.format(
+            install="install_guard(routes='https://x.test/{job}', control_plane='http', "
+            "control_plane_url='https://cp.test/jobs/{job}?token=geheim')\n"
+            "assert not any('geheim' in value for value in os.environ.values())"
+        )
+    )
+    ended = run([sys.executable, "program.py", GRANDCHILD], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == ["https://cp.test/jobs/{job}?token=... True"] * 2
+    told = "which is not in this process: no control plane is asked."
+    assert ended.stderr.count(told) == 2
+
+
 KEY_IS_LOST = """
 from testkit.clients import transport_of
 from tests.end_to_end import sdk

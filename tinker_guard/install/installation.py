@@ -46,7 +46,7 @@ from tinker_guard.install.sdks import (
     unguarded_requests,
 )
 from tinker_guard.install.status import GuardStatus, Place, RestStatus
-from tinker_guard.settings import GuardSettings, check_inherited, check_variables
+from tinker_guard.settings import GuardSettings, check_inherited, check_url, check_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -435,6 +435,7 @@ def install(
     """
     settings = given or GuardSettings()
     check_variables(settings)
+    check_url(settings)
     if not for_children:
         for_children = settings.dump_without_key()
         if not json.loads(for_children):

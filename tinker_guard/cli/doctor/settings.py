@@ -79,13 +79,16 @@ def check_settings() -> Iterator[Finding]:
     yield from _misspelt_variables()
     yield from _unknown_inherited()
     if settings.is_control_plane_key_lost:
+        lost = (
+            "control_plane_url" if settings.is_control_plane_url_lost else "control_plane_api_key"
+        )
         yield Finding(
             Section.GUARD,
             "settings",
             Status.WARNING,
             "the parent process has a key for the control plane that this one does not get: a "
             "guard here asks no control plane",
-            f"Set {variable('control_plane_api_key')} here too.",
+            f"Set {variable(lost)} here too.",
         )
     if not settings.enabled:
         yield Finding(
