@@ -158,7 +158,8 @@ def test_a_resend_goes_over_the_connection_that_its_probe_proved(
         for before, sent in itertools.pairwise(noted)
         if sent.path.endswith("healthz")
         and before.status == 200
-        and not before.path.endswith("healthz")
+        # A question may come between on a busy machine: RUNNING serves for a second.
+        and before.path.endswith("get_server_capabilities")
     ]
     assert len(pairs) == len(proved)
     assert all(before.transport is sent.transport for before, sent in pairs)
