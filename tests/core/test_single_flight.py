@@ -436,3 +436,13 @@ async def test_a_call_that_is_cancelled_in_the_moment_of_the_result() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiter
     assert not flight.is_under_way
+
+
+async def test_what_the_leader_computes_may_ask_for_the_same() -> None:
+    flight = SingleFlight[int]()
+
+    async def compute(depth: int = 0) -> int:
+        return await flight.run(compute, depth + 1) if depth < 3 else depth
+
+    async with asyncio.timeout(1):
+        assert await flight.run(compute) == 3

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from testkit.fakes import FakeControlPlane, FakeGateway, gateway_404, known_from, plain_404, post
+from testkit.fakes import (
+    BASE,
+    FakeControlPlane,
+    FakeGateway,
+    gateway_404,
+    known_from,
+    ok,
+    plain_404,
+    post,
+)
 from testkit.threads import SyncFakeTransport, VirtualTime
 from testkit.virtual_time import VirtualTimeLoop
 from tinker_guard import GuardSettings, GuardTransport, SyncGuardTransport
 from tinker_guard.core.routes import ROUTES
+from tinker_guard.observability.providers import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,3 +120,68 @@ def test_below_a_sync_client_too(virtual_time: VirtualTime) -> None:
     with httpx.Client(transport=transport) as client:
         assert client.send(post()).status_code == 404
     assert virtual_time.now <= 4.5
+
+
+def test_where_nothing_is_recorded_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.answered(0.0)
+    _, response, seconds = _play(3, lambda _: gateway_404(), warmup=2)
+    assert response.status_code == 404
+    assert seconds == 4.0
+
+
+@pytest.mark.meets_fault
+def test_a_layer_that_cannot_be_looked_at_is_none_of_a_guard(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Shy(httpx.AsyncBaseTransport):
+        @property
+        def __dict__(self) -> dict[str, object]:  # type: ignore[override]
+            raise RuntimeError
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return gateway_404()
+
+    async def run() -> httpx.Response:
+        settings = GuardSettings(warmup_successes=0, trace="off")
+        transport = GuardTransport(
+            Shy(), settings=settings, control_plane=FakeControlPlane("JOB_STATE_FAILED")
+        )
+        return await transport.handle_async_request(post())
+
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.answered(0.0)
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(run()).status_code == 404
+    assert "looking for a guard below" in caplog.text
+
+
+def test_a_control_plane_that_asks_over_the_guarded_client() -> None:
+    """On the very route: what it meets there is its own matter."""
+    gateway = FakeGateway(lambda e: gateway_404() if e.body or e.is_probe else ok())
+
+    class OverTheRoute:
+        async def job_state(self, *_: object, **__: object) -> str:
+            (client,) = clients
+            response = await client.get("/api/v1/status")
+            return "RUNNING" if response.status_code == 200 else "FAILED"
+
+    async def run() -> httpx.Response:
+        transport = GuardTransport(
+            gateway.new_transport(),
+            settings=GuardSettings(warmup_successes=0, retry_timeout=1),
+            control_plane=OverTheRoute(),
+        )
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+            clients.append(client)
+            return await client.send(post())
+
+    clients: list[httpx.AsyncClient] = []
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(run()).status_code == 404
+    asked = [each for each in gateway.exchanges if each.path.endswith("/status")]
+    assert 1 <= len(asked) <= 3

@@ -261,9 +261,15 @@ class GuardedRequest:
             up_since = None
         async with runtime.timeout_at(deadline):
             while True:
-                self.answer = await self._control_plane.ask(
-                    self.state, self.request, self.line, not_found_at=not_found_at
-                )
+                # A control plane of the program's own may ask over a guarded client.
+                before = SEEN_TO.set(self.state)
+                try:
+                    self.answer = await self._control_plane.ask(
+                        self.state, self.request, self.line, not_found_at=not_found_at
+                    )
+                finally:
+                    with suppress(ValueError):
+                        SEEN_TO.reset(before)
                 now = self.clock()
                 missing_since = self.flights.missing_since
                 # Whoever heard since then, or then, that there is such a job has set this later.

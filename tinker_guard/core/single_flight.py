@@ -81,7 +81,7 @@ class SingleFlight(Generic[_T]):
             if self._leader is None:
                 return await self._compute(compute, *args)
             if self._leader == runtime.caller():
-                # What the leader sends goes through a second guard below: it would wait for itself.
+                # What it computes asks for the same: it would wait for itself.
                 return await compute(*args)
             # In place, not in a coroutine of its own: thousands may wait here.
             waiter = asyncio.get_running_loop().create_future()
