@@ -102,7 +102,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 return response
             report = RequestReport(given, state, self._settings)
             return await self._recover(given, state, report, sent_on, response)
-        if SEEN_TO.get() is state is not None:
+        if SEEN_TO.get() is request.stream:
             return await sent_on.handle_async_request(request)
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
@@ -124,7 +124,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
     ) -> httpx.Response:
         """See to a 404 of a request that was not looked after until then."""
         report.promote()
-        if SEEN_TO.get() is state is not None:
+        if SEEN_TO.get() is request.stream:
             # A guard above sees to it.
             return response
         judgement = None

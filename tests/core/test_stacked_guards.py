@@ -9,12 +9,10 @@ import httpx
 import pytest
 
 from testkit.fakes import (
-    BASE,
     FakeControlPlane,
     FakeGateway,
     gateway_404,
     known_from,
-    ok,
     plain_404,
     post,
 )
@@ -158,30 +156,3 @@ def test_a_layer_that_cannot_be_looked_at_is_none_of_a_guard(
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(run()).status_code == 404
     assert "looking for a guard below" in caplog.text
-
-
-def test_a_control_plane_that_asks_over_the_guarded_client() -> None:
-    """On the very route: what it meets there is its own matter."""
-    gateway = FakeGateway(lambda e: gateway_404() if e.body or e.is_probe else ok())
-
-    class OverTheRoute:
-        async def job_state(self, *_: object, **__: object) -> str:
-            (client,) = clients
-            response = await client.get("/api/v1/status")
-            return "RUNNING" if response.status_code == 200 else "FAILED"
-
-    async def run() -> httpx.Response:
-        transport = GuardTransport(
-            gateway.new_transport(),
-            settings=GuardSettings(warmup_successes=0, retry_timeout=1),
-            control_plane=OverTheRoute(),
-        )
-        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
-            clients.append(client)
-            return await client.send(post())
-
-    clients: list[httpx.AsyncClient] = []
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        assert runner.run(run()).status_code == 404
-    asked = [each for each in gateway.exchanges if each.path.endswith("/status")]
-    assert 1 <= len(asked) <= 3

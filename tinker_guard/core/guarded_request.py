@@ -71,9 +71,10 @@ NOT_ASKED: Final = JobAnswer(
 """What stands in the place of an answer where there is no control plane."""
 
 
-SEEN_TO: Final[ContextVar[RouteState | None]] = ContextVar("tinker_guard_route", default=None)
-"""The route for which a guard sends now, and sees to what comes of it: one below, such as a
-program's own below the installed one, leaves it alone."""
+SEEN_TO: Final[ContextVar[object]] = ContextVar("tinker_guard_seen_to", default=None)
+"""The body of the request that a guard sends now, and sees to: one below, such as a program's own
+below the installed one, leaves it alone. A copy of a request has the same body, and another request
+has another one, even if a signal handler sends it meanwhile."""
 
 HANDED_BACK: Final[WeakKeyDictionary[httpx.Response, Judgement]] = WeakKeyDictionary()
 """404s with their verdicts, which a guard above hands back as they are."""
@@ -195,7 +196,7 @@ class GuardedRequest:
             request = with_cookies(request, cookies)
         except Exception:
             faults.log_fault("pinning a request")
-        before = SEEN_TO.set(self.state)
+        before = SEEN_TO.set(request.stream)
         try:
             if pause is None:
                 return await self.report.send(self.sent_on, request)
@@ -261,15 +262,9 @@ class GuardedRequest:
             up_since = None
         async with runtime.timeout_at(deadline):
             while True:
-                # A control plane of the program's own may ask over a guarded client.
-                before = SEEN_TO.set(self.state)
-                try:
-                    self.answer = await self._control_plane.ask(
-                        self.state, self.request, self.line, not_found_at=not_found_at
-                    )
-                finally:
-                    with suppress(ValueError):
-                        SEEN_TO.reset(before)
+                self.answer = await self._control_plane.ask(
+                    self.state, self.request, self.line, not_found_at=not_found_at
+                )
                 now = self.clock()
                 missing_since = self.flights.missing_since
                 # Whoever heard since then, or then, that there is such a job has set this later.

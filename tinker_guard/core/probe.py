@@ -44,7 +44,7 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
         with telemetry.probe_span(request, state, settings) as report:
             async with runtime.timeout(settings.probe_timeout):
                 guarded.probed_on = guarded.line.transport
-                before = SEEN_TO.set(state)
+                before = SEEN_TO.set(request.stream)
                 try:
                     response = await report.send(guarded.probed_on)
                 finally:
