@@ -131,6 +131,32 @@ def test_where_nothing_is_recorded_either(monkeypatch: pytest.MonkeyPatch) -> No
     assert seconds == 4.0
 
 
+def test_on_a_route_that_another_request_has_made_warm_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guard above took it for cold, and so sees to it."""
+    for module in ("transport", "telemetry"):
+        monkeypatch.setattr(f"tinker_guard.{module}.enabled", lambda: NOTHING)
+
+    class Warming(Between):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            state = ROUTES.find(request.url)
+            assert state is not None
+            state.answered(0.0)
+            return await super().handle_async_request(request)
+
+    gateway, plane = FakeGateway(known_from(1.0)), FakeControlPlane()
+    settings = GuardSettings(warmup_successes=0)
+
+    async def run() -> httpx.Response:
+        below = GuardTransport(gateway.new_transport(), settings=settings, control_plane=plane)
+        above = GuardTransport(Warming(below), settings=settings, control_plane=plane)
+        return await above.handle_async_request(post())
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        assert runner.run(run()).status_code == 200
+
+
 @pytest.mark.meets_fault
 def test_a_layer_that_cannot_be_looked_at_is_none_of_a_guard(
     caplog: pytest.LogCaptureFixture,
