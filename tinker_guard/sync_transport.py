@@ -96,7 +96,7 @@ class SyncGuardTransport(httpx.BaseTransport):
             return response
         if response.status_code != 404:
             if not state.is_warm:
-                state.meets(request, response)
+                state.meets(given, response)
             return response
         report = RequestReport(given, state, guard._settings)
         not_found = response_for_coroutines(response)

@@ -98,11 +98,12 @@ class GuardTransport(httpx.AsyncBaseTransport):
             response = await sent_on.handle_async_request(request)
             if response.status_code != 404:
                 if state is not None and not state.is_warm:
-                    state.meets(request, response)
+                    state.meets(given, response)
                 return response
             report = RequestReport(given, state, self._settings)
             return await self._recover(given, state, report, sent_on, response)
         if SEEN_TO.get() is request.stream:
+            # A guard above sees to it.
             return await sent_on.handle_async_request(request)
         with RequestReport(request, state, self._settings) as report:
             if state is not None and not state.is_warm:
@@ -111,7 +112,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
             if response.status_code == 404:
                 response = await self._recover(given, state, report, sent_on, response)
             elif state is not None and not state.is_warm:
-                state.meets(request, response)
+                state.meets(given, response)
             return report.answered(response)
 
     async def _recover(
@@ -125,7 +126,6 @@ class GuardTransport(httpx.AsyncBaseTransport):
         """See to a 404 of a request that was not looked after until then."""
         report.promote()
         if SEEN_TO.get() is request.stream:
-            # A guard above sees to it.
             return response
         judgement = None
         try:

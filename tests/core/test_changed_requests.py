@@ -215,3 +215,37 @@ def test_a_stopped_job_makes_its_own_route_cold() -> None:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         assert runner.run(run()).status_code == 404
     assert not state.is_warm
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+def test_an_answer_shows_the_trainer_wherever_its_request_was_moved(
+    is_sync: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would not, were it about health."""
+    _unobserved(monkeypatch)
+    gateway, plane = FakeGateway(), FakeControlPlane()
+    state = ROUTES.find(post().url)
+    assert state is not None
+    state.answered(0.0)
+
+    def rename(request: httpx.Request) -> None:
+        request.url = request.url.copy_with(path="/healthz")
+        # Meanwhile another request hears that the job has stopped.
+        state.stopped(0.0)
+
+    if is_sync:
+        inner = SyncChanging(SyncFakeTransport(gateway.new_transport()), rename)
+        with httpx.Client(transport=SyncGuardTransport(inner, control_plane=plane)) as client:
+            client.send(post())
+    else:
+
+        async def run() -> None:
+            transport = GuardTransport(
+                Changing(gateway.new_transport(), rename), control_plane=plane
+            )
+            async with httpx.AsyncClient(transport=transport) as client:
+                await client.send(post())
+
+        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+            runner.run(run())
+    assert state.has_shown_trainer
