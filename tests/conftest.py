@@ -134,6 +134,7 @@ def clean_process(
     # Not at the end: there, what the test itself has patched is still in place.
     providers.refresh()
     faults.already_logged.clear()
+    faults.already_told.clear()
     yield
     uninstall_guard()
     ROUTES.clear()

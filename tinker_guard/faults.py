@@ -31,12 +31,21 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 already_logged: set[str] = set()
+already_told: set[str] = set()
+"""Lines that are no faults, and are logged once too."""
 
 
 def log(level: int, message: str, *args: object) -> None:
     """Log a line. Never raises: a handler of the program's own may, whatever it is given."""
     with suppress(Exception):
         logger.log(level, message, *args, stacklevel=2)
+
+
+def log_once(line: str) -> None:
+    """Log a line that is no fault, once: each of several SDKs that are imported may call for it."""
+    if line not in already_told:
+        already_told.add(line)
+        log(logging.WARNING, "%s", line)
 
 
 def log_fault(where: str) -> None:

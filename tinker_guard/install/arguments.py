@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from tinker_guard import faults
@@ -65,12 +64,9 @@ _PROVIDERS: Final = ("logger_provider", "meter_provider", "tracer_provider")
 def without_unknown(values: Mapping[str, object]) -> dict[str, object]:
     """The arguments of an instrumentor that are settings; log the others, once."""
     unknown = [name for name in values if name not in GuardSettings.model_fields]
-    # A program may import several SDKs, and each import reads the arguments.
-    if unknown and without_unknown.__name__ not in faults.already_logged:
-        faults.already_logged.add(without_unknown.__name__)
-        said = (f"{name} ({_why_ignored(name)})" for name in unknown)
-        line = "TinkerGuardInstrumentor ignores arguments: %s."
-        faults.log(logging.WARNING, line, ", ".join(said))
+    if unknown:
+        said = ", ".join(f"{name} ({_why_ignored(name)})" for name in unknown)
+        faults.log_once(f"TinkerGuardInstrumentor ignores arguments: {said}.")
     return {name: value for name, value in values.items() if name not in unknown}
 
 

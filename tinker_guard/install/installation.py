@@ -408,7 +408,7 @@ def install_unattended(
 
 
 def _log_unguarded(error: Exception) -> None:
-    faults.log(logging.WARNING, "this process runs unguarded. %s", error)
+    faults.log_once(f"this process runs unguarded. {error}")
 
 
 def install(
