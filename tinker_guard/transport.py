@@ -146,13 +146,16 @@ class GuardTransport(httpx.AsyncBaseTransport):
 
     def _verdict_below(self, response: httpx.Response) -> Judgement | None:
         """The verdict with which a guard below has handed back a 404."""
+        judgement = HANDED_BACK.get(response)
+        if judgement is None:
+            return None
+        # A transport of a test may answer with the same response again and again.
         has_guard_below = any(
             isinstance(each, GuardTransport)
             for layer in layers(self._line.transport)
             for each in (layer, *getattr(layer, "__dict__", {}).values())
         )
-        # A transport of a test may answer with the same response again and again.
-        return HANDED_BACK.get(response) if has_guard_below else None
+        return judgement if has_guard_below else None
 
     async def _send_on_cold_route(
         self, request: httpx.Request, state: RouteState, report: RequestReport

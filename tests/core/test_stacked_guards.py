@@ -167,13 +167,14 @@ def test_a_layer_that_cannot_be_looked_at_is_none_of_a_guard(
             raise RuntimeError
 
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            return gateway_404()
+            return await below.handle_async_request(request)
+
+    gateway, plane = FakeGateway(lambda _: gateway_404()), FakeControlPlane("JOB_STATE_FAILED")
+    settings = GuardSettings(warmup_successes=0, trace="off")
+    below = GuardTransport(gateway.new_transport(), settings=settings, control_plane=plane)
 
     async def run() -> httpx.Response:
-        settings = GuardSettings(warmup_successes=0, trace="off")
-        transport = GuardTransport(
-            Shy(), settings=settings, control_plane=FakeControlPlane("JOB_STATE_FAILED")
-        )
+        transport = GuardTransport(Shy(), settings=settings, control_plane=plane)
         return await transport.handle_async_request(post())
 
     state = ROUTES.find(post().url)

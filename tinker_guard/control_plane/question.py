@@ -11,7 +11,6 @@ import httpx
 
 from tinker_guard import telemetry
 from tinker_guard.control_plane.protocol import ControlPlaneError
-from tinker_guard.policy.answer import Answer
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.job_missing import is_control_planes_404
 from tinker_guard.policy.pacing import retry_after
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from tinker_guard.policy.answer import Answer
     from tinker_guard.policy.reach import Reach
 
 
@@ -139,12 +139,7 @@ async def _fetch(
             body = await read_prefix(response)
             if body.error is not None:
                 raise body.error
-            return Answer(
-                response.headers,
-                body.content,
-                status_code=response.status_code,
-                is_decoded=body.is_decoded,
-            )
+            return body.of(response)
 
 
 def document_in(url: httpx.URL, answer: Answer, ids: Collection[str] = ()) -> object:
