@@ -22,7 +22,7 @@ PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 SKYRL: Final = "skyrl==0.4.0"
 """It asks for Python 3.12 and an SDK of last year, and needs neither: install it without these."""
 
-ON_TWO_CORES: Final = ("--numprocesses", "2")
+ON_TWO_CORES: Final = ("--numprocesses", "2", "--dist", "worksteal")
 UNIT: Final = (*ON_TWO_CORES, "-m", "unit")
 
 nox.needs_version = ">=2025.5.1"

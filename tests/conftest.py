@@ -72,12 +72,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(kinds[0] if kinds else "sockets")
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def garbage_of_this_module() -> None:
     """Keep what stays to the end from the garbage collector.
 
     Thousands of tests, and what they import: a collection, of which many tests ask for one, would
-    look at them all each time.
+    look at them all each time. mypy, in one of these tests, gives back what was kept from it.
     """
+    gc.collect()
     gc.freeze()
 
 
@@ -105,13 +107,13 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def no_failure_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK says nothing of its failure.
+def sdk_telemetry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK reports to the trainer how it fares.
 
-    Many releases try for half a minute to report it to the trainer that has just gone, and raise
-    the error only then.
+    Elsewhere it does not: its end waits a tenth of a second for that, and in many releases for half
+    a minute if the trainer has just gone.
     """
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    monkeypatch.setenv("TINKER_TELEMETRY", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +133,7 @@ def clean_process(
             ("TINKER_", "OTEL_")
         ):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
     # Not at the end: there, what the test itself has patched is still in place.
     providers.refresh()
     faults.already_logged.clear()

@@ -120,7 +120,6 @@ def resent_alike(gateway: LocalGateway) -> None:
             assert seen.setdefault((exchange.path, exchange.seq_id), sent) == sent
 
 
-@pytest.mark.usefixtures("no_failure_report")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_deleted_job_ends_the_run_at_once(transport: Transport) -> None:
     install_guard()
@@ -141,7 +140,6 @@ def test_a_deleted_job_ends_the_run_at_once(transport: Transport) -> None:
     assert work_of(gateway) == ONCE_EACH[:4]
 
 
-@pytest.mark.usefixtures("no_failure_report")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_without_a_control_plane_the_404_is_handed_back_when_the_budget_is_over(
     transport: Transport, caplog: pytest.LogCaptureFixture
@@ -161,7 +159,6 @@ def test_without_a_control_plane_the_404_is_handed_back_when_the_budget_is_over(
     assert "is out of order (500)" in caplog.text
 
 
-@pytest.mark.usefixtures("no_failure_report")
 def test_a_job_deleted_before_the_start_costs_one_question(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -187,6 +184,7 @@ def test_a_job_deleted_before_the_start_costs_one_question(
     assert "genuine_not_found, job_not_running" in caplog.text
 
 
+@pytest.mark.usefixtures("sdk_telemetry")
 def test_several_faults_in_one_run(fault_free_losses: list[float]) -> None:
     install_guard()
     fault = Fault(
@@ -228,7 +226,6 @@ class _Given:
         return self._training_client
 
 
-@pytest.mark.usefixtures("no_failure_report")
 def test_uninstalled_the_sdk_dies_again() -> None:
     from tinker_guard import uninstall_guard
 
@@ -298,6 +295,7 @@ def _is_below(span: Any, root: Any, spans: Any) -> bool:
     return False
 
 
+@pytest.mark.usefixtures("sdk_telemetry")
 def test_nothing_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "tinker_guard")
     install_guard()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     *LEFT_BEHIND,
-    pytest.mark.usefixtures("loopback", "no_failure_report"),
+    pytest.mark.usefixtures("loopback"),
     pytest.mark.skipif(
         sdk.IS_FIREWORKS, reason=f"{sdk.NAME} samples at a deployment, not at the trainer"
     ),

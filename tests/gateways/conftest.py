@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(loopback: None, no_failure_report: None) -> None: ...
+def _surroundings(loopback: None) -> None: ...
 
 
 @pytest.fixture(scope="module")
