@@ -6,6 +6,7 @@ import asyncio
 import copy
 import inspect
 import json
+import os
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -559,3 +560,20 @@ def test_it_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ControlPlaneError):
         runtime.run_blocking(plane.route_state(NAMES, origin="", credentials={}))
     assert [thread is threading.main_thread() for thread in threads] == [False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.usefixtures("without_a_client")
+def test_a_forked_child_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its parent's, each would read answers to the other one's questions."""
+    library = FakeLibrary(monkeypatch, answer=deployment(1, **_READY))
+    library.ask()
+    assert library.loaded == ["in-cluster"]
+    child = os.fork()
+    if child == 0:
+        library.ask()
+        os._exit(len(library.loaded))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    library.ask()
+    assert library.loaded == ["in-cluster"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gzip
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -113,7 +114,11 @@ class SyncChanging(httpx.BaseTransport):
 
 
 def _play(
-    change: Callable[[httpx.Request], None], *, warmup: int, is_sync: bool
+    change: Callable[[httpx.Request], None],
+    *,
+    warmup: int,
+    is_sync: bool,
+    extensions: dict[str, Any] | None = None,
 ) -> tuple[FakeGateway, FakeControlPlane, httpx.Request, httpx.Response]:
     """Send one request that meets two 404s."""
     gateway = FakeGateway()
@@ -126,6 +131,7 @@ def _play(
     gateway.answer = answer
     settings = GuardSettings(warmup_successes=warmup)
     request = post()
+    request.extensions = copy.deepcopy(extensions or {})
     if is_sync:
         with httpx.Client(
             transport=SyncGuardTransport(
@@ -171,6 +177,34 @@ def test_the_same_request_is_sent_again(
     # The question names the job, at its own gateway.
     assert {asked[1:] for asked in plane.asked} == {("acc", "job-1", "https://gateway.test")}
     assert KEY in plane.credentials[0].values()
+
+
+@pytest.mark.parametrize("is_observed", [True, False])
+@pytest.mark.parametrize("is_sync", [False, True])
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_extensions_are_sent_again_as_they_were(
+    warmup: int,
+    is_sync: bool,
+    is_observed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    spans: InMemorySpanExporter,
+) -> None:
+    sent: list[dict[str, object]] = []
+
+    def hurry(request: httpx.Request) -> None:
+        if request.method == "POST":
+            sent.append(copy.deepcopy(request.extensions))
+            request.extensions["timeout"]["read"] = 0.1
+            request.extensions["tries"] = 1
+
+    if not is_observed:
+        _unobserved(monkeypatch)
+    extensions = {"timeout": {"read": 60.0, "connect": 5.0}, "sni_hostname": "trainer.test"}
+    _, _, request, response = _play(hurry, warmup=warmup, is_sync=is_sync, extensions=extensions)
+    assert response.status_code == 200
+    assert sent == [extensions] * 3
+    if not is_observed:
+        assert request.extensions["tries"] == 1
 
 
 @pytest.mark.parametrize("change", CHANGES)

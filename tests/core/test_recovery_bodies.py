@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -26,6 +27,7 @@ from testkit.fakes import (
 from testkit.fakes import ungated as guard
 from tinker_guard import ControlPlaneError, GuardSettings, GuardTransport
 from tinker_guard.core import attempts
+from tinker_guard.core.guarded_request import GuardedRequest
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.policy.json_body import BODY_LIMIT
 
@@ -88,6 +90,48 @@ async def test_one_more_resend_for_a_404_too_long_to_be_kept_is_a_resend_like_ot
     pause = attributes["tinker_guard.pause"]
     assert pause == pytest.approx(gateway.sent[1].at - 100.0, abs=0.001)
     assert 1.0 <= gateway.sent[1].at - 100.0 < 2.0
+
+
+async def test_an_answer_to_that_one_more_resend_ends_the_race(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The closing of the 404 outlasts the budget."""
+
+    class Slow(TrackedStream):
+        async def aclose(self) -> None:
+            await asyncio.sleep(2.0)
+            await super().aclose()
+
+    answers = iter([gateway_404(), httpx.Response(404, stream=Slow([b"x" * BODY_LIMIT, b"y"]))])
+    caplog.set_level(logging.INFO, "tinker_guard")
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else next(answers, ok()))
+    assert (await send(guard(gateway, retry_timeout=1.5))).status_code == 200
+    assert len(gateway.sent) == 3
+    assert caplog.messages[-1].startswith("job acc/job-1: its route answers after")
+    state = ROUTES.find(post().url)
+    assert state is not None
+    assert state.is_warm
+
+
+@pytest.mark.meets_fault
+@pytest.mark.parametrize("is_large", [True, False])
+async def test_a_fault_after_the_answer_of_a_resend_sends_nothing_more(
+    is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(TrackedStream):
+        async def aclose(self) -> None:
+            await asyncio.sleep(2.0)
+            await super().aclose()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("fault")
+
+    large = httpx.Response(404, stream=Slow([b"x" * BODY_LIMIT, b"y"]))
+    answers = iter([gateway_404(), large] if is_large else [gateway_404()])
+    gateway = FakeGateway(lambda e: ok() if e.is_probe else next(answers, ok()))
+    monkeypatch.setattr(GuardedRequest, "answered", fail)
+    assert (await send(guard(gateway, retry_timeout=1.5))).status_code == 200
+    assert len(gateway.sent) == (3 if is_large else 2)
 
 
 @pytest.mark.parametrize("state", ["JOB_STATE_FAILED", None, OSError()])

@@ -24,6 +24,7 @@ from testkit.fakes import (
     post,
     tracked,
     trainer_404,
+    ungated,
 )
 from tinker_guard.install import last_words
 from tinker_guard.install.last_words import repeat_after_tracebacks
@@ -402,3 +403,18 @@ def test_a_hook_that_came_later_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.excepthook = own
     undo()
     assert sys.excepthook is own
+
+
+async def test_each_request_says_what_the_control_plane_has_said_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those that follow another one's probes too."""
+    caplog.set_level(logging.DEBUG, "tinker_guard")
+    gateway = FakeGateway(lambda _: gateway_404())
+    plane = FakeControlPlane(states=[(0.0, "JOB_STATE_RUNNING"), (3.0, "JOB_STATE_FAILED")])
+    transport = ungated(gateway, plane)
+    codes = await asyncio.gather(*(send(transport) for _ in range(3)))
+    assert codes == [404] * 3
+    told = [line for line in caplog.messages if "(genuine_not_found, job_not_running)" in line]
+    assert len(told) == 3
+    assert all("it is JOB_STATE_FAILED" in line for line in told)

@@ -445,7 +445,10 @@ def test_a_balancers_cookie_is_followed(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["X-Auth-Token", "X-Serverless-Authorization", "Private-Token", "X-Tenant", "api_secret"],
+    [
+        *("X-Auth-Token", "X-Serverless-Authorization", "Private-Token", "X-Tenant", "api_secret"),
+        *("X-JWT", "Cf-Access-Jwt-Assertion", "X-Goog-Iap-Jwt-Assertion"),
+    ],
 )
 def test_whoever_has_another_credential_shares_nothing(name: str) -> None:
     plane = SharedControlPlane(GuardSettings())

@@ -16,11 +16,14 @@ from tinker_guard.transports.blocking import (
     BlockingTransport,
     blocking_factory,
     environment_transport,
+    response_for_coroutines,
     response_of_client,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from testkit.threads import VirtualTime
 
 
 class _Stream(httpx.SyncByteStream):
@@ -97,6 +100,43 @@ def test_what_a_stream_raises_reaches_the_client() -> None:
     assert next(chunks) == b"ab"
     with pytest.raises(httpx.ReadError, match="cut"):
         next(chunks)
+
+
+def test_no_timeout_around_ends_the_reading_of_another_requests_answer(
+    virtual_time: VirtualTime,
+) -> None:
+    """A transport below, or a signal handler, may send one with a client of its own."""
+
+    class Drips(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            for _ in range(3):
+                virtual_time.sleep(1.0)
+                yield b"x"
+
+    class Nested(httpx.BaseTransport):
+        def handle_request(self, _: httpx.Request) -> httpx.Response:
+            answer = response_for_coroutines(httpx.Response(200, stream=Drips()))
+            assert isinstance(answer.stream, httpx.AsyncByteStream)
+            answer.stream = _Wrapped(answer.stream)
+            return httpx.Response(200, stream=httpx.ByteStream(response_of_client(answer).read()))
+
+    async def send_with_a_timeout() -> httpx.Response:
+        async with runtime.timeout(1.5):
+            return await BlockingTransport(Nested()).handle_async_request(post())
+
+    response = response_of_client(runtime.run_blocking(send_with_a_timeout()))
+    assert response.read() == b"xxx"
+
+
+class _Wrapped(httpx.AsyncByteStream):
+    """A stream of the guard's own, as what counts a response is."""
+
+    def __init__(self, stream: httpx.AsyncByteStream) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
 
 
 def test_a_factory_is_one_of_sync_transports() -> None:

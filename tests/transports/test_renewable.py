@@ -19,6 +19,7 @@ from tinker_guard.transports.borrowed import BorrowedTransport
 from tinker_guard.transports.draining import DrainingTransport
 from tinker_guard.transports.locked import renew_locks
 from tinker_guard.transports.renewable import RenewableTransport, emits_client_span
+from tinker_guard.transports.runtime import run_blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,6 +259,45 @@ async def test_released_after_it_was_closed_it_still_refuses_what_waits() -> Non
     with pytest.raises(httpx.TransportError, match="closed"):
         await line.transport.handle_async_request(post())
     assert gateway.exchanges == []
+
+
+def test_threads_that_replace_it_one_after_the_other_leave_none_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Even if one comes to a stop as it looks through those that were replaced before."""
+    gateway = FakeGateway(lambda _: tracked(200, b"body", "text/plain"))
+    line = RenewableTransport(gateway.new_transport(), gateway.new_transport)
+    looks, may_go_on = threading.Event(), threading.Event()
+
+    def is_closed(_: DrainingTransport) -> bool:
+        if threading.current_thread() is first:
+            looks.set()
+            may_go_on.wait(0.2)
+        return False
+
+    async def send_and_replace() -> None:
+        # Its answer is never read to the end.
+        sent_on = line.transport
+        unread.append(await sent_on.handle_async_request(post()))
+        await line.replace(sent_on)
+
+    unread: list[httpx.Response] = []
+    run_blocking(line.replace(line.transport))
+    run_blocking(send_and_replace())
+    watched = property(is_closed, lambda *_: None)
+    monkeypatch.setattr(DrainingTransport, "is_closed", watched, raising=False)
+    first, second = [
+        threading.Thread(target=lambda: run_blocking(send_and_replace())) for _ in range(2)
+    ]
+    first.start()
+    assert looks.wait(10)
+    second.start()
+    second.join(0.5)
+    may_go_on.set()
+    first.join(10)
+    second.join(10)
+    run_blocking(line.aclose())
+    assert all(transport.is_closed for transport in gateway.transports)
 
 
 async def test_threads_that_reopen_it_at_the_same_time_have_the_same_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -195,6 +196,11 @@ def api_client() -> Any:
             ) from None
     configuration.retries = False
     return library.ApiClient(configuration)
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - no other system forks
+    # Two processes on one connection would read each other's answers.
+    os.register_at_fork(after_in_child=api_client.cache_clear)
 
 
 def _is_about(name: str, body: object) -> bool:

@@ -11,6 +11,7 @@ from tinker_guard import faults
 from tinker_guard.core.attempts import attempts, stay_back
 from tinker_guard.core.budget import budget_after_404
 from tinker_guard.core.findings import (
+    INCONCLUSIVE,
     Ambiguous,
     Failed,
     Inconclusive,
@@ -142,6 +143,7 @@ class Recovery:
             attempt.retry_state.set_result(self._least_wait())
         response = await self.give_up()
         if response.status_code != 404:
+            self._guarded.answered(response, INCONCLUSIVE)
             return response
         return self._guarded.hand_back(response, judgement, is_replayable=self._is_replayable)
 
@@ -163,9 +165,10 @@ class Recovery:
 
     async def give_up(self) -> httpx.Response:
         """The 404 in hand; what one more resend gives, if the 404 was too large to be kept."""
-        if not self._is_discarded:
-            return self.response
-        return await self._guarded.send(pause=self._clock() - self._met_at)
+        if self._is_discarded:
+            self.response = await self._guarded.send(pause=self._clock() - self._met_at)
+            self._is_discarded = False
+        return self.response
 
     async def _judge(self) -> Judgement:
         """Give the 404 in hand its verdict."""
@@ -248,6 +251,8 @@ class Recovery:
                 )
                 if self._has_scouted:
                     return end
+                if isinstance(end, Refused):
+                    guarded.answer = end.answer
                 if end.serves(self._met_at, needs_proof=needs_proof):
                     # All followers are released at once; they need not arrive at once.
                     async with runtime.timeout_at(ends_at):

@@ -57,7 +57,7 @@ _EXTENSIONS: Final = ("sni_hostname",)
 
 
 _CREDENTIAL: Final = re.compile(
-    rb"(?!.*idempotency)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?)"
+    rb"(?!.*idempotency)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?|jwt|assertion)"
 )
 
 
@@ -193,4 +193,10 @@ def with_headers(request: httpx.Request, headers: httpx.Headers) -> httpx.Reques
 def copy_of(request: httpx.Request) -> httpx.Request:
     """A request that stays as it is whatever is done to this one."""
     # `headers.copy()` would try encodings on every value first.
-    return with_headers(request, type(request.headers)(request.headers))
+    twin = with_headers(request, type(request.headers)(request.headers))
+    # Time-outs are a dictionary in a dictionary.
+    twin.extensions = {
+        name: value.copy() if isinstance(value, dict) else value
+        for name, value in request.extensions.items()
+    }
+    return twin

@@ -149,7 +149,7 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class _StreamOfClient(httpx.SyncByteStream):
-    """A stream of the guard's own, read by a thread."""
+    """A stream of the guard's own, read by a thread: a request's answer, as the request was."""
 
     def __init__(self, stream: httpx.AsyncByteStream) -> None:
         self._stream = stream
@@ -158,13 +158,13 @@ class _StreamOfClient(httpx.SyncByteStream):
         chunks = aiter(self._stream)
         while True:
             try:
-                chunk = runtime.run_blocking(_next(chunks))
+                chunk = runtime.run_blocking(_next(chunks), is_request=True)
             except StopAsyncIteration:
                 return
             yield chunk
 
     def close(self) -> None:
-        runtime.run_blocking(self._stream.aclose())
+        runtime.run_blocking(self._stream.aclose(), is_request=True)
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes:

@@ -101,6 +101,9 @@ class DrainingTransport(Locked, httpx.AsyncBaseTransport):
             # and a response that went through here may keep this object for long.
             transport, self._to_close = self._to_close, CLOSED
             self.transport = self._successor
+        if transport is CLOSED:
+            # Another one is closing it.
+            return
         try:
             await close_quietly(transport.aclose, "a replaced transport")
         except BaseException:

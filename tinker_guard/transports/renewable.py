@@ -64,9 +64,10 @@ class RenewableTransport(Locked):
             if spare is None:
                 return
             self.transport = spare
+            if isinstance(stale, DrainingTransport):
+                left = [other for other in self._draining if not other.is_closed]
+                self._draining = [*left, stale]
         if isinstance(stale, DrainingTransport):
-            self._draining = [other for other in self._draining if not other.is_closed]
-            self._draining.append(stale)
             await stale.drain(_Current(self))
 
     @asynccontextmanager
@@ -96,14 +97,15 @@ class RenewableTransport(Locked):
 
         If it was closed already, what still waits is refused as before.
         """
-        self._new_transport = None
-        if self.is_closed:
-            return self._original
-        spare, self.transport = self.transport, self._original
-        if isinstance(spare, DrainingTransport):
-            spare.make_way_for(_Current(self))
-            # If nothing is in flight on it, nothing ends that could close it.
-            self._draining.append(spare)
+        with self._lock:
+            self._new_transport = None
+            if self.is_closed:
+                return self._original
+            spare, self.transport = self.transport, self._original
+            if isinstance(spare, DrainingTransport):
+                spare.make_way_for(_Current(self))
+                # If nothing is in flight on it, nothing ends that could close it.
+                self._draining.append(spare)
         return self._original
 
     async def enter(self) -> None:
