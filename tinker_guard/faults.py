@@ -59,7 +59,8 @@ def log_fault(where: str) -> None:
 def log_no_loop() -> None:
     """Log once that no event loop of asyncio runs. The request goes on unguarded."""
     _log_once(
-        "requests without asyncio", "%s go on unguarded: GuardTransport needs its event loop."
+        "requests without asyncio",
+        "%s go on unguarded: GuardTransport works on an event loop of asyncio only.",
     )
 
 

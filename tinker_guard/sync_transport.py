@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SyncGuardTransport(httpx.BaseTransport):
-    """The same for sync clients: it waits by blocking the calling thread.
+    """Guards a transport of a sync client; it waits by blocking the calling thread.
 
     It needs no event loop and no further thread, and threads may share it. What one of them finds
     out about a route serves them all. A timeout of the guard ends what it waits for, but no
@@ -109,7 +109,7 @@ class SyncGuardTransport(httpx.BaseTransport):
         return self._guard.settings
 
     def configure(self, settings: GuardSettings, control_plane: AnyControlPlane | None) -> None:
-        """Use other settings from the next request on; see the class for the arguments."""
+        """Use other settings from the next request on; the arguments are those of the class."""
         self._guard.configure(settings, control_plane)
 
     def release(self) -> httpx.BaseTransport:

@@ -49,8 +49,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
     Args:
         transport: The transport to guard. Closed with this one.
         settings: How to behave; None reads `TINKER_GUARD_*` and the defaults.
-        control_plane: Whom to ask whether a job runs; None asks the Fireworks control plane at
-            the route's own origin, or at `settings.control_plane_url`.
+        control_plane: Whom to ask whether a job runs; None asks the one that the settings name.
         new_transport: Builds another transport like `transport`, for probes and resends over
             new connections; it is closed, but not entered. None sends them over `transport`,
             where a connection can be stuck to a stale replica.
@@ -76,7 +75,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         self.configure(GuardSettings() if settings is None else settings, control_plane)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request; see the class for what may happen on the way."""
+        """Send one request, through a warmup or a recovery where it needs one."""
         if (sent_on := self._line.transport) is CLOSED:
             self._line = self._line.reopened()
             sent_on = self._line.transport
@@ -221,7 +220,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
         return self._settings
 
     def configure(self, settings: GuardSettings, control_plane: AnyControlPlane | None) -> None:
-        """Use other settings from the next request on; see the class for the arguments."""
+        """Use other settings from the next request on; the arguments are those of the class."""
         check_type(settings)
         self._settings = settings
         self._control_plane = SharedControlPlane(settings, control_plane)

@@ -96,7 +96,7 @@ def wait_until_routable(
         settle: Seconds for which a stopped state is not believed that a job may still show just
             after it was resumed, such as PAUSED; 0 believes it at once.
         settings: How to probe; None reads `TINKER_GUARD_*` and the defaults.
-        control_plane: Whom to ask; None asks the Fireworks control plane.
+        control_plane: Whom to ask; None asks the one that the settings name.
         new_transport: Builds what a probe is sent over; None builds httpx's own, with the
             proxies that the environment names.
 

@@ -592,9 +592,7 @@ say("end")
     assert "the file cannot be written (No such file or directory)" in unwritable
     destinations = ("console", "otlp", f"jsonl:{tmp_path}/run.jsonl")
     for line, destination in zip(without_extra, destinations, strict=True):
-        assert line.startswith(
-            f"tinker_guard: TINKER_GUARD_EXPORT={destination} needs opentelemetry."
-        )
+        assert line.startswith(f"tinker_guard: export={destination} needs opentelemetry.")
         assert line.endswith("Run: pip install 'tinker-guard[otlp]'")
 
 
@@ -632,7 +630,7 @@ say(type(trace.get_tracer_provider()).__name__)
     out, err = run(program, **{variable: "x"})
     assert out == "False\nProxyTracerProvider\n"
     (line,) = err.splitlines()
-    assert line.startswith(f"tinker_guard: TINKER_GUARD_EXPORT=jsonl:{tmp_path}/run.jsonl cannot ")
+    assert line.startswith(f"tinker_guard: export=jsonl:{tmp_path}/run.jsonl cannot ")
     assert line.endswith("; nothing is exported. Check the OTEL_* variables.")
 
 

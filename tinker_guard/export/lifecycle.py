@@ -95,8 +95,7 @@ def start_export(destination: str) -> bool:
         except ImportError as error:
             log(
                 logging.WARNING,
-                "TINKER_GUARD_EXPORT=%s needs %s, which is not installed; nothing is exported. "
-                "Run: %s",
+                "export=%s needs %s, which is not installed; nothing is exported. Run: %s",
                 destination,
                 error.name,
                 _EXTRA,
@@ -104,7 +103,7 @@ def start_export(destination: str) -> bool:
         except OSError as error:
             log(
                 logging.WARNING,
-                "TINKER_GUARD_EXPORT=%s: the file cannot be written (%s); nothing is exported.",
+                "export=%s: the file cannot be written (%s); nothing is exported.",
                 destination,
                 error.strerror,
             )
@@ -112,8 +111,7 @@ def start_export(destination: str) -> bool:
             # The SDK and its exporters raise this for invalid values of their own variables.
             log(
                 logging.WARNING,
-                "TINKER_GUARD_EXPORT=%s cannot be set up (%s); nothing is exported. Check the "
-                "OTEL_* variables.",
+                "export=%s cannot be set up (%s); nothing is exported. Check the OTEL_* variables.",
                 destination,
                 error,
             )
@@ -127,7 +125,7 @@ def _start(destination: str) -> bool:
     if seen.spans and seen.metrics:
         log(
             logging.INFO,
-            "TINKER_GUARD_EXPORT=%s is not needed: this program has set up OpenTelemetry, which "
+            "export=%s is not needed: this program has set up OpenTelemetry, which "
             "gets the guard's spans and metrics.",
             destination,
         )
