@@ -27,7 +27,7 @@ TRAINER_BODY = b'{"detail": "Model not found"}'
 
 
 def loop_time() -> float:
-    return runtime.clock()()
+    return runtime.now()
 
 
 def gateway_404() -> httpx.Response:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from contextlib import suppress
@@ -738,28 +737,19 @@ def check_inherited(text: str) -> None:
     Raises:
         InvalidSettingsError: The text is something else.
     """
-    unknown = unknown_inherited(text)
-    if unknown and _INHERITED not in faults.already_logged:
-        faults.already_logged.add(_INHERITED)
-        faults.log(
-            logging.WARNING,
-            "%s holds settings that this release does not know: %s. The parent process has another "
-            "release of tinker_guard; they are ignored.",
-            _INHERITED,
-            ", ".join(unknown),
+    if unknown := unknown_inherited(text):
+        faults.log_once(
+            f"{_INHERITED} holds settings that this release does not know: {', '.join(unknown)}. "
+            "The parent process has another release of tinker_guard; they are ignored."
         )
 
 
 def check_url(settings: GuardSettings) -> None:
     """Log once that no control plane is asked, since its URL has lost a key."""
-    if settings.is_control_plane_url_lost and _LOST_URL not in faults.already_logged:
-        faults.already_logged.add(_LOST_URL)
-        faults.log(
-            logging.WARNING,
-            "%s was given with a key in it, which is not in this process: no control plane is "
-            "asked. Set %s.",
-            _URL,
-            variable(_URL),
+    if settings.is_control_plane_url_lost:
+        faults.log_once(
+            f"{_URL} was given with a key in it, which is not in this process: no control plane is "
+            f"asked. Set {variable(_URL)}."
         )
 
 
@@ -775,7 +765,5 @@ def check_variables(settings: GuardSettings) -> None:
     }
     if problems and settings.strict:
         raise InvalidSettingsError("\n  ".join(["strict is set, but:", *problems.values()]))
-    for name, problem in problems.items():
-        if name not in faults.already_logged:
-            faults.already_logged.add(name)
-            faults.log(logging.WARNING, "%s", problem)
+    for problem in problems.values():
+        faults.log_once(problem)

@@ -100,7 +100,7 @@ class SyncGuardTransport(httpx.BaseTransport):
             return response
         report = RequestReport(given, state, guard._settings)
         not_found = response_for_coroutines(response)
-        recovery = guard._recover(given, state, report, self._blocking, not_found)
+        recovery = guard._after_404(given, state, report, self._blocking, not_found)
         return response_of_client(run_blocking(recovery, is_request=True))
 
     @property

@@ -100,7 +100,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
                     state.meets(given, response)
                 return response
             report = RequestReport(given, state, self._settings)
-            return await self._recover(given, state, report, sent_on, response)
+            return await self._after_404(given, state, report, sent_on, response)
         if SEEN_TO.get() is request.stream:
             # A guard above sees to it.
             return await sent_on.handle_async_request(request)
@@ -109,12 +109,12 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 return report.answered(await self._send_on_cold_route(request, state, report))
             response = await report.send(sent_on, request)
             if response.status_code == 404:
-                response = await self._recover(given, state, report, sent_on, response)
+                response = await self._after_404(given, state, report, sent_on, response)
             elif state is not None and not state.is_warm:
                 state.meets(given, response)
             return report.answered(response)
 
-    async def _recover(
+    async def _after_404(
         self,
         request: httpx.Request,
         state: RouteState | None,
@@ -135,12 +135,12 @@ class GuardTransport(httpx.AsyncBaseTransport):
             report.judged(judgement)
         elif state is None:
             report.judged(NO_CONTROL_PLANE)
-        elif guarded := self._guard(request, state, report, is_at_gate=False):
+        elif guarded := self._look_after(request, state, report, is_at_gate=False):
             guarded.sent_on = sent_on
             try:
                 return await recover(guarded, response)
             finally:
-                guarded.state.guarded.discard(guarded)
+                guarded.state.under_way.discard(guarded)
         return response
 
     def _verdict_below(self, response: httpx.Response) -> Judgement | None:
@@ -159,7 +159,7 @@ class GuardTransport(httpx.AsyncBaseTransport):
     async def _send_on_cold_route(
         self, request: httpx.Request, state: RouteState, report: RequestReport
     ) -> httpx.Response:
-        guarded = self._guard(request, state, report, is_at_gate=True)
+        guarded = self._look_after(request, state, report, is_at_gate=True)
         if guarded is None:
             return await report.send(self._line.transport, request)
         end: ProbingEnd = INCONCLUSIVE
@@ -181,9 +181,9 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 faults.log_fault("noting an answer")
             return response
         finally:
-            guarded.state.guarded.discard(guarded)
+            guarded.state.under_way.discard(guarded)
 
-    def _guard(
+    def _look_after(
         self, request: httpx.Request, state: RouteState, report: RequestReport, *, is_at_gate: bool
     ) -> GuardedRequest | None:
         try:

@@ -169,7 +169,7 @@ def _held_flights() -> list[str]:
                 for name in ("warmup", "probing", "lookup")
                 if getattr(known, name).is_under_way
             ]
-        if state.guarded:
+        if state.under_way:
             held.append(f"{state.route}: a request that has ended")
     return held
 

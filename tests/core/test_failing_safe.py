@@ -74,8 +74,8 @@ def faults(caplog: pytest.LogCaptureFixture) -> list[str]:
 # Nobody of ours is there to catch what these raise at their very beginning: some are all that
 # stands below the caller, the others stand in for a transport or a stream.
 _OUTERMOST = {
-    "GuardTransport._guard",
-    "GuardTransport._recover",
+    "GuardTransport._look_after",
+    "GuardTransport._after_404",
     "GuardTransport._send_on_cold_route",
     # Below a sync client; on an event loop the timeouts are asyncio's.
     "SyncGuardTransport.handle_request",

@@ -254,11 +254,11 @@ def test_a_job_in_steady_use_outlasts_any_number_of_others() -> None:
 def test_one_that_a_guarded_request_is_under_way_on_is_not_dropped() -> None:
     table = RouteTable(limit=3)
     held = found(table, "held")
-    held.guarded.add(cast("Any", "a request"))
+    held.under_way.add(cast("Any", "a request"))
     others = [found(table, n) for n in range(9)]
     assert found(table, "held") is held
     assert found(table, 8) is others[8]
-    held.guarded.clear()
+    held.under_way.clear()
     for n in range(9, 12):
         found(table, n)
     assert found(table, "held") is not held
@@ -269,10 +269,10 @@ def test_where_all_are_in_use_it_grows_and_shrinks_again() -> None:
     held: list[RouteState] = []
     for n in range(5):
         held.append(found(table, n))
-        held[-1].guarded.add(cast("Any", n))
+        held[-1].under_way.add(cast("Any", n))
     assert [found(table, n) for n in range(5)] == held
     for state in held:
-        state.guarded.clear()
+        state.under_way.clear()
     newest = found(table, "new")
     assert found(table, 4) is held[4]
     assert found(table, "new") is newest
@@ -339,7 +339,7 @@ async def test_a_request_that_is_over_holds_its_route_no_more(
         await transport.handle_async_request(post())
     state = ROUTES.find(post().url)
     assert state is not None
-    assert state.guarded == set()
+    assert state.under_way == set()
 
 
 @pytest.mark.anyio

@@ -21,6 +21,7 @@ from tinker_guard.control_plane.protocol import (
 )
 from tinker_guard.control_plane.ray_serve import ray_serve
 from tinker_guard.policy.job import DEPLOYMENT_PHASES, JobPhase
+from tinker_guard.policy.url import origin as origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,8 +94,7 @@ def place_asked(settings: GuardSettings, origin: str) -> str:
             url = settings.control_plane_url or "/"
             if url.startswith("/"):
                 return origin
-            place = httpx.URL(url)
-            return f"{place.scheme}://{place.netloc.decode('ascii')}"
+            return origin_of(httpx.URL(url))
         case name:
             return name
 

@@ -17,7 +17,6 @@ from tinker_guard.control_plane.question import (
     document_at,
     is_same_origin,
     place_of,
-    with_own_key,
 )
 
 if TYPE_CHECKING:
@@ -90,16 +89,9 @@ class FireworksControlPlane(HasKey):
         ids: tuple[str, str],
     ) -> str | None:
         extensions: Mapping[str, Any] = {} if self.reach is None else self.reach.extensions
-        if self.api_key is not None:
-            own = [(b"x-api-key", self.api_key.get_secret_value().encode())]
-            headers = with_own_key(self.reach, own)
-        elif self.reach is not None:
-            headers = list(self.reach.headers)
-        else:
-            headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
         document = await document_at(
             url,
-            headers,
+            self.headers_with(credentials, lambda key: [(b"x-api-key", key)]),
             extensions=extensions,
             timeout=self.timeout,
             transport=self.transport,

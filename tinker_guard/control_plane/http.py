@@ -16,7 +16,6 @@ from tinker_guard.control_plane.question import (
     document_at,
     is_same_origin,
     place_of,
-    with_own_key,
 )
 from tinker_guard.policy.errors import reports_an_error
 from tinker_guard.policy.job import PHASES, JobPhase
@@ -113,16 +112,10 @@ class HttpControlPlane(HasKey):
         filled = fill(self.url, names)
         url = httpx.URL(origin + filled if filled.startswith("/") else filled)
         extensions: Mapping[str, Any] = {} if self.reach is None else self.reach.extensions
-        if self.api_key is not None:
-            key = self.api_key.get_secret_value().encode()
-            own = [(b"x-api-key", key), (b"authorization", b"Bearer " + key)]
-            headers = with_own_key(self.reach, own)
-        elif not self.is_at(origin):
-            headers = []
-        elif self.reach is not None:
-            headers = list(self.reach.headers)
-        else:
-            headers = [(name.encode(), value.encode()) for name, value in credentials.items()]
+        headers = self.headers_with(
+            credentials if self.is_at(origin) else {},
+            lambda key: [(b"x-api-key", key), (b"authorization", b"Bearer " + key)],
+        )
         headers.append((b"accept", b"application/json"))
         document = await document_at(
             url,

@@ -14,13 +14,14 @@ from tinker_guard.control_plane.protocol import ControlPlaneError
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.job_missing import is_control_planes_404
 from tinker_guard.policy.pacing import retry_after
+from tinker_guard.policy.url import origin
 from tinker_guard.transports.blocking import environment_transport
 from tinker_guard.transports.body_prefix import read_prefix
 from tinker_guard.transports.cleanup import discard, unless_abandoned
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from pydantic import SecretStr
 
@@ -46,6 +47,25 @@ class HasKey:
 
     api_key: SecretStr | None
     is_key_lost: bool
+    reach: Reach | None
+
+    def headers_with(
+        self, credentials: Mapping[str, str], key_headers: Callable[[bytes], Headers]
+    ) -> Headers:
+        """The headers of a lookup: with a key of its own, or as the guarded request has them.
+
+        Args:
+            credentials: What it has of the guarded request at another origin.
+            key_headers: The headers that a key of its own is sent in.
+        """
+        sent = list(self.reach.headers) if self.reach is not None else None
+        if self.api_key is not None:
+            replaced = {name.encode() for name in CREDENTIAL_HEADERS}
+            others = [pair for pair in sent or () if pair[0].lower() not in replaced]
+            return [*others, *key_headers(self.api_key.get_secret_value().encode())]
+        if sent is not None:
+            return sent
+        return [(name.encode(), value.encode()) for name, value in credentials.items()]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: all but the key, and whether there was one."""
@@ -191,21 +211,9 @@ def is_same_origin(url: str, origin: str) -> bool:
     return (here.scheme, here.host, here.port) == (there.scheme, there.host, there.port)
 
 
-def with_own_key(reach: Reach | None, key: Headers) -> Headers:
-    """The headers of a lookup with a key of its own: it arrives as the guarded request does.
-
-    Args:
-        reach: What makes the guarded request arrive there; None at another origin.
-        key: The headers with the key.
-    """
-    others = reach.headers if reach is not None else ()
-    replaced = {name.encode() for name in CREDENTIAL_HEADERS}
-    return [*(pair for pair in others if pair[0].lower() not in replaced), *key]
-
-
 def place_of(url: httpx.URL) -> str:
     """What of a control plane's URL may be shown."""
-    return f"the control plane at {url.scheme}://{url.netloc.decode('ascii')}"
+    return f"the control plane at {origin(url)}"
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from tinker_guard import faults
 from tinker_guard.core.findings import Ambiguous
+from tinker_guard.core.routes import SpentBudget
 from tinker_guard.observability import logs
 from tinker_guard.observability.operation_names import operation_of
 from tinker_guard.policy.job import may_settle
@@ -83,7 +84,7 @@ HANDED_BACK: Final[WeakKeyDictionary[httpx.Response, Judgement]] = WeakKeyDictio
 class GuardedRequest:
     """What belongs to one request that is seen through a warmup or a recovery.
 
-    Its route is not dropped from the table until this is discarded from `state.guarded`.
+    Its route is not dropped from the table until this is discarded from `state.under_way`.
 
     Args:
         request: The request, as the caller gave it.
@@ -142,7 +143,7 @@ class GuardedRequest:
         self.has_control_plane: bool = control_plane.asks_about(state.route)
         """Whether somebody can be asked about the route."""
         self._control_plane = control_plane
-        state.guarded.add(self)
+        state.under_way.add(self)
 
     @cached_property
     def wait(self) -> logs.Wait:
@@ -168,8 +169,8 @@ class GuardedRequest:
 
         None once the route has answered again.
         """
-        judgement, answers, _ = self.flights.exhausted or (None, 0, 0.0)
-        return judgement if answers == self.state.answers else None
+        spent = self.flights.spent
+        return spent.judgement if spent and spent.answers == self.state.answers else None
 
     @property
     def is_spared(self) -> bool:
@@ -177,9 +178,9 @@ class GuardedRequest:
 
         Where a control plane is asked, each request hears its word for itself.
         """
-        if self.has_control_plane or self.exhausted_with is None or self.flights.exhausted is None:
+        if self.has_control_plane or self.exhausted_with is None or self.flights.spent is None:
             return False
-        return self.clock() < self.flights.exhausted[2] + REMEMBERED_FOR
+        return self.clock() < self.flights.spent.ended_at + REMEMBERED_FOR
 
     async def send(self, cookies: Cookies = (), *, pause: float | None = None) -> httpx.Response:
         """Send the request.
@@ -335,7 +336,7 @@ class GuardedRequest:
         elif judgement is not TRAINER_ANSWERED and is_replayable and has_waited:
             self.state.exhausted(self.clock(), self.flights.key)
             if not self.is_spared:
-                self.flights.exhausted = judgement, self.state.answers, self.clock()
+                self.flights.spent = SpentBudget(judgement, self.state.answers, self.clock())
         HANDED_BACK[response] = judgement
         logs.log_handed_back(
             self.state,

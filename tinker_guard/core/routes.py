@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import threading
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from tinker_guard.core.single_flight import SingleFlight, new_flight
@@ -39,6 +39,16 @@ _KEYS: Final = 8
 """Different credentials or control planes whose flights are kept for one route and event loop."""
 
 
+class SpentBudget(NamedTuple):
+    """The end of a request whose whole budget was spent."""
+
+    judgement: Judgement
+    answers: int
+    """`RouteState.answers` then."""
+    ended_at: float
+    """When that was, by the event loop's clock."""
+
+
 class Flights:
     """What the requests of one event loop with the same credentials find out together.
 
@@ -48,12 +58,12 @@ class Flights:
 
     __slots__ = (
         "clock",
-        "exhausted",
         "key",
         "lookup",
         "missing_since",
         "probing",
         "race",
+        "spent",
         "warmup",
     )
 
@@ -63,9 +73,8 @@ class Flights:
         self.missing_since: float | None = None
         """When the control plane was first asked of those times, up to the last one, at which it
         has known no such job; None if it knew the job last."""
-        self.exhausted: tuple[Judgement, int, float] | None = None
-        """The verdict with which a request's whole budget ended, `RouteState.answers` then, and
-        when that was."""
+        self.spent: SpentBudget | None = None
+        """How a request's whole budget ended last."""
         self.race: Judgement | None = None
         """The verdict on what the warmup under way has met, if that is a race."""
         self.warmup: SingleFlight[ProbingEnd] = new_flight()
@@ -101,13 +110,13 @@ class RouteState:
         "_router_doubted_until",
         "ambiguous_ends",
         "answers",
-        "guarded",
         "has_shown_trainer",
         "is_exhausted",
         "is_warm",
         "last_used",
         "log",
         "route",
+        "under_way",
         "warm_since",
     )
 
@@ -132,7 +141,7 @@ class RouteState:
         self._balanced_until = self._router_doubted_until = self._lost_at = float("-inf")
         self.last_used: int = 0
         """Position in the order of use of all routes."""
-        self.guarded: set[GuardedRequest] = set()
+        self.under_way: set[GuardedRequest] = set()
         """The guarded requests under way: a route with one is not dropped."""
         self._flights: WeakKeyDictionary[_Owner, dict[Hashable, Flights]] = WeakKeyDictionary()
         # Reentrant, here as below: a signal handler may send a request while it is held.
@@ -226,7 +235,7 @@ class RouteState:
         excess = len(by_key) + 1 - _KEYS
         if excess > 0:
             # A request that reads a 404, or sleeps, leads and waits in none of its flights.
-            held = [guarded.flights for guarded in tuple(self.guarded)]
+            held = [guarded.flights for guarded in tuple(self.under_way)]
             idle = [
                 other
                 for other, known in by_key.items()
@@ -248,8 +257,8 @@ class RouteState:
             known = reference()
             if known is not None and known.is_closed():
                 gone = self._flights.pop(known, {}).values()
-                left = [guarded for guarded in tuple(self.guarded) if guarded.flights in gone]
-                self.guarded.difference_update(left)
+                left = [guarded for guarded in tuple(self.under_way) if guarded.flights in gone]
+                self.under_way.difference_update(left)
 
     def _flights_of(self, owner: _Owner) -> dict[Hashable, Flights]:
         by_key = self._flights.get(owner)
@@ -390,9 +399,9 @@ class RouteTable:
             return
         # A signal handler may add a route meanwhile.
         for state in list(self._states.values()):
-            if state.guarded:
+            if state.under_way:
                 state.forget_closed_loops()
-        idle = [item for item in list(self._states.items()) if not item[1].guarded]
+        idle = [item for item in list(self._states.items()) if not item[1].under_way]
         idle.sort(key=lambda item: item[1].last_used)
         for key, _ in idle[:excess]:
             self._states.pop(key, None)

@@ -501,7 +501,7 @@ def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
         )
     for sdk in installed:
         sdk.check_holder()
-    imported = [(sdk, sdk.find_hook_point()[0]) for sdk in installed if sdk.is_imported()]
+    imported = [(sdk, sdk.find_hook_point()) for sdk in installed if sdk.is_imported()]
     with _lock:
         if _installation is not None or not is_wanted():
             return _installation is None
@@ -572,7 +572,7 @@ def _hook_into_imported(sdk: Sdk) -> None:
 def _hook_into(sdk: Sdk) -> None:
     if _installation is None:
         return
-    client_class, _ = sdk.find_hook_point()
+    client_class = sdk.find_hook_point()
     with _lock:
         current = _installation
         is_new = current is not None and current.hook_into(client_class)

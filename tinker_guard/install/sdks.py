@@ -82,8 +82,8 @@ class Sdk(NamedTuple):
         if not is_findable(self.holder_module):
             raise self._unsupported(self.holder_module)
 
-    def find_hook_point(self) -> tuple[type[Any], type[Any]]:
-        """The client class and the pool class; imports the SDK if that has not been done.
+    def find_hook_point(self) -> type[Any]:
+        """The class of the clients that pools build; imports the SDK if that has not been done.
 
         Raises:
             UnsupportedSdkError: This version lacks them, or has them in another form.
@@ -105,8 +105,7 @@ class Sdk(NamedTuple):
         if missing is not None:
             raise self._unsupported(missing)
         assert isinstance(client_class, type)
-        assert isinstance(pool_class, type)
-        return client_class, pool_class
+        return client_class
 
     def _unsupported(self, missing: str) -> UnsupportedSdkError:
         return UnsupportedSdkError(

@@ -9,6 +9,7 @@ import httpx
 
 from tinker_guard import __version__
 from tinker_guard.policy.route import patterns_of, suggest_pattern
+from tinker_guard.policy.url import origin
 from tinker_guard.settings import variable
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ class Place(NamedTuple):
         """
         url = httpx.URL(f"{base_url.rstrip('/')}/")
         route = patterns_of(tuple(routes)).route_of(url)
-        origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
         if route is None:
-            return cls(origin, None, suggest_pattern(url))
-        return cls(origin, str(route))
+            return cls(origin(url), None, suggest_pattern(url))
+        return cls(origin(url), str(route))
 
     def __str__(self) -> str:
         """What the guard does there."""

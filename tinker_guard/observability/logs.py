@@ -108,7 +108,7 @@ def log_waiting(state: RouteState, wait: Wait, why: str, *, left: float, is_race
         left: Seconds left of the budget.
         is_race: Whether the reason is known to be a race.
     """
-    log, now = state.log, runtime.clock()()
+    log, now = state.log, runtime.now()
     is_new, log.since = log.since is None, now if log.since is None else log.since
     is_same_race, log.met_at = now - log.met_at < _SAME_RACE, now
     last_said, log.last_said = log.last_said, why
@@ -169,7 +169,7 @@ def log_race_over(state: RouteState, resends: int) -> None:
         state: The route.
         resends: How often the request was sent again.
     """
-    log, now = state.log, runtime.clock()()
+    log, now = state.log, runtime.now()
     _forget_handed_back(log)
     since, log.since = log.since, None
     if log.is_open and since is not None:
@@ -201,7 +201,7 @@ def log_conflict(state: RouteState, wait: Wait) -> None:
         state: The route.
         wait: The request's wait.
     """
-    log, now = state.log, runtime.clock()()
+    log, now = state.log, runtime.now()
     is_news = now - log.conflict_at >= _REPEAT_AFTER
     if is_news:
         log.conflict_at = now
@@ -275,7 +275,7 @@ def log_handed_back(
     Requests that fail together write one line: for `_REPEAT_AFTER` seconds, the same verdict on the
     same route is repeated only at the DEBUG level.
     """
-    log, now = state.log, runtime.clock()()
+    log, now = state.log, runtime.now()
     if judgement is TRAINER_ANSWERED:
         log_race_over(state, 0)
     else:

@@ -140,6 +140,11 @@ def clock() -> Callable[[], float]:
     return asyncio.get_running_loop().time if threads is None else threads.clock
 
 
+def now() -> float:
+    """The time by that clock."""
+    return clock()()
+
+
 async def sleep(seconds: float) -> None:
     """Wait; the timeouts around end it."""
     threads = _threads()
@@ -165,7 +170,7 @@ def go_on() -> None:
 
     Those further out do not end it: others may wait for the same answer, and have time left.
     """
-    if _thread.timeouts and _thread.timeouts[-1].when <= clock()():
+    if _thread.timeouts and _thread.timeouts[-1].when <= now():
         raise Expired(_thread.timeouts[-1])
 
 
@@ -177,7 +182,7 @@ def wait(changed: threading.Condition, until: float | None = None) -> None:
         until: When it ends with `TimeoutError`, by `clock()`; None sets no limit of its own.
     """
     timeout, left = time_left()
-    if until is not None and (own := until - clock()()) < left:
+    if until is not None and (own := until - now()) < left:
         timeout, left = None, own
     with interruptible(always=True):
         is_changed = changed.wait(None if left == math.inf else max(left, 0.0))
@@ -195,7 +200,7 @@ def timeout_at(when: float) -> asyncio.Timeout | _BlockingTimeout:
 
 def timeout(seconds: float) -> AbstractAsyncContextManager[Any]:
     """End a block after seconds; see `timeout_at`."""
-    return timeout_at(clock()() + seconds)
+    return timeout_at(now() + seconds)
 
 
 def is_cancelled() -> bool:
@@ -249,4 +254,4 @@ def time_left() -> tuple[_BlockingTimeout | None, float]:
     if not _thread.timeouts:
         return None, math.inf
     first = min(_thread.timeouts, key=lambda timeout: timeout.when)
-    return first, first.when - clock()()
+    return first, first.when - now()

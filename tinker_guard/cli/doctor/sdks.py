@@ -96,7 +96,7 @@ def check_sdk(sdk: Sdk, settings: GuardSettings) -> Iterator[Finding]:
         return
     try:
         with _guard(settings):
-            client_class, _ = sdk.find_hook_point()
+            client_class = sdk.find_hook_point()
             carriers = _carriers(client_class)
     except UnsupportedSdkError as error:
         # Either SDK may lack the hook point, and then neither is guarded.
