@@ -303,6 +303,9 @@ async def test_a_404_that_no_control_plane_wrote_is_no_answer(response: httpx.Re
         (httpx.Response(200, text="<html>"), "no job's state in it. Set TINKER_GUARD_CONTROL_"),
         (httpx.Response(200, json={"name": "x"}), "no job's state in it"),
         (httpx.Response(200, json={"state": 3}), "no job's state in it"),
+        # Said of the question.
+        (httpx.Response(200, json={"state": "ERROR", "message": "timeout"}), "no job's state in"),
+        (httpx.Response(200, json={"state": "OK"}), "no job's state in it"),
         (httpx.Response(200, json={"state": "A\nB"}), "no job's state in it"),
         (httpx.Response(200, json=["state"]), "no job's state in it"),
         (httpx.Response(200, text="[" * 2_000_000), "no job's state in it"),

@@ -199,7 +199,13 @@ async def test_another_origin_gets_nothing_of_the_request() -> None:
     assert "geheim" not in repr(server.requests[0].headers.raw)
 
 
-@pytest.mark.parametrize("word", ["error", "ERROR", "fail", "ok", "Success"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("error", "ERROR", "fail", "ok", "Success", "Failure", "unavailable", "unauthorized"),
+        *("timeout", "not_found", "rate-limited", "Bad Request"),
+    ],
+)
 @pytest.mark.parametrize(
     "more", [{}, {"message": "database timeout"}, {"data": None}, {"data": {"name": "other"}}]
 )
@@ -238,6 +244,8 @@ async def test_where_it_is_about_the_job_it_is_one(
         ("models.{model}.state", {"models": {}}, None),
         ("models.{model}.state", {"models": {"qwen": {"state": "ok"}}}, None),
         ("{model}", {"other": "ok"}, None),
+        ("{model}.state", {"other": {"state": "ok"}}, None),
+        ("{model}.state", {}, None),
         ("models.{model}.state", {"models": {}, "error": None, "success": True}, None),
         # The job may have failed with one.
         ("state", {"state": "failed", "error": "out of memory"}, "FAILED"),
@@ -269,6 +277,9 @@ async def test_where_the_state_stands(path: str, document: Any, state: str | Non
         # What reports an error does not say that there is no such job.
         ("{model}.state", {"error": "the database does not answer"}),
         ("{model}.state", {"message": "no Route matched with those values"}),
+        # Nor does an object that holds no others.
+        ("{model}.state", {"login": "required"}),
+        ("{model}.state", {"other": "ok"}),
         ("models.{model}.state", {"models": {}, "errors": ["timeout"]}),
         ("models.{model}.state", {"models": {}, "success": False}),
         ("items.1.state", {"items": [{"state": "ok"}]}),

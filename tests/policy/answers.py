@@ -169,6 +169,9 @@ GATEWAYS = {
     "fastapi-status": Case(JSON, {"detail": "Upstream returned 404"}),
     "fastapi-status-line": Case(JSON, {"detail": "Got HTTP/1.1 404 Not Found"}),
     "phrase-as-a-code": Case(JSON, {"detail": "NOT_FOUND"}, Source.ROUTER),
+    "phrase-as-an-error": Case(JSON, {"detail": "NotFoundError"}, Source.ROUTER),
+    "phrase-of-grpc": Case(JSON, {"detail": "StatusCode.NOT_FOUND"}, Source.ROUTER),
+    "phrase-and-an-id": Case(JSON, {"detail": "Not Found - Request ID: 1a-2"}, Source.ROUTER),
     "django": Case(JSON, {"detail": "Not found."}, Source.ROUTER),
     "django-problem": Case(JSON, {"detail": "Not found.", "error": 1}),
     "phrase": Case(JSON, {"detail": f"{'Not Found':.<64}"}, Source.ROUTER),
@@ -329,6 +332,11 @@ ROUTERS = {
     "platform-app-by-name": Case(JSON, {"code": "not_found", "message": "App a-1 was not found"}),
     "ingress": Case(JSON, {"error": {"code": "NotFound", "message": "Ingress not found"}}),
     "tunnel": Case(JSON, {"code": "NOT_FOUND", "message": "Tunnel is not connected"}),
+    "hasura": Case(JSON, {"path": "$", "error": "resource does not exist", "code": "not-found"}),
+    "no-deployment": Case(JSON, {"code": "NOT_FOUND", "message": "Deployment not found"}),
+    "no-instance": Case(JSON, {"code": "NOT_FOUND", "message": "no instance is running"}),
+    "no-tenant": Case(JSON, {"code": "NOT_FOUND", "message": "No tenant for this request"}),
+    "version": Case(JSON, {"code": "NOT_FOUND", "message": "Unknown API version v1"}),
     "listener": Case(JSON, {"code": 5, "message": "no listener on this address", "details": []}),
     "supabase": Case(JSON, {"code": "NOT_FOUND", "message": "Requested function was not found"}),
 }
@@ -429,6 +437,14 @@ CONTROL_PLANES = {
         JSON, {"title": "x", "status": 404, "message": "no job j"}, Source.UNKNOWN, True
     ),
     "detail-alone": Case(JSON, {"status": 404, "detail": "no job j"}, Source.UNKNOWN, True),
+    "number-and-error": Case(JSON, {"code": 404, "error": "Job not found"}, Source.UNKNOWN, True),
+    "number-and-reason": Case(
+        JSON, {"code": 404, "reason": "job j not found"}, Source.UNKNOWN, True
+    ),
+    "in-a-list": Case(
+        JSON, {"errors": [{"code": "NOT_FOUND", "message": "job gone"}]}, Source.UNKNOWN, True
+    ),
+    "no-such-job": Case(JSON, {"code": "NO_SUCH_JOB", "message": "j"}, Source.UNKNOWN, True),
     "route-in-a-problem": Case(
         JSON, {"code": "ROUTE_NOT_FOUND", "status": 404, "detail": "nothing matches"}
     ),

@@ -48,6 +48,7 @@ def zstd_stream(body: bytes) -> bytes:
 ENCODERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "none": ("", bytes),
     "identity": ("identity", bytes),
+    "of-no-coding": ("none, utf-8, AWS-Chunked", bytes),
     "gzip": ("gzip", gzipped),
     "x-gzip": ("x-gzip", gzipped),
     "deflate": ("deflate", zlib.compress),

@@ -324,6 +324,8 @@ def test_requests_that_wait_once(path: bytes, expected: bool) -> None:
         (b"/t/api/v1/save_weights_external", False),
         (b"/t/api/v1/weights_info", True),
         (b"/t/api/v1/create_sampling_session", True),
+        (b"/t/api/v1/join_sampling_session", True),
+        (b"/t/api/v1/auth/token", True),
         (b"/t/api/v1/client/config", True),
         (b"/t/api/v1/get_info", True),
         (b"/t/api/v1/forward", True),

@@ -78,6 +78,9 @@ def test_a_404_shows_the_trainer_only_where_the_trainer_wrote_it(case: Case) -> 
         ({"code": 5, "message": "unknown path /v1/route"}, ["route"], False),
         # That an id speaks of a job does not show that the answer does.
         ({"code": 404, "message": "nothing at job-1"}, ["job-1"], False),
+        # What the question is about may be a place elsewhere.
+        ({"reason": "NotFound", "message": 'deployments.apps "d" not found'}, ["d"], True),
+        ({"reason": "NotFound", "message": 'deployments.apps "e" not found'}, ["d"], False),
         ({"code": 404, "message": "nothing at trainer"}, ["trainer"], False),
         ({"code": 404, "message": "no job job-1"}, ["job-1"], True),
         ({"code": 404, "message": "no job"}, [""], True),
@@ -176,6 +179,17 @@ def test_what_a_gateway_says_shows_nothing_whatever_the_status(name: str) -> Non
     ("status_code", "content_type", "body"),
     [
         pytest.param(200, JSON, b'{"supported_models": []}', id="capabilities"),
+        *(
+            pytest.param(
+                200, JSON, b'{"supported_models": [], ' + more + b"}", id=f"words-{more!r}"
+            )
+            for more in (
+                b'"description": "JAX backend"',
+                b'"message": "on host gpu-3"',
+                b'"error_budget": 3',
+                b'"status": "loading"',
+            )
+        ),
         pytest.param(200, JSON, b'{"status": "ok"}', id="health"),
         pytest.param(200, JSON, b"{}", id="empty-object"),
         pytest.param(200, "application/json;charset=UTF-8", b'{"a": 1}', id="charset"),

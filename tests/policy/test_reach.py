@@ -55,6 +55,15 @@ REACHING: Headers = [
     (b"Modal-Key", b"wk-1"),
     (b"Modal-Secret", b"ws-1"),
     (b"Twinkle-Authorization", b"Bearer tw-1"),
+    (b"X-Functions-Key", b"azure-functions"),
+    (b"X-Auth-Token", b"t-1"),
+    (b"X-Access-Token", b"t-2"),
+    (b"Private-Token", b"t-3"),
+    (b"cf-access-token", b"cloudflare-too"),
+    (b"X-Serverless-Authorization", b"Bearer run"),
+    (b"x-vercel-protection-bypass", b"vercel"),
+    (b"X-Tenant", b"team"),
+    (b"X-Tenant-Id", b"team-1"),
 ]
 BEHIND: Headers = [
     (b"Fireworks-Deployment", b"accounts/acc/deployments/dep-1"),

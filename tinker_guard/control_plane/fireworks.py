@@ -13,6 +13,7 @@ import httpx
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
 from tinker_guard.control_plane.question import (
     MISSING,
+    OF_QUESTIONS,
     HasKey,
     document_at,
     is_same_origin,
@@ -113,7 +114,8 @@ def state_in(url: httpx.URL, document: object) -> str | None:
     """
     if document is MISSING:
         return None
-    if isinstance(document, dict) and is_state_name(state := document.get("state")):
+    state = document.get("state") if isinstance(document, dict) else None
+    if is_state_name(state) and state not in OF_QUESTIONS:
         return str(state)
     raise ControlPlaneError(
         f"{place_of(url)} answered, but with no job's state in it. Set "

@@ -12,6 +12,7 @@ import httpx
 from tinker_guard.control_plane.protocol import ControlPlaneError, is_state_name
 from tinker_guard.control_plane.question import (
     MISSING,
+    OF_QUESTIONS,
     HasKey,
     document_at,
     is_same_origin,
@@ -43,9 +44,6 @@ STOPPED: Final = (
 """States that stop a job wherever they are said: those of Fireworks, and words of others, such as
 SUCCEEDED of Ray's jobs, `terminating` and `done` of dstack, Docker's `exited`. Not ERROR and
 SUCCESS, which may be said of the question."""
-
-_OF_QUESTIONS: Final = frozenset({"ERROR", "FAIL", "OK", "SUCCESS"})
-"""Words that may be said of the question, where no setting lists them as states of a job."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class HttpControlPlane(HasKey):
         It is the job's where a setting lists it as a state, where it stands below another member,
         and where the document names the job.
         """
-        may_be = state in _OF_QUESTIONS and state not in self.phases and len(self.state) == 1
+        may_be = state in OF_QUESTIONS and state not in self.phases and len(self.state) == 1
         return may_be and not any(
             name in text.split("/") for text in texts_in(document) for name in names.values()
         )
@@ -161,9 +159,19 @@ class HttpControlPlane(HasKey):
             found = _member(document, fill(member, names))
             if found is _NONE:
                 may_be_missing = bool(names_in(member)) or position == self.listed_at
-                return may_be_missing and isinstance(document, dict)
+                is_last = position == len(self.state) - 1
+                return (
+                    may_be_missing
+                    and isinstance(document, dict)
+                    and (is_last or _is_list_of_objects(document))
+                )
             document = found
         return False
+
+
+def _is_list_of_objects(document: dict[str, Any]) -> bool:
+    """Whether an object may be one of objects by their names: it is empty, or holds another."""
+    return not document or any(isinstance(value, dict) for value in document.values())
 
 
 _NONE: Final = object()

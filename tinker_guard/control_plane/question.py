@@ -35,6 +35,16 @@ CREDENTIAL_HEADERS: Final = ("x-api-key", "authorization")
 """What a control plane is given of a guarded request, unless it has a key of its own."""
 
 
+OF_QUESTIONS: Final = frozenset(
+    (
+        *("ERROR", "FAIL", "FAILURE", "OK", "SUCCESS", "EXCEPTION", "INTERNAL_ERROR", "NOT_FOUND"),
+        *("BAD_REQUEST", "DENIED", "FORBIDDEN", "UNAUTHORIZED", "RATE_LIMITED", "TIMEOUT"),
+        *("TOO_MANY_REQUESTS", "UNAVAILABLE", "SERVICE_UNAVAILABLE", "INTERNAL_SERVER_ERROR"),
+    )
+)
+"""Words that are said of a question, where they are not known as states of a job."""
+
+
 class Missing:
     """A control plane says that there is no such job."""
 

@@ -41,11 +41,16 @@ def is_cached_copy(headers: Mapping[str, str]) -> bool:
 # X-Cache, X-Cache-Status, X-Proxy-Cache, X-Cache-Remote, CF-Cache-Status, X-From-Cache,
 # X-Tyk-Cached-Response, ...; but neither Cache-Control nor X-Cache-Lookup, X-Cache-Key and
 # X-Cache-Tags, nor X-Skip-Cache: 1, with which web servers say that they took nothing from a cache,
-# nor what a model has in its memory, such as X-Prefix-Cache-Hit.
+# nor what the server itself keeps of what its answers are made with, such as X-Prefix-Cache-Hit.
+_OF_THE_SERVER: Final = (
+    r"(?:kv|prefix|prompt|compile|model|lora|adapter|weights?|tokenizer|token|tensor|embeddings?"
+    r"|checkpoint|dataset|graph|kernel|block|radix|attention|auth|jwt|session|db|sql|dns|config)"
+)
 _CACHE_HEADER: Final = re.compile(
-    r"(?:(?!(?:no|not|skip|bypass|disabled?|kv|prefix|prompt|compile)-)[a-z0-9]+-)*cache"
+    rf"(?:(?!(?:no|not|skip|bypass|disabled?|{_OF_THE_SERVER})-)[a-z0-9]+-)*cache"
     r"(?:d|d-response|-hit|-status|-result|-state|-remote|-debug)?"
 )
+_KEPT_BY_THE_SERVER: Final = re.compile(rf"(?:.*[-_])?{_OF_THE_SERVER}[-_].*")
 
 _COPY_WORDS: Final = frozenset(
     (
@@ -82,7 +87,7 @@ def _timed_caches(value: str) -> list[str]:
     return [
         parameter
         for name, _, parameters in metrics
-        if "cache" in name
+        if "cache" in name and not _KEPT_BY_THE_SERVER.fullmatch(name.strip())
         for parameter in parameters.split(";")
         if parameter.strip().startswith("desc")
     ]

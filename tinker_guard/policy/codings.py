@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 CHAIN_LIMIT: Final = 4
 """How many codings a body may have been put through, one on top of the other."""
 
+_NO_CODINGS: Final = frozenset({"", "identity", "none", "utf-8", "aws-chunked"})
+"""What servers write by mistake where there is none, too."""
+
 _OVERHEAD: Final = 4096
 """Bytes by which a layer below the last may exceed the limit: coding makes random bytes longer."""
 
@@ -59,7 +62,7 @@ def decoded(content_encoding: str, body: bytes, limit: int) -> bytes:
             `CHAIN_LIMIT` of them, or the body is not in its coding.
     """
     names = [name.strip().lower() for name in content_encoding.split(",")]
-    decoders = [_DECODERS.get(name) for name in names if name not in ("", "identity")]
+    decoders = [_DECODERS.get(name) for name in names if name not in _NO_CODINGS]
     if len(decoders) > CHAIN_LIMIT:
         raise CodingError(f"more than {CHAIN_LIMIT} codings")
     # The last one named was applied last.

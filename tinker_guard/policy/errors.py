@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tinker_guard.policy.json_body import MOST_DIGITS
 from tinker_guard.policy.wording import (
+    NAMED,
     PHRASE_LENGTH,
     ROUTERS_WORDS,
     Missing,
@@ -28,6 +29,7 @@ _TEXT_MEMBERS: Final = ("message", "detail", "title", "error", "msg", "error_msg
 
 _NOT_FOUND_NAME: Final = re.compile(
     r"(?:err(?:or)?)?(?:[a-z]*job|[a-z]*trainer|resource|entity|record)?notfound(?:error|exception)?"
+    r"|nosuch(?:[a-z]*job|[a-z]*trainer|resource|entity|record)"
 )
 
 _JOBS_WORDS: Final = re.compile(r"job|trainer|account", re.IGNORECASE)
@@ -87,6 +89,23 @@ def speaks_of_routes(members: dict[str, Any], ids: Collection[str]) -> bool:
     )
 
 
+def lacks_a_place(members: dict[str, Any], ids: Collection[str]) -> bool:
+    """Whether an object says that a place on the way is missing: "Deployment not found".
+
+    Not where that is what the question was about, which is named: 'deployments.apps "job-1"'.
+
+    Args:
+        members: Its members.
+        ids: What the question's URL names; see `not_found.source_of`.
+    """
+    return any(
+        missing_in(text, ids) is Missing.PLACE and NAMED not in without(ids, text)
+        for holder in holders(members)
+        for name in _TEXT_MEMBERS
+        if isinstance(text := holder.get(name), str)
+    )
+
+
 def _is_routers(text: str, ids: Collection[str]) -> bool:
     said = without(ids, text, but_words=True)
     if " " not in said:
@@ -114,16 +133,19 @@ def has_not_found_code(members: dict[str, Any], ids: Collection[str]) -> bool:
         numbers.append(top.get("status"))
     # By itself the number says no more than the status, which any server can say.
     names_the_job = any(
-        isinstance(text := holder.get(name), str) and _JOBS_WORDS.search(without(ids, text))
+        isinstance(text := holder.get(name), str)
+        and _JOBS_WORDS.search(without(ids, text))
+        and missing_in(text, ids) is Missing.JOB
         for holder in (top, inner)
-        for name in ("message", "detail")
+        for name in (*_TEXT_MEMBERS, "reason")
     )
     return names_the_job and any(type(number) is int and number == 404 for number in numbers)
 
 
 def holders(members: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Where codes and texts stand: at the top, and in `error`."""
-    error = members.get("error")
+    """Where codes and texts stand: at the top, and in `error` or the first of `errors`."""
+    errors = members.get("errors")
+    error = errors[0] if isinstance(errors, list) and errors else members.get("error")
     return members, error if isinstance(error, dict) else {}
 
 

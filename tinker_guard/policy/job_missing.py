@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tinker_guard.policy.caches import is_cached_copy
-from tinker_guard.policy.errors import has_not_found_code, speaks_of_routes
+from tinker_guard.policy.errors import has_not_found_code, lacks_a_place, speaks_of_routes
 from tinker_guard.policy.not_found import Source, source_of
 from tinker_guard.policy.wording import is_reason_phrase
 
@@ -35,6 +35,7 @@ def is_control_planes_404(answer: Answer, *, ids: Collection[str] = ()) -> bool:
         return False
     return (
         not speaks_of_routes(document.members, ids)
+        and not lacks_a_place(document.members, ids)
         and not _is_said_of_any_path(document.members)
         and has_not_found_code(document.members, ids)
     )

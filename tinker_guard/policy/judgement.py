@@ -240,9 +240,10 @@ _ESSENTIAL: Final = frozenset(
     {
         *(b"create_model", b"create_session", b"forward", b"forward_backward", b"optim_step"),
         *(b"load_weights", b"save_weights", b"save_weights_for_sampler", b"weights_info"),
-        *(b"asample", b"create_sampling_session", b"retrieve_future", b"retrieve_futures"),
-        # Of `client/config`, which a constructor asks for.
-        *(b"config", b"get_info"),
+        *(b"asample", b"create_sampling_session", b"join_sampling_session"),
+        *(b"retrieve_future", b"retrieve_futures"),
+        # Of `client/config`, which a constructor asks for, and of `auth/token`.
+        *(b"config", b"get_info", b"token"),
     }
 )
 """Without these no run begins, trains, samples, saves or resumes: an SDK that asks for one cannot

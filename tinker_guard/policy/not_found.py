@@ -112,8 +112,13 @@ def is_from_trainer(answer: Answer) -> bool:
     return (
         document is not None
         and document.media_type == "application/json"
-        and not reports_an_error(document.members)
+        and (_has_capabilities(document.members) or not reports_an_error(document.members))
     )
+
+
+def _has_capabilities(members: dict[str, Any]) -> bool:
+    """Whether an object is what a trainer answers to the probe, whatever words stand in it."""
+    return "supported_models" in members and not members.get("error")
 
 
 def may_be_trainers(status_code: int, headers: Mapping[str, str]) -> bool:

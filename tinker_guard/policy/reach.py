@@ -26,11 +26,21 @@ _HEADERS: Final = frozenset(
         b"apikey",
         b"ocp-apim-subscription-key",
         b"x-goog-api-key",
-        # Credentials for a proxy in front: Cloudflare Access, Modal.
+        b"x-functions-key",
+        b"x-auth-token",
+        b"x-access-token",
+        b"private-token",
+        # Credentials for what is in front: Cloudflare Access, Google Cloud Run, Vercel, Modal.
         b"cf-access-client-id",
         b"cf-access-client-secret",
+        b"cf-access-token",
+        b"x-serverless-authorization",
+        b"x-vercel-protection-bypass",
         b"modal-key",
         b"modal-secret",
+        # Whose trainer is meant, where one gateway serves several tenants.
+        b"x-tenant",
+        b"x-tenant-id",
         # Twinkle's, for hosts that take `Authorization` for themselves.
         b"twinkle-authorization",
         # What Fireworks' gateway finds a deployment by.

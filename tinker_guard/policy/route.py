@@ -313,7 +313,7 @@ def _parse_authority(
         # As it was written: a placeholder's name has upper and lower case.
         label, domain, name = _parse_label(parts[1])
         return None, port, label, domain, [name]
-    if not re.fullmatch(_HOST, host):
+    if not re.fullmatch(rf"{_HOST}\.?", host):
         raise ValueError("names a host with other characters than letters, digits and .-_")
     return host, port, None, "", []
 

@@ -10,18 +10,27 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-# Not what may come "in the near future".
+# Not in a name, such as my-checkpoint, nor what may come "in the near future".
 _ONLY_TRAINERS: Final = (
-    r"(?<!/)(?<!\bin )(?<!\bin the )(?<!\bnear )"
-    r"\b(?:futures?|checkpoints?|seq_id|(?:sampling|training)[ _]session{})\b|\btinker://"
+    r"(?<![\w/.~-])(?<!\bin )(?<!\bin the )(?<!\bin a )(?<!\bnear )"
+    r"(?:futures?(?!-[a-z]| (?:release|use|version|update|date|time)s?\b)|checkpoints?|seq_id"
+    r"|(?:sampling|training)[ _]session{})\b"
 )
 
-TRAINERS_WORDS: Final = re.compile(_ONLY_TRAINERS.format("|samplers?|base[ _]model"), re.IGNORECASE)
+TRAINERS_WORDS: Final = re.compile(
+    _ONLY_TRAINERS.format("|samplers?|base[ _]model") + r"|\btinker://", re.IGNORECASE
+)
 """What only a trainer has. Not "model" and "session": gateways route by both. Nor what stands in a
 path, which a gateway gives back: /api/v1/samplers/s-1."""
 
 # Whatever else is missing: gateways may route by base model and by sampler.
 _DECISIVE: Final = re.compile(_ONLY_TRAINERS.format(""), re.IGNORECASE)
+
+# Where weights are kept: a place that no request goes through.
+_STORED: Final = re.compile(
+    r"\b(?:tinker|twinkle|hf|s3|gs|gcs|az|abfss?)://|\bhuggingface\.co\b|\bhf\.co\b",
+    re.IGNORECASE,
+)
 
 _HANDLERS: Final = (
     r"\b(?:method|service|app|application|handler|function|proxy|ingress|tunnel|listener)\b"
@@ -36,7 +45,7 @@ ROUTERS_WORDS: Final = re.compile(
     rf"|{_HANDLERS}.{{0,60}}?\b(?:not|no|cannot|unknown)\b"
     rf"|\b(?:not|no|cannot|unknown)\b.{{0,60}}?{_HANDLERS}"
     r"|\bcannot (?:get|post|head)\b|\bnot defined by this api\b"
-    r"|\b(?:requested|static) resource\b"
+    r"|\b(?:requested|static) resource\b|\bapi version\b"
     # A path that is given back, by Spring without its first slash. The name of a resource begins
     # with neither a slash nor the version of an API.
     r"|(?:\A|[\s\"'`(:])(?:/|v\d+\w*/)[\w.-]+/",
@@ -59,7 +68,7 @@ class Missing(StrEnum):
     """What a trainer has: a model, a session, a checkpoint."""
 
 
-_ID: Final = "\0"
+NAMED: Final = "\0"
 """Stands for what the request's URL names."""
 _BESIDE: Final = len(" id '")
 """So near to the beginning, or to "no" and "unknown", an id is what is missing."""
@@ -68,9 +77,11 @@ _BESIDE: Final = len(" id '")
 _NOUN: Final = re.compile(
     r"(?<![\w/.~-])(?:"
     r"(?P<job>(?:(?:train(?:er|ing)[-_ ]?)?job|rlortrainerjob|trainer|account)"
-    r"(?:_id|[ _]state|[ _]status)?s?)"
-    r"|(?P<trainers>(?:loss function|model|base[ _]model|session|run|weight|adapter|lora|loss"
-    r"|dataset|file|tokenizer|archive|snapshot|future|checkpoint|sampler|seq_id|request|sample"
+    r"(?:[ _]?(?:id|name|state|status))?s?)"
+    r"|(?P<trainers>(?:model|weight|checkpoint|adapter|lora|dataset|tokenizer|archive|artifact)s?"
+    r"[ _](?:path|url|uri)s?"
+    r"|(?:loss function|model|base[ _]model|session|run|weight|adapter|lora|loss|dataset|file"
+    r"|tokenizer|archive|snapshot|future|checkpoint|sampler|seq_id|request|sample"
     r"|gradient|optimizer|step|state|prompt|sequence|batch|artifact|upload|download)s?)"
     r"|(?P<place>(?:service|route|routing(?: table)?|router|upstream|replica|endpoint|backend"
     r"|worker|server|host|hostname|deployment|instance|pod|node|target|destination|application|app"
@@ -78,10 +89,10 @@ _NOUN: Final = re.compile(
     r"|container|cluster|namespace|machine|gateway|load balancer|revision|region|tenant"
     r"|workspace)s?"
     # A path of an API.
-    rf"|/?(?:training/)?(?:api|v\d+\w*)/[\w./{{}}{_ID}-]+)"
+    rf"|/?(?:training/)?(?:api|v\d+\w*)/[\w./{{}}{NAMED}-]+)"
     # A resource of Fireworks, wherever it stands; an id where no other thing stands before it.
-    rf"|(?P<resource>(?!v\d)(?:[\w{_ID}-]+/)*rlortrainerjobs/[\w.{_ID}/-]+)"
-    rf"|(?P<id>(?:[\w-]+/)*{_ID}(?:/{_ID})*)"
+    rf"|(?P<resource>(?!v\d)(?:[\w{NAMED}-]+/)*rlortrainerjobs/[\w.{NAMED}/-]+)"
+    rf"|(?P<id>(?:[\w-]+/)*{NAMED}(?:/{NAMED})*)"
     r")(?![\w/~-])",
     re.IGNORECASE,
 )
@@ -105,16 +116,24 @@ _BEFORE: Final = re.compile(
     re.IGNORECASE,
 )
 
-# A checkpoint's place, and no path of a request: "Path /mnt/run/step-1 does not exist".
+# A checkpoint's place, and no path of a request: "Path /mnt/run/step-1 does not exist", "Path not
+# found: /mnt/run/step-1".
 _FILE_PATH: Final = re.compile(
-    r"\bpaths?\W{1,3}?(?=\w+://|/(?![^\s'\"]*(?:api|training|v\d+)/)[\w.-]+/)", re.IGNORECASE
+    r"\bpaths?((?: (?:is|does|could|was|not|be|exist|found|available)){0,4})"
+    r"\W{1,3}?(?=\w+://|/(?![^\s'\"]*(?:api|training|v\d+)/)[\w.-]+/)",
+    re.IGNORECASE,
+)
+
+# A job's name in one word: FineTuneJob, trainerJobId.
+_JOB_IN_A_WORD: Final = re.compile(
+    r"(?<![\w/])[A-Za-z]*[a-z](?=Job(?:s|Id|Name|State|Status)?(?![\w/]))"
 )
 
 _CLAUSE: Final = re.compile(r"[;!?\n()]+|[.,:](?=\s|\Z)")
 
 _CODE: Final = re.compile(r"\w+")
 # As Python's KeyError has it.
-_ID_ALONE: Final = re.compile(rf"(?:KeyError)?\W*{_ID}\W*")
+_ID_ALONE: Final = re.compile(rf"(?:KeyError)?\W*{NAMED}\W*")
 
 # Another server's answer that is passed on: a page or a document, a JSON object, what a client
 # raises (httpx, requests, aiohttp, urllib3), what the makers of gateways write without such a noun.
@@ -128,7 +147,14 @@ _PASSED_ON: Final = re.compile(
     r"|\bcannot (?:get|head|post|put|patch|delete|options)\b|\bnot defined by this api\b"
     r"|\b(?:not|cannot|unable to) (?:be )?routed?\b"
     r"|\bconnect(?:ion)? ?(?:refused|reset|aborted|closed|timed out|error|timeout|pool|attempts)"
-    r"|\bmax retries exceeded\b|\berrno\b|\bname resolution\b"
+    r"|\bmax retries exceeded\b|\bname resolution\b"
+    # But for the numbers of files: ENOENT, EACCES, ENOTDIR, EISDIR, ENAMETOOLONG, ESTALE.
+    r"|\berrno (?!(?:2|13|20|21|36|116)\b)"
+    # gRPC, aiohttp, urllib, Go, Node.
+    r"|\bfailed to connect\b|\bserver disconnected\b|\bremote end closed\b"
+    r"|\bdial (?:tcp|udp|unix)\b|\bi/o timeout\b|\bgetaddrinfo\b"
+    r"|\b(?:enotfound|econnrefused|econnreset|etimedout)\b"
+    r"|\bbroken pipe\b|\bno route to host\b|\b(?:read|connect|handshake) timed out\b|\[ssl: "
     r"|\A(?:bad gateway|service unavailable|gateway time-?out)\b|\bfault filter abort\b"
     r"|\bmodal-http\b|\berr_ngrok",
     re.IGNORECASE,
@@ -138,14 +164,20 @@ _PASSED_ON: Final = re.compile(
 # What will be otherwise soon, by its writer's own word.
 _PASSES: Final = re.compile(
     r"\b(?:not (?:yet )?ready|starting|unavailable|retry|try (?:again|later)|please wait"
-    r"|warming up|provisioning|booting|initializing|scaling)\b",
+    r"|warming up|provisioning|booting|initializing|loading|scaling|scaled to (?:zero|0))\b",
     re.IGNORECASE,
 )
 
 # Of a job, as Fireworks writes it: "state=JOB_STATE_CREATING", "State: PAUSED".
 _STATE: Final = re.compile(r"\bJOB_STATE_[A-Z]|\b[Ss](?:tate|tatus)\W{1,3}[A-Z_]{4}")
 
-_FOREIGN: Final = re.compile(r"[^\W\d_a-zA-Z]")
+# Letters that English has not, or how other languages say without them that something is missing.
+_FOREIGN: Final = re.compile(
+    r"[^\W\d_a-zA-Z]|\b(?:nicht|kein(?:e[nrs]?)?|unbekannt\w*|introuvables?|inexist\w+|aucune?"
+    r"|inconnue?s?|encontrad[ao]s?|encuentra|existe|desconocid[ao]s?|trovat[aoie]|inesistent[ei]"
+    r"|niet|gevonden|hittades|ikke|inte|znalezion\w*|nenalezen\w*|bulunam\w+|ditemukan|nao)\b",
+    re.IGNORECASE,
+)
 
 
 def missing_in(text: str, ids: Collection[str]) -> Missing | None:
@@ -166,12 +198,14 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
     if _CODE.fullmatch(said):
         # ROUTE_NOT_FOUND, RouteNotFound.
         said = re.sub(r"_|(?<=[a-z])(?=[A-Z])", " ", said)
-    said = _FILE_PATH.sub("file ", said)
+    said = _JOB_IN_A_WORD.sub("", _FILE_PATH.sub(r"file\1 ", said))
     clauses = list(filter(str.strip, _CLAUSE.split(said)))
     things = [_nouns(clause, 0) for clause in clauses]
     is_absent = [_ABSENCE.search(clause) is not None for clause in clauses]
     decisive = [_DECISIVE.search(without(ids, clause)) is not None for clause in clauses]
     if any(is_said and is_only for is_said, is_only in zip(is_absent, decisive, strict=True)):
+        return Missing.TRAINERS
+    if any(is_absent) and _STORED.search(text):
         return Missing.TRAINERS
     if _PASSED_ON.search(said):
         return Missing.PLACE
@@ -187,6 +221,9 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
         found = next(filter(None, around), None)
         if found:
             return found[0]
+        # "No row for job-1".
+        if NAMED in clause and not TRAINERS_WORDS.search(clause):
+            return Missing.JOB
     if any(decisive):
         return Missing.TRAINERS
     return Missing.PLACE if _PASSES.search(said) else None
@@ -207,7 +244,9 @@ def _nouns(clause: str, begin: int) -> list[Missing]:
 
 
 _REASON_PHRASE: Final = re.compile(
-    r"[\W_]*(?:(?:(?:http|error|status)[\W_]*)*404)?[\W_]*(?:not[\W_]*found)?[\W_]*"
+    r"[\W_]*(?:(?:(?:http|error|status)[\W_]*)*404)?[\W_]*"
+    r"(?:(?:status[\W_]*code[\W_]*)?not[\W_]*found(?:[\W_]*(?:error|exception))?"
+    r"(?:\W+(?:(?:request|trace|correlation)[\W_]*)?id\W+\S+)?)?[\W_]*"
 )
 
 PHRASE_LENGTH: Final = 64
@@ -250,15 +289,15 @@ def without(ids: Collection[str], text: str, *, but_words: bool = False) -> str:
                 rf"()(?<![\w.~-])(?:[\w.~]+-)*{re.escape(one)}{_OF_PODS}(?:\.[\w.-]*)?(?![\w~-])"
             )
         elif but_words and _is_read(one):
-            named = rf"(\w/|[\"'`]|{_NAMED}){one}(?![\w~-])"
+            named = rf"(\w/|[\"'`]|{_AFTER}){one}(?![\w~-])"
         else:
             named = rf"()(?<![\w~-]){one}{_OF_PODS}(?![\w~-])"
-        text = re.sub(named, rf"\1{_ID}", text, flags=re.IGNORECASE)
+        text = re.sub(named, rf"\1{NAMED}", text, flags=re.IGNORECASE)
     return text[:TEXT_LENGTH]
 
 
 # What an id may follow. A "job route", though, may be a route too.
-_NAMED: Final = r"\b(?:job|trainer|account|model|run)(?:[ _]id)?[:=]? "
+_AFTER: Final = r"\b(?:job|trainer|account|model|run)(?:[ _]id)?[:=]? "
 
 
 @lru_cache(maxsize=1024)
