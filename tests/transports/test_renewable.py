@@ -530,8 +530,11 @@ async def test_a_request_on_one_that_is_closed_after_a_release_goes_to_the_first
     assert gateway.exchanges[-1].connection == 0
 
 
+@pytest.mark.parametrize("is_closed_twice", [False, True])
 @pytest.mark.parametrize("closes", ["a replacement", "a response"])
-async def test_one_whose_closing_is_cancelled_is_closed_with_the_line(closes: str) -> None:
+async def test_one_whose_closing_is_cancelled_is_closed_with_the_line(
+    closes: str, is_closed_twice: bool
+) -> None:
     class Slow(FakeTransport):
         async def aclose(self) -> None:
             await asyncio.sleep(0.1)
@@ -553,6 +556,8 @@ async def test_one_whose_closing_is_cancelled_is_closed_with_the_line(closes: st
     else:
         closing = asyncio.ensure_future(line.replace(stale))
     await asyncio.sleep(0.05)
+    if is_closed_twice:
+        await stale.aclose()
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
