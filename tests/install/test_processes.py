@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import tomllib
 import venv
+import zipapp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from testkit.clients import transport_of
@@ -401,6 +407,163 @@ def test_a_child_that_is_told_not_to_be_strict_is_not(
     children.inject(environment, GuardSettings(strict=True).dump_without_key())
     ended = run([python, "-c", "import tinker"], tmp_path, environment)
     assert ended.returncode == (0 if parents is None else 1), ended.stderr
+
+
+# -- a guard that the parent has from a path of its own ------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`bin/python`, which has the SDK but not the guard, a copy of the guard, and the SDK."""
+    place = tmp_path_factory.mktemp("elsewhere")
+    venv.create(place, with_pip=False)
+    installed = Path(httpx.__file__).parents[1]
+    (place / "sdk").mkdir()
+    for entry in installed.iterdir():
+        if not entry.name.startswith(("tinker_guard", "_tinker_guard")) and entry.suffix != ".pth":
+            (place / "sdk" / entry.name).symlink_to(entry)
+    # A directory in such a file is searched, but its own such files are not read.
+    [own] = place.glob("lib/python*/site-packages")
+    (own / "sdk.pth").write_text(f"{place / 'sdk'}\n")
+    copy = place / "copy"
+    shutil.copytree(Path(children.__file__).parents[1], copy / "tinker_guard")
+    (copy / "beside.py").touch()
+    return place
+
+
+FROM_A_PATH = """
+import multiprocessing, subprocess, sys
+
+CHILD = '''
+import tinker
+from tinker_guard import status
+print(status().sdks["tinker"], status().settings.retry_timeout, flush=True)
+'''
+
+def child():
+    exec(CHILD)
+
+def main():
+    from tinker_guard import install_guard
+    install_guard(retry_timeout=7)
+    subprocess.run([sys.executable, "-c", CHILD], check=True, cwd="/")
+    if sys.argv[1:] != ["spawn"]:
+        return
+    process = multiprocessing.get_context("spawn").Process(target=child)
+    process.start()
+    process.join()
+"""
+MAIN = "\nif __name__ == '__main__':\n    main()\n"
+
+
+@pytest.mark.parametrize("found", ["by sys.path", "beside the script", "in a zip", "in a zipapp"])
+@pytest.mark.parametrize("strict", ["", "1"])
+def test_a_child_has_the_guard_that_its_parent_found_by_a_path_of_its_own(
+    found: str, strict: str, elsewhere: Path, tmp_path: Path
+) -> None:
+    copy, path, program, is_spawned = elsewhere / "copy", "", tmp_path / "program.py", ["spawn"]
+    match found:
+        case "by sys.path":
+            path = f"import sys; sys.path.insert(0, {str(copy)!r})\n"
+        case "beside the script":
+            (tmp_path / "tinker_guard").symlink_to(copy / "tinker_guard")
+        case "in a zip":
+            shutil.make_archive(str(tmp_path / "packed"), "zip", copy)
+            path = f"import sys; sys.path.insert(0, {str(tmp_path / 'packed.zip')!r})\n"
+        case _:
+            shutil.copytree(copy, tmp_path / "app")
+            program, is_spawned = tmp_path / "app" / "__main__.py", []
+    program.write_text(path + FROM_A_PATH + MAIN)
+    if found == "in a zipapp":
+        program = tmp_path / "app.pyz"
+        zipapp.create_archive(tmp_path / "app", program)
+    ended = run(
+        [str(elsewhere / "bin" / "python"), program.name, *is_spawned],
+        tmp_path,
+        {"PYTHONPATH": "", "TINKER_GUARD_STRICT": strict},
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == ["guarded 7.0"] * (1 + len(is_spawned))
+
+
+def test_a_child_gets_the_parents_guard_alone_and_no_place_on_its_path(elsewhere: Path) -> None:
+    told = (
+        "import sys, importlib.util as u; print(sys.path, [type(f).__name__ for f in sys.meta_path"
+        " if 'Own' in type(f).__name__], u.find_spec('beside'), 'tinker_guard' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": "/one"}
+    python = str(elsewhere / "bin" / "python")
+    without = run([python, "-c", told], elsewhere, environment).stdout
+    bootstrap = str(elsewhere / "copy" / "tinker_guard" / "install" / "bootstrap")
+    environment["PYTHONPATH"] = f"{bootstrap}{os.pathsep}/one"
+    with_guard = run([python, "-c", told], elsewhere, environment)
+    assert (with_guard.returncode, with_guard.stderr) == (0, "")
+    assert with_guard.stdout == without.replace("[] None False", "[] None True")
+
+
+@pytest.mark.parametrize("named", ["package", "directory"])
+def test_a_childs_own_guard_counts_more_than_the_parents(
+    named: str, elsewhere: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "tinker_guard"
+    own.mkdir()
+    if named == "package":
+        (own / "__init__.py").touch()
+        (own / "auto.py").write_text("install_when_needed = lambda: print('own')")
+    bootstrap = str(elsewhere / "copy" / "tinker_guard" / "install" / "bootstrap")
+    environment = {"PYTHONPATH": f"{bootstrap}{os.pathsep}{tmp_path}"}
+    told = "import tinker_guard; print(tinker_guard.__file__)"
+    ended = run([str(elsewhere / "bin" / "python"), "-c", told], tmp_path, environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    if named == "package":
+        assert ended.stdout.splitlines() == ["own", str(own / "__init__.py")]
+    else:
+        # A checkout, for instance: it holds no module of that name.
+        assert ended.stdout.startswith(str(elsewhere / "copy"))
+
+
+@pytest.mark.parametrize("strict", ["", "1"])
+@pytest.mark.parametrize("has_all", [True, False])
+def test_a_child_that_finds_its_sdk_later_is_guarded_or_says_what_it_lacks(
+    has_all: bool, strict: str, elsewhere: Path, tmp_path: Path
+) -> None:
+    """As a child of multiprocessing does, which is given its parent's path after its start."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    if not has_all:
+        (tmp_path / "tinker").mkdir()
+        (tmp_path / "tinker" / "__init__.py").touch()
+    place = elsewhere / "sdk" if has_all else tmp_path
+    told = (
+        f"import sys; sys.path.append({str(place)!r}); import tinker; "
+        "print('tinker_guard.install.installation' in sys.modules)"
+    )
+    environment = {
+        "PYTHONPATH": str(elsewhere / "copy" / "tinker_guard" / "install" / "bootstrap"),
+        "TINKER_GUARD_STRICT": strict,
+    }
+    ended = run([str(tmp_path / "bare" / "bin" / "python"), "-c", told], tmp_path, environment)
+    if has_all:
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+    elif strict:
+        assert ended.returncode == 1
+        assert "ModuleNotFoundError: No module named" in ended.stderr
+    else:
+        assert ended.stdout == "False\n"
+        assert "this process runs unguarded. ModuleNotFoundError: No module" in ended.stderr
+
+
+def test_what_the_guard_needs_is_what_it_depends_on() -> None:
+    bootstrap = Path(children.__file__).parent / "bootstrap" / "sitecustomize.py"
+    tree = ast.parse(bootstrap.read_text())
+    [needed] = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_NEEDED"
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[^\w-]", wanted)[0] for wanted in project["dependencies"]]
+    modules = {"opentelemetry-api": "opentelemetry"}
+    assert list(needed) == [modules.get(name, name.replace("-", "_")) for name in names]
 
 
 # -- children ------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Passes the guard on to child processes through the environment that they inherit.
 
 At its start, Python imports the first `sitecustomize` on its path, PYTHONPATH first; the
-directory `bootstrap/` holds one. This covers `subprocess`, multiprocessing's spawn and forkserver,
-and the SDK's sampling sidecar. It does not cover `python -E`, `-I` and `-S`, nor processes that a
-service such as Ray starts.
+directory `bootstrap/` holds one. It imports the guard by name, or else from the package around it.
+This covers `subprocess`, multiprocessing's spawn and forkserver, and the SDK's sampling sidecar. It
+does not cover `python -E`, `-I` and `-S`, nor processes that a service such as Ray starts.
 """
 
 from __future__ import annotations

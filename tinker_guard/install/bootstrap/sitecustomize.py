@@ -7,25 +7,74 @@ even in another environment without tinker_guard or with an old Python. Hence no
 import os
 import sys
 
+# What tinker_guard imports besides the standard library.
+_NEEDED = ("httpx", "opentelemetry", "packaging", "pydantic", "pydantic_settings", "tenacity")
+
 
 def _arm():
     if sys.version_info < (3, 11):
         return
     try:
-        from tinker_guard.auto import install_when_needed
+        install_when_needed = _import_guard()
     except Exception:
-        from importlib.util import find_spec
-
         problem = (
             "tinker_guard: " + sys.executable + " has tinker, but not tinker_guard: it runs "
             "unguarded. Install tinker-guard there too."
         )
         if _is_strict():
             sys.meta_path.insert(0, _Refuse(problem))
-        elif find_spec("tinker") is not None:
+        elif _has("tinker"):
             _say(problem)
         return
     install_when_needed()
+
+
+def _import_guard():
+    try:
+        from tinker_guard.auto import install_when_needed
+    except ImportError:
+        # A directory of that name, such as a checkout, is imported as an empty package.
+        found = sys.modules.get("tinker_guard")
+        if getattr(found, "__file__", None) is not None or not _may_run_here():
+            raise
+        sys.modules.pop("tinker_guard", None)
+        own = _OwnPackage()
+        sys.meta_path.insert(0, own)
+        try:
+            from tinker_guard.auto import install_when_needed
+        finally:
+            sys.meta_path.remove(own)
+    return install_when_needed
+
+
+class _OwnPackage:
+    """Finds the package that has this file, where the parent process had it from `sys.path`.
+
+    Its place does not go on the path of this process: other things may lie beside it.
+    """
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tinker_guard":
+            return None
+        from importlib.machinery import PathFinder
+
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        return PathFinder.find_spec(name, [os.path.dirname(package)])
+
+
+def _may_run_here():
+    # Another environment may lack what the guard imports. Where there is no SDK so far, the program
+    # may extend its path, as multiprocessing does; at the import the guard says what it lacks.
+    return not _has("tinker") or all(_has(name) for name in _NEEDED)
+
+
+def _has(name):
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(name) is not None
+    except Exception:
+        return False
 
 
 def _is_strict():
