@@ -26,7 +26,8 @@ def install_guard(
         install_guard(retry_timeout=60)
 
     Call it once at start-up or later; clients that exist already are guarded as well.
-    Calling it again with the same arguments does nothing. An SDK that has not been imported yet
+    Calling it again with the same arguments does nothing, unless `PYTHONPATH` was changed since:
+    then child processes are guarded again. An SDK that has not been imported yet
     is guarded when the program imports it. The plain httpx clients that `fireworks-ai`
     has for its REST API are guarded on trainer routes, and for hot-loads and completions of a
     deployment.

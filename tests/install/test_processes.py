@@ -25,11 +25,12 @@ from testkit.clients import transport_of
 from tests import ROOT
 from tests.end_to_end import sdk
 from tests.end_to_end.sdk import Gateway
-from tinker_guard import GuardSettings, install_guard, uninstall_guard
+from tinker_guard import GuardSettings, install_guard, status, uninstall_guard
 from tinker_guard.auto import HOLDERS, PACKAGES
 from tinker_guard.cli import run as running
 from tinker_guard.gateway import FAULTS
 from tinker_guard.install import child_env as children
+from tinker_guard.install.installation import install_unattended
 from tinker_guard.install.sdks import SDKS
 
 if TYPE_CHECKING:
@@ -673,6 +674,59 @@ def test_the_environment_is_left_as_it_was(
     install_guard(GuardSettings(retry_timeout=7), replace=True)
     uninstall_guard()
     assert os.environ == untouched
+
+
+RESTORED = "was changed since; calling install_guard() again restores it"
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ({"PYTHONPATH": None}, f"not guarded: PYTHONPATH {RESTORED}"),
+        ({"PYTHONPATH": "/of/a/launcher"}, f"not guarded: PYTHONPATH {RESTORED}"),
+        ({children.SETTINGS: None}, f"guarded with other settings: {children.SETTINGS} {RESTORED}"),
+        ({"PYTHONPATH": None, children.SETTINGS: None}, f"not guarded: PYTHONPATH {RESTORED}"),
+    ],
+    ids=["taken", "replaced", "settings", "put-back"],
+)
+@pytest.mark.parametrize("is_by_launcher", [True, False])
+def test_a_second_call_restores_the_environment_and_until_then_the_status_tells(
+    lost: dict[str, str | None],
+    said: str,
+    is_by_launcher: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if is_by_launcher:
+        inherited = GuardSettings(retry_timeout=7).dump_without_key()
+        monkeypatch.setenv(children.SETTINGS, inherited)
+        install_unattended(None, None)
+    else:
+        install_guard(retry_timeout=7)
+    assert status().child_processes == "guarded"
+    before = dict(os.environ)
+    with monkeypatch.context() as context:
+        for name, value in lost.items():
+            if value is None:
+                context.delenv(name)
+            else:
+                context.setenv(name, value)
+        assert status().child_processes == said
+        assert f"  child processes: {said}" in str(status())
+        install_guard(retry_timeout=7)
+        bootstrap, *others = before["PYTHONPATH"].split(os.pathsep)
+        if "PYTHONPATH" in lost:
+            others = list(filter(None, [lost["PYTHONPATH"]]))
+        assert os.environ["PYTHONPATH"].split(os.pathsep) == [bootstrap, *others]
+        assert os.environ[children.SETTINGS] == before[children.SETTINGS]
+        assert status().child_processes == "guarded"
+
+
+def test_a_second_call_without_child_processes_takes_the_guard_out_of_the_environment() -> None:
+    install_guard(child_processes=False)
+    children.inject(os.environ)
+    install_guard(child_processes=False)
+    assert "bootstrap" not in os.environ.get("PYTHONPATH", "")
+    assert status().child_processes == "not guarded"
 
 
 class _Kept(dict[str, str]):

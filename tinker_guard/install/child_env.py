@@ -69,6 +69,18 @@ def inject(environment: MutableMapping[str, str], settings: str | None = None) -
         environment[SETTINGS] = settings
 
 
+def changed_since(environment: Mapping[str, str], settings: str | None) -> str | None:
+    """The variable that no longer has what `inject` put into it; None if both have.
+
+    Args:
+        environment: The environment that child processes will inherit.
+        settings: As they were given to `inject`.
+    """
+    if _BOOTSTRAP not in environment.get("PYTHONPATH", "").split(os.pathsep):
+        return "PYTHONPATH"
+    return None if environment.get(SETTINGS) == settings else SETTINGS
+
+
 def remove(environment: MutableMapping[str, str]) -> None:
     """Undo `inject`, also that of a parent process."""
     environment.pop(SETTINGS, None)

@@ -25,7 +25,7 @@ import httpx
 
 from tinker_guard import faults
 from tinker_guard.install.arguments import read_arguments, without_unknown
-from tinker_guard.install.child_env import SETTINGS, inject, is_strict_for, remove
+from tinker_guard.install.child_env import SETTINGS, changed_since, inject, is_strict_for, remove
 from tinker_guard.install.clients import (
     ClientAttribute,
     WeakRegistry,
@@ -110,6 +110,7 @@ class _Installation:
     def __init__(self, request: _Request) -> None:
         self.settings = request.settings
         self.control_plane = request.control_plane
+        self.for_children = request.for_children
         self.is_automatic = request.is_automatic
         self.places: Counter[Place] = Counter()
         """Number of guarded clients, by their destination."""
@@ -193,6 +194,7 @@ class _Installation:
     def reconfigure(self, request: _Request) -> None:
         """Change the settings; requests in progress keep the old ones to their end."""
         self.settings, self.control_plane = request.settings, request.control_plane
+        self.for_children = request.for_children
         self.is_automatic = request.is_automatic
         for guard in self._guards:
             guard.configure(self.settings, self.control_plane)
@@ -465,6 +467,9 @@ def _change_installed(request: _Request) -> bool:
         if current is not None:
             if request.is_automatic or current.is_like(request):
                 current.is_automatic &= request.is_automatic
+                if not request.is_automatic:
+                    # A test or a launcher may have put back or replaced the environment since.
+                    _prepare_children(current)
                 return True
             if not request.replace and not current.is_automatic:
                 raise AlreadyInstalledError(
@@ -475,7 +480,7 @@ def _change_installed(request: _Request) -> bool:
             changed_since = _remove()
         elif current is not None:
             current.reconfigure(request)
-            _prepare_children(request)
+            _prepare_children(current)
         else:
             return False
     if not settings.enabled:
@@ -513,7 +518,7 @@ def _install_anew(request: _Request, is_wanted: Callable[[], bool]) -> bool:
                 watch(sdk.holder_module, partial(_hook_into_imported, sdk))
             for rest in REST_CLIENTS:
                 watch(rest.module, partial(_hook_into_rest, rest))
-            _prepare_children(request)
+            _prepare_children(installation)
         except BaseException:
             _remove()
             raise
@@ -629,16 +634,16 @@ def _level_of(place: Place, settings: GuardSettings) -> int:
     return logging.WARNING if is_missed else logging.INFO
 
 
-def _prepare_children(request: _Request) -> None:
+def _prepare_children(installation: _Installation) -> None:
     """Pass the guard on to child processes, or stop doing so."""
-    if not request.settings.child_processes:
+    if not installation.settings.child_processes:
         remove(os.environ)
         return
     # Never remove a variable before setting it again: a thread that copies the environment
     # meanwhile would meet a `KeyError`, and a child process that it starts would run unguarded.
-    if request.for_children is None:
+    if installation.for_children is None:
         os.environ.pop(SETTINGS, None)
-    inject(os.environ, request.for_children)
+    inject(os.environ, installation.for_children)
 
 
 def describe() -> GuardStatus:
@@ -679,8 +684,19 @@ def describe() -> GuardStatus:
         clients=places,
         rest_clients=rest_clients,
         unguarded=unguarded_requests(None if current is None else current.settings),
+        child_processes=_describe_children(current),
         has_own_control_plane=current is not None and current.control_plane is not None,
     )
+
+
+def _describe_children(current: _Installation | None) -> str:
+    if current is None or not current.settings.child_processes:
+        return "not guarded"
+    changed = changed_since(os.environ, current.for_children)
+    if changed is None:
+        return "guarded"
+    said = "guarded with other settings" if changed == SETTINGS else "not guarded"
+    return f"{said}: {changed} was changed since; calling install_guard() again restores it"
 
 
 def uninstall() -> None:

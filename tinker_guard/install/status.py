@@ -87,6 +87,9 @@ class GuardStatus:
     """By the name of an installed SDK that has plain httpx clients beside its own."""
     unguarded: list[str]
     """The requests that are not guarded."""
+    child_processes: str
+    """Python processes that this one starts: `guarded`, `not guarded`; with a reason if a variable
+    of the environment was changed since the installation."""
     has_own_control_plane: bool
     """Whether the program set a control plane of its own."""
 
@@ -116,7 +119,7 @@ class GuardStatus:
                 f"  waits: up to {settings.warmup_timeout:g} s for a new route, "
                 f"{settings.retry_timeout:g} s after a 404 on one that worked",
                 f"  control plane: {asked}",
-                f"  child processes: {'guarded' if settings.child_processes else 'not guarded'}",
+                f"  child processes: {self.child_processes}",
             ]
         )
 
