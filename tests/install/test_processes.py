@@ -274,16 +274,48 @@ def test_the_program_ignores_no_signal_that_it_would_not_ignore_alone(tmp_path: 
         ([], 2, "which command?"),
         (["--"], 2, "which command?"),
         (["no-such-command"], 127, "there is no command 'no-such-command'"),
+        (["./no-such-command"], 127, "there is no command './no-such-command'"),
+        ([""], 127, "there is no command ''"),
+        (["--", "", "x"], 127, "there is no command ''"),
         (["./program.txt"], 126, "cannot start './program.txt': Permission denied"),
+        (["."], 126, "cannot start '.': Permission denied"),
+        (["./program.txt/x"], 126, "cannot start './program.txt/x': Not a directory"),
+        (["./no-first-line"], 126, "cannot start './no-first-line': Exec format error"),
+        (
+            ["./no-such-first-line"],
+            126,
+            "cannot start './no-such-first-line': the program that its first line names is missing",
+        ),
     ],
 )
 def test_a_command_that_cannot_be_started(
     arguments: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "program.txt").write_text("")
-    ended = run([*RUN, *arguments], tmp_path)
+    for name, text in (("no-first-line", "echo"), ("no-such-first-line", "#!/no/such\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    # A place of PATH may be no directory, such as an archive.
+    path = os.pathsep.join([os.environ["PATH"], str(tmp_path / "program.txt")])
+    ended = run([*RUN, *arguments], tmp_path, {"PATH": path})
     assert ended.returncode == code
-    assert said in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"tinker-guard run: {said}")
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("tinker-guard run:") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("a\0b", "embedded null byte"), ("a\ud800b", "surrogates not allowed")],
+)
+def test_a_word_that_no_command_can_have(word: str, said: str, tmp_path: Path) -> None:
+    """Only a caller in Python can give one."""
+    program = f"import sys; from tinker_guard.cli.run import run; sys.exit(run(['sh', {word!r}]))"
+    ended = run([sys.executable, "-c", program], tmp_path)
+    assert ended.returncode == 126
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("tinker-guard run: cannot start 'sh': ")
+    assert said in line
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

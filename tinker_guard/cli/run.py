@@ -64,12 +64,29 @@ def run(arguments: list[str]) -> int:
     inject(os.environ)
     try:
         return _become(command)
-    except FileNotFoundError:
-        sys.stderr.write(f"tinker-guard run: there is no command {command[0]!r}.\n")
-        return _NOT_FOUND
-    except OSError as error:
-        sys.stderr.write(f"tinker-guard run: cannot start {command[0]!r}: {error.strerror}.\n")
+    except (OSError, ValueError) as error:
+        if _is_missing(command[0], error):
+            sys.stderr.write(f"tinker-guard run: there is no command {command[0]!r}.\n")
+            return _NOT_FOUND
+        why = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, FileNotFoundError):
+            why = "the program that its first line names is missing"
+        sys.stderr.write(f"tinker-guard run: cannot start {command[0]!r}: {why}.\n")
         return _CANNOT_EXECUTE
+
+
+def _is_missing(name: str, error: Exception) -> bool:
+    if not name:
+        # Looked up in PATH, it would be each of the directories.
+        return True
+    if isinstance(error, NotADirectoryError):
+        # Without a slash, it is a place of PATH that is no directory.
+        return not os.path.dirname(name)
+    if not isinstance(error, FileNotFoundError):
+        return False
+    from shutil import which
+
+    return which(name) is None
 
 
 def _become(command: list[str]) -> int:
