@@ -221,6 +221,68 @@ def test_run_strict_stops_what_would_run_unguarded(
     assert said in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("-I program.py", "-I"),
+        ("-E program.py", "-E"),
+        ("-S program.py", "-S"),
+        ("-IE program.py", "-I"),
+        ("-sE program.py", "-E"),
+        ("-uBS -m program", "-S"),
+        ("-W ignore -X dev -I program.py", "-I"),
+        ("-Wignore -bE program.py", "-E"),
+        ("-uX dev -S program.py", "-S"),
+        ("--check-hash-based-pycs never -Ic 1", "-I"),
+        ("-E", "-E"),
+    ],
+)
+@pytest.mark.parametrize("is_set_by", ["option", "variable"])
+def test_run_strict_refuses_a_python_that_reads_no_environment(
+    words: str, option: str, is_set_by: str, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text("print('begun')")
+    command = [*RUN, "--strict"] if is_set_by == "option" else RUN
+    environment = {} if is_set_by == "option" else {"TINKER_GUARD_STRICT": "1"}
+    ended = run([*command, sys.executable, *words.split()], tmp_path, environment)
+    assert (ended.returncode, ended.stdout) == (126, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"tinker-guard run: {sys.executable} {option} would run unguarded, ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "-sPu program.py -I",
+        "-m program -E",
+        "-bm program -S",
+        "-cprint(1) -I",
+        "-WI -c 1 -S",
+        "-W E -c 1",
+        "-X I -c 1",
+        "-uXS -c 1",
+        "--check-hash-based-pycs always program.py -E",
+        "-- program.py -I",
+        "- -I",
+        "-V",
+    ],
+)
+def test_run_strict_starts_a_python_whose_own_options_leave_the_guard_in(words: str) -> None:
+    for name in ("python", "/x/python3.14t", "pypy3", "C:/x/pythonw.exe"):
+        assert running.option_against_guard([name, *words.split()]) is None
+
+
+def test_only_python_has_the_options_of_python() -> None:
+    assert running.option_against_guard(["C:/x/Python.EXE", "-I"]) == "-I"
+    for name in ("sed", "python-config", "ipython", "torchrun", "pythons", ""):
+        assert running.option_against_guard([name, "-E"]) is None
+
+
+def test_run_without_strict_starts_any_python(tmp_path: Path) -> None:
+    ended = run([*RUN, sys.executable, "-I", "-c", "print('begun')"], tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "begun\n", "")
+
+
 def test_run_strict_leaves_a_program_without_an_sdk_alone(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("print('end')")
     environment = {"TINKER_GUARD_RETRY_TIMEOUT": "soon"}

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from tinker_guard.install.child_env import STRICT, inject
+from tinker_guard.install.child_env import STRICT, inject, is_strict
 
 USAGE = """\
 Usage: tinker-guard run [--strict] [--] COMMAND [ARGUMENT]...
@@ -24,7 +24,7 @@ starts. Nothing else changes: same process, same signals, same exit code.
 
 With --strict, what would run unguarded stops with an error instead: an SDK
 release that the guard cannot hook, a Python without tinker_guard, a setting
-that cannot work.
+that cannot work, python -E, -I or -S.
 
 An SDK (tinker, fireworks-ai) is guarded when the program imports it, by the
 TINKER_GUARD_* variables. A program that imports none is left alone. With
@@ -51,16 +51,22 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         sys.stdout.write(USAGE)
         return 0
-    is_strict = arguments[:1] == ["--strict"]
-    rest = arguments[is_strict:]
+    is_strict_here = arguments[:1] == ["--strict"]
+    rest = arguments[is_strict_here:]
     command = rest[1:] if rest[:1] == ["--"] else rest
     if not command:
         sys.stderr.write(f"{USAGE}\ntinker-guard run: which command?\n")
         return _USAGE_ERROR
     if command[0] in ("-m", "-c") or command[0].endswith(".py"):
         command = [sys.executable, *command]
-    if is_strict:
+    if is_strict_here:
         os.environ[STRICT] = "true"
+    if is_strict(os.environ) and (option := option_against_guard(command)):
+        sys.stderr.write(
+            f"tinker-guard run: {command[0]} {option} would run unguarded, and strict is set: with "
+            f"{option}, Python reads no PYTHONPATH, or imports no sitecustomize.\n"
+        )
+        return _CANNOT_EXECUTE
     inject(os.environ)
     try:
         return _become(command)
@@ -73,6 +79,37 @@ def run(arguments: list[str]) -> int:
             why = "the program that its first line names is missing"
         sys.stderr.write(f"tinker-guard run: cannot start {command[0]!r}: {why}.\n")
         return _CANNOT_EXECUTE
+
+
+def option_against_guard(command: list[str]) -> str | None:
+    """The option that keeps the guard from a Python; None if the command shows none.
+
+    Args:
+        command: A program and its arguments.
+    """
+    name = os.path.basename(command[0]).lower().removesuffix(".exe")
+    # Such as python3.14t, pythonw and pypy3.
+    if name.rstrip("0123456789.tw") not in ("python", "pypy"):
+        return None
+    words = iter(command[1:])
+    for word in words:
+        if not word.startswith("-") or word in ("-", "--"):
+            return None
+        if word == "--check-hash-based-pycs":
+            next(words, None)
+        if word.startswith("--"):
+            continue
+        for place, letter in enumerate(word[1:], start=2):
+            if letter in "EIS":
+                return f"-{letter}"
+            if letter in "cm":
+                return None
+            if letter in "WX":
+                # The rest of the word is its value, or else the next word.
+                if place == len(word):
+                    next(words, None)
+                break
+    return None
 
 
 def _is_missing(name: str, error: Exception) -> bool:
