@@ -138,6 +138,39 @@ def test_a_boolean_is_no_number(name: str, given: Any) -> None:
     assert str(told.value).endswith(f" (default: {FIELDS[name].default})")
 
 
+class _OfAnArray:
+    """A boolean of an array library, which Python takes as a number."""
+
+    def __init__(self, value: bool, dtype: object) -> None:
+        self.value, self.dtype = value, dtype
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __index__(self) -> int:
+        return int(self.value)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("dtype", ["bool", "torch.bool"])
+@pytest.mark.parametrize(
+    "name", [name for name, field in FIELDS.items() if field.annotation in (int, float)]
+)
+def test_a_boolean_of_an_array_library_is_none_either(name: str, dtype: str, value: bool) -> None:
+    given: Any = _OfAnArray(value, dtype)
+    with pytest.raises(InvalidSettingsError, match=rf"^[^\n]+\n  {name}: must be a number"):
+        GuardSettings(**{name: given})
+
+
+@pytest.mark.parametrize("make", ["bool_", "array"])
+def test_numpys_booleans_are_no_numbers_and_its_numbers_are(make: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(InvalidSettingsError, match="retry_timeout: must be a number"):
+        GuardSettings(retry_timeout=getattr(numpy, make)(True))
+    settings = GuardSettings(retry_timeout=numpy.float32(3), warmup_successes=numpy.int64(2))
+    assert (settings.retry_timeout, settings.warmup_successes) == (3, 2)
+
+
 def test_an_unknown_argument_is_refused() -> None:
     with pytest.raises(InvalidSettingsError, match="did you mean retry_timeout"):
         GuardSettings(retry_time=3)  # type: ignore[call-arg]

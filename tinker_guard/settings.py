@@ -206,8 +206,10 @@ def check_destination(value: str) -> str:
 
 
 def _no_boolean(value: object) -> object:
-    # Python and pydantic take True as 1.
-    if isinstance(value, bool):
+    # Python and pydantic take True as 1, and so the True of NumPy and PyTorch, whose `dtype`
+    # is `bool` or `torch.bool`.
+    kind = str(getattr(value, "dtype", ""))
+    if isinstance(value, bool) or kind.rpartition(".")[2] == "bool":
         raise ValueError("must be a number, not a boolean")
     return value
 
