@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
 from tinker_guard import (
     GuardSettings,
@@ -677,6 +678,71 @@ def test_a_copy_within_the_process_keeps_a_url_with_a_key(
     lost: GuardSettings = pickle.loads(pickle.dumps(settings))
     assert lost.model_copy().is_control_plane_url_lost
     assert not lost.model_copy(update={"control_plane_url": URL}).is_control_plane_key_lost
+
+
+URLS_WITH_KEYS = [
+    ("https://cp.test/j/{job}?token=geheim", "https://cp.test/j/{job}?token=..."),
+    ("https://cp.test/j?geheim", "https://cp.test/j?..."),
+    ("https://cp.test/geheim-0123456789/{job}", "https://cp.test/.../{job}"),
+]
+
+
+@pytest.mark.parametrize(("url", "shown"), URLS_WITH_KEYS)
+@pytest.mark.parametrize(
+    "dump",
+    [
+        lambda settings: settings.model_dump(),
+        lambda settings: settings.model_dump(exclude_unset=True),
+        lambda settings: settings.model_dump(mode="json"),
+        lambda settings: json.loads(settings.model_dump_json()),
+        lambda settings: TypeAdapter(GuardSettings).dump_python(settings),
+        dict,
+    ],
+    ids=["python", "unset", "json", "text", "adapter", "dict"],
+)
+def test_a_dump_of_the_settings_shows_no_key_in_a_url(
+    dump: Callable[[GuardSettings], dict[str, Any]], url: str, shown: str
+) -> None:
+    """A program that logs its configuration does that with such a dump."""
+    settings = GuardSettings(**OF_A_TEMPLATE, control_plane_url=url)
+    dumped = dump(settings)
+    assert "geheim" not in f"{dumped!r} {dumped}"
+    assert str(dumped["control_plane_url"]) == shown
+    again = GuardSettings(**dumped)
+    if isinstance(dumped["control_plane_url"], str):
+        # Its URL has lost the key, and nobody is to be asked with the dots instead.
+        assert again.control_plane_url == shown
+        assert again.is_control_plane_url_lost
+    else:
+        assert again == settings
+
+
+@pytest.mark.parametrize("shown", [shown for _, shown in URLS_WITH_KEYS])
+def test_a_url_from_a_log_is_asked_by_nobody(
+    shown: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pickled = pickle.dumps(GuardSettings(**OF_A_TEMPLATE, control_plane_url=URLS_WITH_KEYS[0][0]))
+    monkeypatch.setenv(URL_VARIABLE, shown)
+    text = GuardSettings(**OF_A_TEMPLATE, control_plane_url="https://cp.test?geheim")
+    for settings in (
+        GuardSettings(**OF_A_TEMPLATE),
+        GuardSettings.load_without_key(text.dump_without_key()),
+        pickle.loads(pickled),
+    ):
+        assert settings.is_control_plane_url_lost
+        assert getattr(control_plane_of(settings), "is_key_lost", False)
+    install_guard(**OF_A_TEMPLATE)
+    assert (
+        "no control plane is asked. Set TINKER_GUARD_CONTROL_PLANE_URL to the whole" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("url", [URL, "/jobs/{job}", "https://cp.test/j/{job}?id={job}", None])
+def test_a_dump_holds_a_url_without_a_key_as_it_is(url: str | None) -> None:
+    settings = GuardSettings(**OF_A_TEMPLATE if url else {}, control_plane_url=url)
+    for dumped in (settings.model_dump(), settings.model_dump(mode="json"), dict(settings)):
+        assert dumped["control_plane_url"] == url
+        assert GuardSettings(**dumped) == settings
 
 
 def test_a_url_from_a_variable_is_left_to_the_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,10 +27,12 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FieldSerializationInfo,
     PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -49,7 +51,7 @@ from tinker_guard.policy.route import FIREWORKS, parse_pattern
 from tinker_guard.policy.template import names_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
 _PREFIX: Final = "TINKER_GUARD_"
 _KEY: Final = "control_plane_api_key"
@@ -87,6 +89,11 @@ def _control_plane_url(value: str, info: ValidationInfo) -> str:
     return base + question + query
 
 
+def _revealed(value: object) -> object:
+    """The URL of a `_UrlWithKey`, such as `model_dump()` has; anything else as it is."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
 def without_keys(url: str) -> str:
     """A control plane's URL without the values in its query, and what in its path may be a key."""
     base, question, query = url.partition("?")
@@ -96,6 +103,25 @@ def without_keys(url: str) -> str:
         name, equals, value = pair.partition("=") if "=" in pair else ("", "", pair)
         shown.append(name + equals + (value if re.fullmatch(r"(\{\w+\})?", value) else "..."))
     return base + question + "&".join(shown)
+
+
+def _is_cut(url: str) -> bool:
+    """Whether a URL has passed through `without_keys`, as one copied from a log has."""
+    base, _, query = url.partition("?")
+    pairs = (pair.rpartition("=")[2] for pair in query.split("&"))
+    return "..." in (*base.split("/"), *pairs)
+
+
+class _UrlWithKey(SecretStr):
+    """A control plane's URL, shown without what may be a key, where pydantic would show stars."""
+
+    def _display(self) -> str:
+        return without_keys(self.get_secret_value())
+
+
+def _concealed(url: str | None) -> str | SecretStr | None:
+    """A control plane's URL as an object that shows no key; as it is, if it holds none."""
+    return url if url is None or without_keys(url) == url else _UrlWithKey(url)
 
 
 def _http_url(value: str) -> str:
@@ -342,7 +368,9 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
     """The kind of control plane: `fireworks`, `http`, `kubernetes`, `ray-serve`, `none`,
     or the `module:Class` of your own class. None asks Fireworks' control plane about Fireworks'
     trainer jobs, and nothing about other routes."""
-    control_plane_url: Annotated[str, AfterValidator(_control_plane_url)] | None = None
+    control_plane_url: (
+        Annotated[str, BeforeValidator(_revealed), AfterValidator(_control_plane_url)] | None
+    ) = None
     """Its URL; None asks the route's own origin. For `http` a URL with placeholders of the route's
     pattern in path and query, or a path at the route's own origin."""
     control_plane_object: Annotated[str, AfterValidator(_template)] | None = None
@@ -452,14 +480,25 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
         known = cls.model_fields.keys() - own.keys()
         settings = cls(**{name: value for name, value in members.items() if name in known})
         settings._was_key_left_out = was_key_left_out and settings.control_plane_api_key is None
-        settings._was_url_left_out = bool(members.get(_LOST_URL, False)) and _URL in known
+        settings._was_url_left_out |= bool(members.get(_LOST_URL, False)) and _URL in known
         return settings
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """The arguments for `repr`, without what may be a key in a URL."""
         for name, value in super().__repr_args__():
-            is_url = name == "control_plane_url" and value is not None
+            is_url = name == _URL and value is not None
             yield name, without_keys(value) if is_url else value
+
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:
+        """The settings for `dict()`, with a URL that may hold a key as `model_dump()` has it."""
+        for name, value in super().__iter__():
+            yield name, _concealed(value) if name == _URL else value
+
+    @field_serializer("control_plane_url")
+    def _dump_url(self, url: str | None, info: FieldSerializationInfo) -> str | SecretStr | None:
+        """What `model_dump()` has: as of a key, an object that shows none, and text in JSON."""
+        concealed = _concealed(url)
+        return concealed if concealed is None or not info.mode_is_json() else str(concealed)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change a setting, as pydantic does, but do not show the value."""
@@ -497,7 +536,7 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
                 if url is not None:
                     found = type(self)(**self.__dict__ | {_URL: url})
                     self.__dict__[_URL] = found.control_plane_url
-                    self._was_url_left_out = False
+                    self._was_url_left_out = found._was_url_left_out
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the settings within this process, with the key."""
@@ -530,6 +569,8 @@ class GuardSettings(BaseSettings, metaclass=_ShortHelp):
                 super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettingsError(_explain(error, values)) from None
+        # Nothing is asked at the URL of a log line, or of JSON: the key in it is missing.
+        self._was_url_left_out = _is_cut(self.control_plane_url or "")
         # Only what was given in code: child processes read the variables themselves.
         self.model_fields_set.intersection_update(values)
 
@@ -751,7 +792,7 @@ def check_url(settings: GuardSettings) -> None:
     if settings.is_control_plane_url_lost:
         faults.log_once(
             f"{_URL} was given with a key in it, which is not in this process: no control plane is "
-            f"asked. Set {variable(_URL)}."
+            f"asked. Set {variable(_URL)} to the whole URL."
         )
 
 

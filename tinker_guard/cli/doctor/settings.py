@@ -8,8 +8,6 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
 from tinker_guard import __version__
 from tinker_guard.cli.doctor.finding import Finding, Section, Status
 from tinker_guard.install.child_env import SETTINGS
@@ -19,7 +17,6 @@ from tinker_guard.settings import (
     misspelt_variables,
     unknown_inherited,
     variable,
-    without_keys,
 )
 
 if TYPE_CHECKING:
@@ -78,17 +75,23 @@ def check_settings() -> Iterator[Finding]:
         )
     yield from _misspelt_variables()
     yield from _unknown_inherited()
-    if settings.is_control_plane_key_lost:
-        lost = (
-            "control_plane_url" if settings.is_control_plane_url_lost else "control_plane_api_key"
+    if settings.is_control_plane_url_lost:
+        yield Finding(
+            Section.GUARD,
+            "settings",
+            Status.WARNING,
+            "control_plane_url was given with a key in it, which is not in this process: a guard "
+            "here asks no control plane",
+            f"Set {variable('control_plane_url')} to the whole URL here.",
         )
+    elif settings.is_control_plane_key_lost:
         yield Finding(
             Section.GUARD,
             "settings",
             Status.WARNING,
             "the parent process has a key for the control plane that this one does not get: a "
             "guard here asks no control plane",
-            f"Set {variable(lost)} here too.",
+            f"Set {variable('control_plane_api_key')} here too.",
         )
     if not settings.enabled:
         yield Finding(
@@ -111,10 +114,8 @@ def check_settings() -> Iterator[Finding]:
 
 
 def _shown(name: str, value: object) -> object:
-    if isinstance(value, SecretStr):
+    if name == "control_plane_api_key":
         return "set"
-    if name == "control_plane_url":
-        return without_keys(str(value))
     return " ".join(value) if isinstance(value, tuple) else value
 
 
