@@ -46,7 +46,7 @@ from tinker_guard import (
 )
 from tinker_guard.install import installation
 from tinker_guard.install.clients import constructor_arguments
-from tinker_guard.install.installation import AlreadyInstalledError
+from tinker_guard.install.installation import AlreadyInstalledError, install_unattended
 from tinker_guard.install.sdks import SDKS, Sdk, UnsupportedSdkError
 
 if TYPE_CHECKING:
@@ -674,6 +674,74 @@ def test_what_is_no_control_plane_is_refused_at_once(control_plane: Any, says: s
         assert str(told.value).endswith(says)
     assert not status().is_installed
     install_guard(control_plane=_Plane())
+
+
+ABSENT = "no_such_module.planes:Own"
+NOT_FOUND_YET = "control_plane no_such_module.planes:Own: the module no_such_module was not found"
+
+
+def test_a_control_plane_whose_module_is_missing_is_told_at_install(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first 404 would be too late. Without `strict`, the module may still come."""
+    for _ in range(2):
+        install_guard(control_plane=ABSENT)
+        assert status().is_installed
+    [told] = [each for each in caplog.records if NOT_FOUND_YET in each.getMessage()]
+    assert told.levelname == "WARNING"
+
+
+@pytest.mark.parametrize(
+    "install",
+    [install_guard, functools.partial(install_unattended, control_plane=None)],
+    ids=["by the program", "unattended"],
+)
+def test_a_control_plane_whose_module_is_missing_is_refused_if_strict(
+    install: Callable[[GuardSettings], None],
+) -> None:
+    settings = GuardSettings(control_plane=ABSENT, strict=True)
+    with pytest.raises(
+        InvalidSettingsError, match=r"strict is set, but:\n  control_plane: no_such"
+    ):
+        install(settings)
+    assert not status().is_installed
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", ["found", "main", "built-in", "finder fails", "object", "off"])
+def test_a_control_plane_that_may_be_there_is_not_told_of_and_not_imported(
+    kind: str,
+    strict: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given: Any = {"control_plane": ABSENT, "strict": strict}
+    own = None
+    match kind:
+        case "found":
+            (tmp_path / "no_such_module.py").write_text("raise SystemExit")
+            monkeypatch.syspath_prepend(tmp_path)
+        case "main":
+            given["control_plane"] = "__main__:Own"
+        case "built-in":
+            given["control_plane"] = "none"
+        case "finder fails":
+
+            class Fails:
+                def find_spec(self, name: str, *_: object) -> None:
+                    if name == "no_such_module":
+                        raise AttributeError(name)
+
+            monkeypatch.setattr(sys, "meta_path", [Fails(), *sys.meta_path])
+        case "object":
+            own = FakeControlPlane()
+        case _:
+            given |= {"enabled": False, "strict": False}
+    installation.install(GuardSettings(**given), own, replace=False, is_automatic=False)
+    assert status().is_installed is (kind != "off")
+    assert "not found yet" not in caplog.text
+    assert "no_such_module" not in sys.modules
 
 
 def test_a_route_by_configuration_is_shown_without_what_is_hidden() -> None:

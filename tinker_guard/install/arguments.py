@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from tinker_guard import faults
 from tinker_guard.control_plane.protocol import check_given
+from tinker_guard.install.import_hooks import is_findable
 from tinker_guard.settings import GuardSettings, InvalidSettingsError, check_type, no_setting
 
 if TYPE_CHECKING:
@@ -55,6 +56,35 @@ def read_arguments(
             )
     given = GuardSettings(**cast("SettingValues", named)) if named else settings
     return Arguments(given, control_plane)
+
+
+def check_module(settings: GuardSettings) -> None:
+    """Log once that the module of a control plane's class was not found yet.
+
+    The class is imported at the first lookup, and the first 404 would be too late to learn of a
+    misspelt name. Nothing is imported here, so only the top-level module is looked for.
+
+    Raises:
+        InvalidSettingsError: It was not found, and `strict` is set.
+    """
+    name = settings.control_plane or ""
+    module, colon, _ = name.partition(":")
+    top = module.partition(".")[0]
+    try:
+        if not colon or is_findable(top):
+            return
+    except Exception:
+        # A finder of another library failed; the import may succeed nevertheless.
+        return
+    if settings.strict:
+        raise InvalidSettingsError(
+            f"strict is set, but:\n  control_plane: {name} cannot be imported; there is no module "
+            f"{top}"
+        )
+    faults.log_once(
+        f"control_plane {name}: the module {top} was not found yet. It is imported at the first "
+        "lookup; if it is missing then, the control plane is not asked."
+    )
 
 
 _PROVIDERS: Final = ("logger_provider", "meter_provider", "tracer_provider")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import httpx
 
 from tinker_guard import faults
-from tinker_guard.install.arguments import read_arguments, without_unknown
+from tinker_guard.install.arguments import check_module, read_arguments, without_unknown
 from tinker_guard.install.child_env import SETTINGS, changed_since, inject, is_strict_for, remove
 from tinker_guard.install.clients import (
     ClientAttribute,
@@ -438,6 +438,8 @@ def install(
     settings = given or GuardSettings()
     check_variables(settings)
     check_url(settings)
+    if control_plane is None and settings.enabled:
+        check_module(settings)
     if not for_children:
         for_children = settings.dump_without_key()
         if not json.loads(for_children):
