@@ -63,8 +63,8 @@ def run(arguments: list[str]) -> int:
         os.environ[STRICT] = "true"
     if is_strict(os.environ) and (option := option_against_guard(command)):
         sys.stderr.write(
-            f"tinker-guard run: {command[0]} {option} would run unguarded, and strict is set: with "
-            f"{option}, Python reads no PYTHONPATH, or imports no sitecustomize.\n"
+            f"tinker-guard run: {command[0]} {option} would run unguarded, and strict is set: "
+            "Python ignores PYTHONPATH with -E and -I, and sitecustomize with -S.\n"
         )
         return _CANNOT_EXECUTE
     inject(os.environ)
