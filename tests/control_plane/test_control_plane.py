@@ -376,6 +376,18 @@ async def test_an_answer_that_does_not_close_well() -> None:
     assert (await Server(httpx.Response(200, stream=stream)).ask()).state == "JOB_STATE_RUNNING"
 
 
+async def test_a_transport_that_was_lent_is_not_closed() -> None:
+    closed: list[httpx.AsyncBaseTransport] = []
+
+    class Lent(httpx.MockTransport):
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    plane = FireworksControlPlane(transport=Lent(lambda _: running()))
+    await plane.job_state("acc", "job-1", origin=ORIGIN, credentials={})
+    assert closed == []
+
+
 async def test_an_answer_that_hangs_as_it_is_closed() -> None:
     class Stream(TrackedStream):
         async def aclose(self) -> None:

@@ -105,7 +105,7 @@ async def test_an_answer_to_that_one_more_resend_ends_the_race(
     answers = iter([gateway_404(), httpx.Response(404, stream=Slow([b"x" * BODY_LIMIT, b"y"]))])
     caplog.set_level(logging.INFO, "tinker_guard")
     gateway = FakeGateway(lambda e: ok() if e.is_probe else next(answers, ok()))
-    assert (await send(guard(gateway, retry_timeout=1.5))).status_code == 200
+    assert (await send(guard(gateway, retry_timeout=0.5))).status_code == 200
     assert len(gateway.sent) == 3
     assert caplog.messages[-1].startswith("job acc/job-1: its route answers after")
     state = ROUTES.find(post().url)
@@ -130,7 +130,7 @@ async def test_a_fault_after_the_answer_of_a_resend_sends_nothing_more(
     answers = iter([gateway_404(), large] if is_large else [gateway_404()])
     gateway = FakeGateway(lambda e: ok() if e.is_probe else next(answers, ok()))
     monkeypatch.setattr(GuardedRequest, "answered", fail)
-    assert (await send(guard(gateway, retry_timeout=1.5))).status_code == 200
+    assert (await send(guard(gateway, retry_timeout=0.5))).status_code == 200
     assert len(gateway.sent) == (3 if is_large else 2)
 
 

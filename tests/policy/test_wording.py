@@ -334,6 +334,11 @@ def test_what_a_trainer_says_in_whatever_words(text: str) -> None:
         ("job j: that: not found", None),
         ("not found", None),
         ("nothing is known of job-1", Missing.JOB),
+        ("resource not found: tinker://run/1", Missing.TRAINERS),
+        # An id beside "no" stands before other things, and further away behind them.
+        ("no id 'job-1' on the server", Missing.JOB),
+        ("there is as of today no 'job-1' on the server", Missing.JOB),
+        ("no mention of 'job-1' on the server", Missing.PLACE),
         ("", None),
     ],
 )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from tinker_guard.policy.caches import is_cached_copy
 from tinker_guard.policy.errors import has_not_found_code, lacks_a_place, speaks_of_routes
 from tinker_guard.policy.not_found import Source, source_of
-from tinker_guard.policy.wording import is_reason_phrase
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -46,13 +45,10 @@ def _is_said_of_any_path(members: dict[str, Any]) -> bool:
 
     grpc-gateway takes the text from Go's table, and adds the very code of a job that does not exist
     (grpc-ecosystem/grpc-gateway#1513); its first version has the text twice, its second one an
-    empty list of details. JAX-RS writes "HTTP 404 Not Found". The phrase alone, beside a code, may
-    be what a control plane says of a job.
+    empty list of details. The phrase alone, beside a code, may be what a control plane says of a
+    job.
     """
     message = members.get("message")
-    if not is_reason_phrase(message):
-        return False
-    is_grpc_gateways = message == "Not Found" and (
+    return message == "Not Found" and (
         members.get("details") == [] or members.get("error") == message
     )
-    return is_grpc_gateways or str(message).startswith("HTTP")

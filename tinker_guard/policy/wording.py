@@ -203,7 +203,7 @@ def missing_in(text: str, ids: Collection[str]) -> Missing | None:
     things = [_nouns(clause, 0) for clause in clauses]
     is_absent = [_ABSENCE.search(clause) is not None for clause in clauses]
     decisive = [_DECISIVE.search(without(ids, clause)) is not None for clause in clauses]
-    if any(is_said and is_only for is_said, is_only in zip(is_absent, decisive, strict=True)):
+    if any(is_absent[i] and decisive[i] for i in range(len(clauses))):
         return Missing.TRAINERS
     if any(is_absent) and _STORED.search(text):
         return Missing.TRAINERS
