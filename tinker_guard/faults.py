@@ -56,6 +56,17 @@ def log_fault(where: str) -> None:
     )
 
 
+def log_foreign_error() -> None:
+    """Log once that a transport raised in a probe what none of httpx's does. The request goes on.
+
+    It may have a bug, or the program may have ended it in a way that cannot be told from one.
+    """
+    _log_once(
+        "a probe's transport",
+        "%s raised an error that is none of httpx's: the probe has failed, and requests go on.",
+    )
+
+
 def log_no_loop() -> None:
     """Log once that no event loop of asyncio runs. The request goes on unguarded."""
     _log_once(

@@ -1,12 +1,14 @@
-"""What a signal handler raises below a sync client is the program's, as its own time limit is."""
+"""What a program raises below a sync client is its own, as a time limit of its own is."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import httpx
@@ -22,13 +24,15 @@ from testkit.fakes import (
     ok,
     post,
 )
+from testkit.threads import SyncFakeTransport
 from tests.core.test_both_transports import sync_guard
-from tinker_guard import GuardSettings
+from tests.core.test_threads import in_the_background
+from tinker_guard import GuardSettings, SyncGuardTransport
 from tinker_guard.transports import runtime
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -71,6 +75,35 @@ def _function(error: type[BaseException]) -> Callable[..., object]:
     return handler
 
 
+def _one_shot(error: type[BaseException]) -> Callable[..., object]:
+    """As those of time limits that put back what was there before."""
+
+    def handler(_: int, frame: object) -> NoReturn:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        end_it(error)
+
+    return handler
+
+
+def _one_shot_of_any_arguments(error: type[BaseException]) -> Callable[..., object]:
+    def handler(*_: object) -> NoReturn:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        raise error("over")
+
+    return handler
+
+
+def _walking(error: type[BaseException]) -> Callable[..., object]:
+    """As those that show where the program was."""
+
+    def handler(_: int, frame: FrameType | None) -> NoReturn:
+        while frame is not None:
+            frame = frame.f_back
+        raise error("over")
+
+    return handler
+
+
 HANDLERS: list[Callable[[type[BaseException]], Callable[..., object]]] = [
     _function,
     lambda error: _Limit(error).end,
@@ -78,6 +111,12 @@ HANDLERS: list[Callable[[type[BaseException]], Callable[..., object]]] = [
     lambda error: partial(end_it, error),
     # What raises need not be the handler itself.
     lambda error: lambda *_: end_it(error),
+    # It need not be installed any more, nor have code of its own, nor keep what it was given.
+    _one_shot,
+    _one_shot_of_any_arguments,
+    lambda error: lru_cache(_function(error)),
+    lambda error: cast("Callable[..., object]", staticmethod(_function(error))),
+    _walking,
 ]
 
 
@@ -159,6 +198,58 @@ def test_it_reaches_the_caller(
     assert type(raised.value) is error
     assert raised.value.__cause__ is None
     assert raised.value.__context__ is None
+
+
+class _Rings:
+    """A sync transport on which a signal comes as it is built, or closed."""
+
+    def __init__(self, gateway: FakeGateway, *, is_built: bool) -> None:
+        self._is_built = is_built
+        self._gateway = gateway
+
+    def __call__(self) -> SyncFakeTransport:
+        if self._is_built:
+            _ring()
+        transport = SyncFakeTransport(self._gateway.new_transport())
+        transport.close = _ring  # type: ignore[method-assign]
+        return transport
+
+
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize("error", ERRORS)
+def test_so_does_what_is_raised_as_a_transport_is_built_or_closed(
+    is_built: bool, error: type[BaseException], virtual_time: VirtualTime
+) -> None:
+    gateway = FakeGateway(known_from(5.0))
+    guard = SyncGuardTransport(
+        SyncFakeTransport(gateway.new_transport()),
+        settings=GuardSettings(warmup_successes=0),
+        control_plane=FakeControlPlane(),
+        new_transport=_Rings(gateway, is_built=is_built),
+    )
+    signal.signal(signal.SIGUSR1, _function(error))
+    with pytest.raises(error, match="over"):
+        guard.handle_request(post())
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_so_does_what_is_raised_as_an_answer_is_closed(
+    error: type[BaseException], virtual_time: VirtualTime
+) -> None:
+    class Stream(TrackedStream):
+        async def aclose(self) -> None:
+            await super().aclose()
+            _ring()
+
+    def answer(_: Exchange) -> httpx.Response:
+        response = ok()
+        response.stream = Stream([b"{}"])
+        return response
+
+    signal.signal(signal.SIGUSR1, _function(error))
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    with pytest.raises(error, match="over"):
+        guard.handle_request(post())
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -252,6 +343,121 @@ def test_a_handler_without_code_of_its_own_raises_nothing(
     signal.signal(signal.SIGUSR1, handler)
     guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
     assert guard.handle_request(post()).status_code == 200
+
+
+# -- from another thread -------------------------------------------------------------------------
+
+
+def _of_a_library(*bases: type[BaseException], module: str = "limits") -> type[BaseException]:
+    return type("TimeLimitError", bases, {"__module__": module})
+
+
+PUT_IN = [
+    # As those of stopit and RQ, of Prefect, and of a program.
+    _of_a_library(Exception),
+    _of_a_library(asyncio.CancelledError),
+    _of_a_library(TimeoutError),
+    _of_a_library(OSError, module="__main__"),
+]
+
+
+def _put_in(error: type[BaseException]) -> None:
+    """Put an error into this thread, as another one would."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(error))
+
+
+class _PutInStream(TrackedStream):
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__([GATEWAY_BODY])
+        self._kind = kind
+
+    async def __aiter__(self) -> Any:
+        _put_in(self._kind)
+        async for chunk in super().__aiter__():
+            yield chunk
+
+
+def _put_in_a_probe(kind: type[BaseException]) -> Callable[[Exchange], httpx.Response]:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            _put_in(kind)
+        return ok()
+
+    return answer
+
+
+def _put_in_a_body(kind: type[BaseException]) -> Callable[[Exchange], httpx.Response]:
+    def answer(_: Exchange) -> httpx.Response:
+        response = gateway_404()
+        response.stream = _PutInStream(kind)
+        return response
+
+    return answer
+
+
+@pytest.mark.parametrize("answer", [_put_in_a_probe, _put_in_a_body])
+@pytest.mark.parametrize("error", PUT_IN)
+@pytest.mark.parametrize("thread", [lambda call: call(), in_the_background])
+def test_what_another_thread_puts_in_reaches_the_caller(
+    answer: Callable[[type[BaseException]], Callable[[Exchange], httpx.Response]],
+    error: type[BaseException],
+    thread: Callable[[Callable[[], object]], object],
+    virtual_time: VirtualTime,
+) -> None:
+    settings = GuardSettings(warmup_successes=3 if answer is _put_in_a_probe else 0)
+    guard = sync_guard(FakeGateway(answer(error)), FakeControlPlane(), settings)
+    with pytest.raises(error) as raised:
+        thread(lambda: guard.handle_request(post()))
+    assert type(raised.value) is error
+
+
+def _raise_in_c(error: type[BaseException]) -> None:
+    ctypes.pythonapi.PyErr_SetNone(ctypes.py_object(error))
+
+
+def _raise(error: type[BaseException]) -> None:
+    raise error
+
+
+def _raise_at_the_end(error: type[BaseException]) -> None:
+    try:
+        raise error
+    finally:
+        _of_a_library(Exception)
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"),
+    [
+        pytest.param(_raise, _of_a_library(Exception), id="another library's"),
+        pytest.param(_raise_at_the_end, _of_a_library(Exception), id="raised again"),
+        pytest.param(_raise_in_c, ValueError, id="Python's own"),
+        pytest.param(_raise_in_c, _of_a_library(Exception, module=__name__), id="its C library's"),
+        # These cannot be told from what a transport raises.
+        pytest.param(_put_in, RuntimeError, id="one of Python's own that is put in"),
+        pytest.param(_put_in, TimeLimitError, id="its own that is put in"),
+    ],
+)
+@pytest.mark.meets_fault
+def test_what_a_transport_raises_is_a_failed_probe_and_no_fault_of_the_guard(
+    fail: Callable[[type[BaseException]], None],
+    error: type[BaseException],
+    virtual_time: VirtualTime,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            fail(error)
+        return ok()
+
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    assert guard.handle_request(post()).status_code == 200
+    [line] = caplog.messages
+    assert line.startswith("a probe's transport raised an error that is none of httpx's")
+
+
+# -- what is no exception of the program's -------------------------------------------------------
 
 
 class State(Enum):

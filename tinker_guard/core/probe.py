@@ -39,6 +39,8 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
         extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict(), **reach.extensions},
     )
     result: ProbeResult = Failed()
+    # The `id()` alone, as in `GuardedRequest`.
+    transport_error_id: int | None = None
     guarded.probes += 1
     try:
         with telemetry.probe_span(request, state, settings) as report:
@@ -47,6 +49,9 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
                 before = SEEN_TO.set(request.stream)
                 try:
                     response = await report.send(guarded.probed_on)
+                except Exception as error:
+                    transport_error_id = id(error)
+                    raise
                 finally:
                     with suppress(ValueError):
                         SEEN_TO.reset(before)
@@ -64,8 +69,12 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
     except asyncio.CancelledError:
         if runtime.is_cancelled():
             raise
-    except Exception:
-        faults.log_fault("a probe")
+    except Exception as error:
+        if id(error) == transport_error_id:
+            faults.log_foreign_error()
+            result = Failed(failure_of(error))
+        else:
+            faults.log_fault("a probe")
     if isinstance(result, Reached):
         state.has_shown_trainer = True
     return result

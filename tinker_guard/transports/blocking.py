@@ -10,7 +10,7 @@ import httpx
 
 from tinker_guard import faults
 from tinker_guard.transports import runtime
-from tinker_guard.transports.interrupts import Interrupted, is_by_signal_handler
+from tinker_guard.transports.interrupts import Interrupted, interruptible, is_the_programs
 
 if TYPE_CHECKING:
     import ssl
@@ -38,7 +38,7 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         try:
             response = self.transport.handle_request(request)
         except (Exception, asyncio.CancelledError) as error:
-            if is_by_signal_handler(error, since=handled):
+            if is_the_programs(error, since=handled):
                 raise Interrupted(error) from None
             raise
         return response_for_coroutines(response)
@@ -63,7 +63,8 @@ def blocking_factory(
         return None
 
     def build() -> httpx.AsyncBaseTransport:
-        transport = new_transport()
+        with interruptible():
+            transport = new_transport()
         if not isinstance(transport, httpx.BaseTransport):
             raise TypeError("new_transport must return an httpx.BaseTransport")
         return BlockingTransport(transport)
@@ -133,7 +134,7 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             except StopIteration:
                 return
             except (Exception, asyncio.CancelledError) as error:
-                if is_by_signal_handler(error, since=handled):
+                if is_the_programs(error, since=handled):
                     raise Interrupted(error) from None
                 raise
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.

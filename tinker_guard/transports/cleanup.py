@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Final
 
 from tinker_guard import faults
 from tinker_guard.transports import runtime
+from tinker_guard.transports.interrupts import Interrupted, is_by_signal_handler
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,16 +32,18 @@ async def close_quietly(close: Callable[[], Awaitable[None]], what: str) -> None
         close: Closes it.
         what: Names it in the log.
     """
+    handled = sys.exception()
     try:
         async with runtime.timeout(CLOSE_SECONDS):
             await close()
-    except Exception:
-        if runtime.is_running():
-            faults.log_unclosed(what)
-    except asyncio.CancelledError:
-        if runtime.is_cancelled():
+    except (Exception, asyncio.CancelledError) as error:
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if is_cancelled and runtime.is_cancelled():
             raise
-        faults.log_unclosed(what)
+        if runtime.is_blocking() and is_by_signal_handler(error, since=handled):
+            raise Interrupted(error) from None
+        if is_cancelled or runtime.is_running():
+            faults.log_unclosed(what)
 
 
 class unless_abandoned:  # noqa: N801 - reads as a statement: `async with unless_abandoned(close):`

@@ -1,26 +1,32 @@
-"""What a program's signal handler raises while the guard blocks a thread: it is the program's."""
+"""What the program itself raises while the guard blocks a thread, such as a time limit of its own.
+
+A signal handler raises it, or another thread puts it into this one (`PyThreadState_SetAsyncExc`).
+It looks like a failure of what blocks the thread, and Python notes nowhere where it came from: what
+is told from its traceback here is told, and the rest is taken for such a failure.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import dis
 import functools
 import signal
 import sys
 import threading
 import traceback
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import CodeType
+    from types import CodeType, FrameType
 
 
 class Interrupted(BaseException):
-    """What a signal handler raised while the thread blocked; `run_blocking` raises that again.
+    """What the program raised while the thread blocked; `run_blocking` raises that again.
 
-    It is the program's, such as a time limit of its own, and goes past all that takes an exception
-    for a failure of what the thread was blocked by.
+    It goes past all that takes an exception for a failure of what the thread was blocked by.
 
     Args:
         error: What was raised.
@@ -35,7 +41,8 @@ def interruptible(*, always: bool = False) -> Iterator[None]:
     """Around what blocks the thread: tell what the program raises there from failures.
 
     Args:
-        always: Whether nothing else can raise an exception there.
+        always: Whether nothing else can raise an exception there. If not, code of the program's own
+            runs there, and of what that raises only a signal handler's is told apart.
     """
     handled = sys.exception()
     try:
@@ -46,8 +53,21 @@ def interruptible(*, always: bool = False) -> Iterator[None]:
         raise Interrupted(error) from None
 
 
+def is_the_programs(error: BaseException, *, since: BaseException | None) -> bool:
+    """Whether the program raised an error that came out of a transport, and not the transport.
+
+    Args:
+        error: The error.
+        since: What the program is handling anyway, which may be of a signal handler too.
+    """
+    return is_by_signal_handler(error, since=since) or _is_of_another_thread(error)
+
+
 def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
     """Whether a signal handler raised an error, or one that a transport made this one of.
+
+    One is not known that has no frame of its own in the traceback, because it is written in C; nor
+    one that takes itself out and does not keep its arguments.
 
     Args:
         error: The error.
@@ -55,13 +75,16 @@ def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -
     """
     if threading.current_thread() is not threading.main_thread():
         return False
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
+    installed = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()}
     raised: BaseException | None = error
     for _ in range(_LONGEST_CHAIN):
         if raised is None or raised is since:
             return False
-        if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(raised.__traceback__)):
-            return True
+        caller: FrameType | None = None
+        for frame, _ in traceback.walk_tb(raised.__traceback__):
+            if frame.f_code in installed or (caller and _is_given(frame, caller)):
+                return True
+            caller = frame
         raised = raised.__context__
     return False
 
@@ -79,3 +102,43 @@ def _code_of(handler: Any) -> CodeType | None:
     if code is None and callable(handler):
         code = getattr(type(handler).__call__, "__code__", None)
     return code
+
+
+def _is_given(frame: FrameType, caller: FrameType) -> bool:
+    """Whether a function was given a number and the frame that it stands above.
+
+    So is a signal handler alone, also one that is not installed any more, or by something that has
+    no code, as a cache.
+    """
+    given: list[object] = []
+    for value in [*frame.f_locals.values()]:
+        given += value if type(value) is tuple else [value]
+    return any(isinstance(number, int) and each is caller for number, each in pairwise(given))
+
+
+def _is_of_another_thread(error: BaseException) -> bool:
+    """Whether another thread put an error into this one, as time limits of threads do.
+
+    No statement has raised it then. Nor has one raised what comes from C: that is an error of
+    Python's own or of the library through which it came, so that those are never taken for it.
+    """
+    package = _package_of(type(error).__module__)
+    trace = error.__traceback__
+    if package in sys.stdlib_module_names or trace is None:
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    through = {_package_of(frame.f_globals.get("__name__")) for frame in frames}
+    # A program that is no package raises its own errors by statements.
+    if package in through - {"__main__"}:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] not in _RAISING
+
+
+_RAISING: Final = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
+"""The instructions of `raise`, and of the end of a block that an error leaves."""
+
+
+def _package_of(module: object) -> str:
+    return str(module).partition(".")[0]
