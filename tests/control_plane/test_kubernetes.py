@@ -324,6 +324,16 @@ class FakeLibrary:
 
 
 @pytest.mark.usefixtures("without_a_client")
+def test_the_client_is_given_no_limit_that_its_sockets_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = FakeLibrary(monkeypatch, answer=deployment(1, **_READY))
+    plane = KubernetesControlPlane("training/deployments/{job}", 1e300)
+    asyncio.run(plane.route_state(NAMES, origin="", credentials={}))
+    assert [how["_request_timeout"] for _, how in library.read] == [86_400.0]
+
+
+@pytest.mark.usefixtures("without_a_client")
 @pytest.mark.parametrize(
     ("kind", "found", "method", "how"),
     [

@@ -27,6 +27,7 @@ from tinker_guard.control_plane.fireworks import FireworksControlPlane
 from tinker_guard.control_plane.question import ssl_context
 from tinker_guard.core.routes import ROUTES
 from tinker_guard.core.single_flight import ThreadFlight
+from tinker_guard.gateway import Fault, LocalGateway
 from tinker_guard.observability.providers import NOTHING
 from tinker_guard.transports import runtime
 from tinker_guard.transports.blocking import BlockingTransport
@@ -75,6 +76,30 @@ def test_threads_that_meet_a_race_ask_once() -> None:
         assert [one.result(30).status_code for one in sent] == [200] * THREADS
     assert plane.questions == 1
     assert len(gateway.sent) == 2 * THREADS
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("seconds", [1e7, 1e10, 1e300])
+def test_no_limit_is_too_long_for_locks_sleeps_and_sockets(
+    seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    make = httpx.HTTPTransport
+    settings = GuardSettings(
+        warmup_timeout=seconds,
+        retry_timeout=seconds,
+        probe_timeout=seconds,
+        control_plane_timeout=seconds,
+        backoff_initial=0.01,
+    )
+    with LocalGateway(Fault(route_known_after=(0.2,))) as gateway:
+        guard = SyncGuardTransport(make(), settings=settings, new_transport=make)
+        headers = {"X-Api-Key": gateway.api_key}
+        with httpx.Client(transport=guard, headers=headers) as client:
+            url = f"{gateway.base_url}/api/v1/get_server_capabilities"
+            with ThreadPoolExecutor(THREADS) as pool:
+                answers = [*pool.map(client.get, [url] * THREADS)]
+    assert [answer.status_code for answer in answers] == [200] * THREADS
+    assert "JOB_STATE_RUNNING" in caplog.text
 
 
 def test_a_route_by_configuration_is_guarded_where_nothing_is_recorded(

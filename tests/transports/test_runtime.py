@@ -155,6 +155,48 @@ def test_a_wait_ends_with_the_first_of_the_timeouts_around_it(
     assert ended == ([] if ended_by is None else [ended_by])
 
 
+@pytest.mark.parametrize("has_timeout", [True, False])
+def test_a_long_wait_is_one_of_many_that_every_system_knows(has_timeout: bool) -> None:
+    """One of 292 years and more is an `OverflowError` on Linux, one of weeks on Windows."""
+    time, is_over = _Time(), False
+
+    async def wait() -> None:
+        nonlocal is_over
+        try:
+            async with runtime.timeout(216_000.0 if has_timeout else 1e300):
+                await runtime.sleep(1e300 if has_timeout else 216_000.0)
+        except TimeoutError:
+            is_over = True
+
+    runtime.run_blocking(wait(), time.threads)
+    assert time.slept == [86_400.0, 86_400.0, 43_200.0]
+    assert is_over is has_timeout
+
+
+@pytest.mark.parametrize("seconds", [86_400.0, 86_401.0, 1e10, 1e300])
+@pytest.mark.parametrize("is_its_own", [True, False])
+def test_a_long_wait_for_a_condition_is_looked_after_once_a_day(
+    seconds: float, is_its_own: bool
+) -> None:
+    timeouts: list[float | None] = []
+
+    class Unchanged(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            timeouts.append(timeout)
+            return False
+
+    async def wait() -> None:
+        async with runtime.timeout(math.inf if is_its_own else seconds):
+            runtime.wait(Unchanged(), seconds if is_its_own else None)
+
+    if seconds == 86_400.0:
+        with pytest.raises(TimeoutError):
+            runtime.run_blocking(wait(), _Time().threads)
+    else:
+        runtime.run_blocking(wait(), _Time().threads)
+    assert timeouts == [86_400.0]
+
+
 def test_a_timeout_ends_what_is_driven_within_it() -> None:
     time = _Time()
 

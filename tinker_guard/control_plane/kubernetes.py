@@ -157,7 +157,10 @@ class _OfficialClient:
             # As it comes: models of old releases refuse what the API gives, such as EndpointSlices
             # whose endpoints are null.
             answer = read(
-                namespace=namespace, _request_timeout=self._timeout, _preload_content=False, **how
+                namespace=namespace,
+                _request_timeout=min(self._timeout, runtime.LONGEST_WAIT),
+                _preload_content=False,
+                **how,
             )
             status_code, body = answer.status, answer.data
         except library.ApiException as error:

@@ -18,6 +18,7 @@ from tinker_guard.policy.url import origin
 from tinker_guard.transports.blocking import environment_transport
 from tinker_guard.transports.body_prefix import read_prefix
 from tinker_guard.transports.cleanup import discard, unless_abandoned
+from tinker_guard.transports.runtime import LONGEST_WAIT
 
 if TYPE_CHECKING:
     import ssl
@@ -148,7 +149,9 @@ async def _fetch(
     # Plain http needs no certificate authorities, which take long to load.
     verify = ssl_context() if url.scheme == "https" and transport is None else False
     client = httpx.AsyncClient(
-        verify=verify, timeout=timeout, transport=transport or environment_transport(verify)
+        verify=verify,
+        timeout=min(timeout, LONGEST_WAIT),
+        transport=transport or environment_transport(verify),
     )
     # A transport that is given is only lent.
     async with client if transport is None else nullcontext():

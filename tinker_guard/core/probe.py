@@ -31,12 +31,13 @@ async def probe(guarded: GuardedRequest) -> ProbeResult:
     settings, state = guarded.settings, guarded.state
     had_shown_trainer = state.believes_routers(guarded.clock())
     reach = Reach.of(guarded.request)
+    timeout = httpx.Timeout(min(settings.probe_timeout, runtime.LONGEST_WAIT))
     request = httpx.Request(
         "GET",
         state.route.url + settings.warmup_probe_path,
         # A cache's copy would prove nothing.
         headers=[*reach.headers, (b"cache-control", b"no-cache, no-store")],
-        extensions={"timeout": httpx.Timeout(settings.probe_timeout).as_dict(), **reach.extensions},
+        extensions={"timeout": timeout.as_dict(), **reach.extensions},
     )
     result: ProbeResult = Failed()
     # The `id()` alone, as in `GuardedRequest`.

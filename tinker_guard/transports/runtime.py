@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+LONGEST_WAIT: Final = 86_400.0
+"""Seconds that the system is asked to wait at once, as by an event loop. A longer wait is made of
+several: locks, sleeps and sockets refuse some weeks or some centuries, as the system may be."""
+
 
 class Threads:
     """Waiting by blocking the calling thread.
@@ -152,8 +156,12 @@ async def sleep(seconds: float) -> None:
         await asyncio.sleep(seconds)
         return
     timeout, left = time_left()
+    rest = max(min(seconds, left), 0.0)
     with interruptible(always=True):
-        threads.sleep(max(min(seconds, left), 0.0))
+        while rest > LONGEST_WAIT:
+            threads.sleep(LONGEST_WAIT)
+            rest -= LONGEST_WAIT
+        threads.sleep(rest)
     if timeout is not None and seconds >= left:
         raise Expired(timeout)
 
@@ -175,7 +183,7 @@ def go_on() -> None:
 
 
 def wait(changed: threading.Condition, until: float | None = None) -> None:
-    """Block until a condition is notified; the timeouts around end it.
+    """Block until a condition is notified; the timeouts around end it. It may return before.
 
     Args:
         changed: The condition, held.
@@ -184,9 +192,10 @@ def wait(changed: threading.Condition, until: float | None = None) -> None:
     timeout, left = time_left()
     if until is not None and (own := until - now()) < left:
         timeout, left = None, own
+    seconds = None if left == math.inf else min(max(left, 0.0), LONGEST_WAIT)
     with interruptible(always=True):
-        is_changed = changed.wait(None if left == math.inf else max(left, 0.0))
-    if not is_changed:
+        is_changed = changed.wait(seconds)
+    if not is_changed and left <= LONGEST_WAIT:
         raise TimeoutError if timeout is None else Expired(timeout)
 
 
