@@ -168,7 +168,8 @@ class GuardTransport(httpx.AsyncBaseTransport):
                 end = await pass_gate(guarded)
                 if isinstance(end, Refused | TimedOut) and (found := end.not_found):
                     report.met_404(Answer(found.headers, found.body), is_trainers=False)
-                    return guarded.hand_back(found.response(), end.judgement)
+                    not_found = found.response(request.method)
+                    return guarded.hand_back(not_found, end.judgement)
             except Exception:
                 faults.log_fault("the warmup")
             response = await guarded.send(end.cookies if isinstance(end, Routable) else ())

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import httpx
 import pytest
 
+from tinker_guard import SyncGuardTransport
 from tinker_guard.core.findings import (
     Ambiguous,
     Inconclusive,
@@ -13,9 +17,18 @@ from tinker_guard.core.findings import (
     Routable,
     TimedOut,
 )
+from tinker_guard.gateway import Fault, LocalGateway
 from tinker_guard.policy.judgement import JOB_MISSING, JOB_RUNNING, JobAnswer
 from tinker_guard.policy.not_found import Source
 
+_WHOLE = NotFound(
+    Source.GATEWAY,
+    1.0,
+    httpx.Headers({"content-length": "3"}),
+    b"abc",
+    0.0,
+    {"http_version": b"HTTP/1.1"},
+)
 _NOT_FOUND = NotFound(Source.GATEWAY, 1.0, httpx.Headers(), b"", 0.0)
 
 
@@ -62,6 +75,36 @@ def test_that_the_time_is_over_serves_nobody_else() -> None:
     for needs_proof in (False, True):
         assert end.serves(0.0, needs_proof=needs_proof) is False
     assert end.serves_at_gate(0.0) is False
+
+
+def test_a_404_is_a_value_and_each_who_waited_has_one_of_its_own() -> None:
+    assert pickle.loads(pickle.dumps(_WHOLE)) == _WHOLE == copy.deepcopy(_WHOLE)
+    first, second = _WHOLE.response("GET"), _WHOLE.response("GET")
+    first.headers["x-own"], first.extensions["own"] = "1", b"1"
+    assert (dict(second.headers), second.extensions) == (
+        {"content-length": "3"},
+        {"http_version": b"HTTP/1.1"},
+    )
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
+def test_a_404_is_as_one_that_the_request_itself_would_have_met(method: str) -> None:
+    make = httpx.HTTPTransport
+    with LocalGateway(Fault(job_states=((0, "JOB_STATE_FAILED"),))) as gateway:
+        url, headers = f"{gateway.base_url}/api/v1/forward", {"X-Api-Key": gateway.api_key}
+        guard = SyncGuardTransport(make(), new_transport=make)
+        met = []
+        for transport in (guard, make()):
+            with httpx.Client(transport=transport, headers=headers) as client:
+                answer = client.request(method, url)
+            kept = {name: value for name, value in answer.headers.items() if name != "date"}
+            extensions = {
+                name: value for name, value in answer.extensions.items() if name != "network_stream"
+            }
+            met.append((answer.status_code, answer.content, kept, extensions))
+    assert met[0] == met[1]
+    assert bool(met[0][1]) is (method != "HEAD")
 
 
 @pytest.mark.parametrize(

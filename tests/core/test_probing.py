@@ -508,11 +508,16 @@ async def test_the_request_follows_the_probe_that_reached_by_the_balancers_cooki
 # -- the 404 that those who wait are given ---------------------------------------------------------
 
 
-async def refused(answer: Answer) -> tuple[dict[str, str], bytes]:
-    """Headers and bytes of the 404 with which a stopped job's request is refused."""
-    gateway = FakeGateway(lambda _: answer())
+async def refusal(gateway: FakeGateway, method: str = "POST") -> httpx.Response:
+    """The 404 with which a stopped job's request is refused."""
     transport = guard(gateway, FakeControlPlane("JOB_STATE_DELETED"))
-    response = await transport.handle_async_request(post())
+    return await transport.handle_async_request(httpx.Request(method, post().url))
+
+
+async def refused(answer: Answer, method: str = "POST") -> tuple[dict[str, str], bytes]:
+    """Its headers and bytes."""
+    gateway = FakeGateway(lambda _: answer())
+    response = await refusal(gateway, method)
     assert (response.status_code, gateway.sent, gateway.unclosed()) == (404, [], [])
     return dict(response.headers), b"".join([chunk async for chunk in response.aiter_raw()])
 
@@ -532,6 +537,69 @@ async def test_it_is_what_the_probe_was_given(body: bytes) -> None:
 async def test_nothing_of_a_probes_own_exchange_is_kept(header: str) -> None:
     found = await refused(lambda: with_headers(gateway_404, **{header: "7"})())
     assert found == ({"content-type": "application/json"}, GATEWAY_BODY)
+
+
+async def test_the_length_of_a_body_that_is_whole_is_kept() -> None:
+    length = str(len(GATEWAY_BODY))
+    headers, body = await refused(with_headers(gateway_404, **{"content-length": length}))
+    assert (headers["content-length"], body) == (length, GATEWAY_BODY)
+
+
+@pytest.mark.parametrize("body", [GATEWAY_BODY, b"x" * (BODY_LIMIT + 1)])
+async def test_a_head_is_given_the_length_of_a_body_and_no_body(body: bytes) -> None:
+    """Also of one too long to be kept. A `HEAD` is probed by a `GET`."""
+    headers = {"content-length": str(len(body)), "x-kept": "1"}
+    found = await refused(
+        lambda: httpx.Response(404, headers=headers, stream=TrackedStream([body])), "HEAD"
+    )
+    assert found == (headers, b"")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+async def test_a_body_that_is_given_in_another_coding_has_another_length(method: str) -> None:
+    headers = {"content-encoding": "gzip", "content-length": str(BODY_LIMIT + 1)}
+    found = await refused(
+        lambda: httpx.Response(
+            404, headers=headers, stream=TrackedStream([b"x" * (BODY_LIMIT + 1)])
+        ),
+        method,
+    )
+    assert found == ({}, b"")
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "POST"])
+async def test_the_status_line_is_kept_and_nothing_of_the_connection(method: str) -> None:
+    given = {
+        "http_version": b"HTTP/1.0",
+        "reason_phrase": b"No Such Route",
+        "network_stream": object(),
+        "stream_id": 7,
+    }
+
+    def answer(_: Exchange) -> httpx.Response:
+        response = gateway_404()
+        response.extensions = given
+        return response
+
+    response = await refusal(FakeGateway(answer), method)
+    assert response.extensions == {
+        "http_version": b"HTTP/1.0",
+        "reason_phrase": b"No Such Route",
+    }
+    assert (response.http_version, response.reason_phrase) == ("HTTP/1.0", "No Such Route")
+
+
+@pytest.mark.parametrize("value", ["HTTP/2", None])
+async def test_a_status_line_that_is_none_is_left_out(value: object) -> None:
+    """A transport may give anything; httpx itself makes do without one."""
+
+    def answer(_: Exchange) -> httpx.Response:
+        response = gateway_404()
+        response.extensions = {"http_version": value}
+        return response
+
+    response = await refusal(FakeGateway(answer))
+    assert (response.extensions, response.http_version) == ({}, "HTTP/1.1")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])

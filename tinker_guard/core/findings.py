@@ -10,6 +10,8 @@ import httpx
 from tinker_guard.policy.json_body import BODY_LIMIT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tinker_guard.policy.judgement import JobAnswer, Judgement
     from tinker_guard.policy.not_found import Source
     from tinker_guard.policy.reach import Cookies
@@ -38,6 +40,8 @@ class NotFound:
     body: bytes = field(repr=False)
     asked_to_wait: float
     """Seconds that its Retry-After asks for."""
+    status_line: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Of its extensions, those that a status line gives. Any other one is of the connection."""
 
     @classmethod
     def of(
@@ -50,20 +54,36 @@ class NotFound:
     ) -> Self:
         """Keep what may be handed to requests that wait for the probe."""
         headers, content = response.headers.copy(), body.content
-        # Nothing of the body's framing is kept; and cookies are the prober's own.
-        for name in ("transfer-encoding", "content-length", "set-cookie"):
+        # The body is not in chunks any more; and cookies are the prober's own.
+        for name in ("transfer-encoding", "set-cookie"):
             headers.pop(name, None)
         is_coded = headers.get("content-encoding") is not None
         if is_coded and (body.is_decoded or not body.is_complete):
             headers.pop("content-encoding")
+            headers.pop("content-length", None)
             # A part of a coded body could not be decoded.
             content = content if body.is_decoded else b""
-        return cls(source, met_at, headers, content[:BODY_LIMIT], asked_to_wait)
+        given = ((name, response.extensions.get(name)) for name in _OF_STATUS_LINE)
+        status_line = {name: value for name, value in given if isinstance(value, bytes)}
+        return cls(source, met_at, headers, content[:BODY_LIMIT], asked_to_wait, status_line)
 
-    def response(self) -> httpx.Response:
-        """The same 404, for a request that waited for the probe."""
-        stream = httpx.ByteStream(self.body)
-        return httpx.Response(404, headers=self.headers, stream=stream)
+    def response(self, method: str) -> httpx.Response:
+        """The same 404, for a request that waited for the probe.
+
+        Args:
+            method: That of the request. The probe was a `GET`.
+        """
+        headers, body = self.headers.copy(), self.body
+        if method == "HEAD":
+            # The length is that of the body which a `GET` would get.
+            body = b""
+        elif headers.get("content-length") != str(len(body)):
+            headers.pop("content-length", None)
+        stream, extensions = httpx.ByteStream(body), {**self.status_line}
+        return httpx.Response(404, headers=headers, stream=stream, extensions=extensions)
+
+
+_OF_STATUS_LINE: Final = ("http_version", "reason_phrase")
 
 
 @dataclass(frozen=True, slots=True)
