@@ -387,6 +387,38 @@ async def test_a_fault_after_the_404_is_gone_sends_once_more(
 
 
 @pytest.mark.anyio
+@pytest.mark.meets_fault
+async def test_a_fault_in_a_probe_is_told_from_an_error_of_its_transport(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tinker_guard.core.probe.author_of", fail)
+    gateway = FakeGateway(lambda e: gateway_404() if e.is_probe else ok())
+    assert (await send(guard(gateway, warmup_successes=1))).status_code == 200
+    assert faults(caplog) == [
+        "a fault of its own in a probe; requests go on without it. Please report it."
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.meets_fault
+async def test_an_error_of_a_probes_transport_is_told_as_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            raise MemoryError("the transport's own")
+        return ok()
+
+    assert (await send(guard(FakeGateway(answer), warmup_successes=1))).status_code == 200
+    assert faults(caplog) == []
+    [line] = caplog.messages
+    assert line.startswith("a probe's transport raised an error that is none of httpx's")
+
+
+@pytest.mark.anyio
 async def test_an_error_of_the_transport_is_no_fault_of_ours(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

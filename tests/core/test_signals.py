@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import inspect
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,32 @@ def test_so_has_one_whose_answer_breaks_off(virtual_time: VirtualTime) -> None:
     signal.signal(signal.SIGUSR1, _function(TimeLimitError))
     guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
     assert _while_handling_one(lambda: guard.handle_request(post())).status_code == 200
+
+
+def _fail(*_: object) -> NoReturn:
+    raise httpx.ConnectError("no")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda frame: _fail(frame),
+        # As a tracer is.
+        lambda frame: _fail(frame, "line", None),
+        lambda frame: _fail(1, frame.f_back),
+        lambda frame: _fail(1, None),
+    ],
+)
+def test_what_is_given_a_frame_in_another_way_is_no_handler(
+    call: Callable[[FrameType | None], NoReturn], virtual_time: VirtualTime
+) -> None:
+    def answer(exchange: Exchange) -> httpx.Response:
+        if exchange.is_probe:
+            call(inspect.currentframe())
+        return ok()
+
+    guard = sync_guard(FakeGateway(answer), FakeControlPlane(), GuardSettings())
+    assert guard.handle_request(post()).status_code == 200
 
 
 @pytest.mark.parametrize("handler", [print, signal.default_int_handler, signal.SIG_IGN])
