@@ -10,7 +10,7 @@ import httpx
 
 from tinker_guard import faults
 from tinker_guard.transports import runtime
-from tinker_guard.transports.interrupts import Interrupted, interruptible, is_the_programs
+from tinker_guard.transports.interrupts import Interrupted, interruptible, is_by_signal_handler
 
 if TYPE_CHECKING:
     import ssl
@@ -38,7 +38,7 @@ class BlockingTransport(httpx.AsyncBaseTransport):
         try:
             response = self.transport.handle_request(request)
         except (Exception, asyncio.CancelledError) as error:
-            if is_the_programs(error, since=handled):
+            if is_by_signal_handler(error, since=handled):
                 raise Interrupted(error) from None
             raise
         return response_for_coroutines(response)
@@ -134,7 +134,7 @@ class _BlockingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
             except StopIteration:
                 return
             except (Exception, asyncio.CancelledError) as error:
-                if is_the_programs(error, since=handled):
+                if is_by_signal_handler(error, since=handled):
                     raise Interrupted(error) from None
                 raise
             # Each chunk renews the transport's own timeout, so that a body which drips has no end.

@@ -1,14 +1,11 @@
-"""What the program itself raises while the guard blocks a thread, such as a time limit of its own.
+"""What a program's signal handler raises while the guard blocks a thread: it is the program's.
 
-A signal handler raises it, or another thread puts it into this one (`PyThreadState_SetAsyncExc`).
-It looks like a failure of what blocks the thread, and Python notes nowhere where it came from: what
-is told from its traceback here is told, and the rest is taken for such a failure.
+It looks like a failure of what blocks the thread. Its traceback tells it from one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dis
 import functools
 import signal
 import sys
@@ -24,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Interrupted(BaseException):
-    """What the program raised while the thread blocked; `run_blocking` raises that again.
+    """What a signal handler raised while the thread blocked; `run_blocking` raises that again.
 
     It goes past all that takes an exception for a failure of what the thread was blocked by.
 
@@ -51,16 +48,6 @@ def interruptible(*, always: bool = False) -> Iterator[None]:
         if not (always or is_by_signal_handler(error, since=handled)):
             raise
         raise Interrupted(error) from None
-
-
-def is_the_programs(error: BaseException, *, since: BaseException | None) -> bool:
-    """Whether the program raised an error that came out of a transport, and not the transport.
-
-    Args:
-        error: The error.
-        since: What the program is handling anyway, which may be of a signal handler too.
-    """
-    return is_by_signal_handler(error, since=since) or _is_of_another_thread(error)
 
 
 def is_by_signal_handler(error: BaseException, *, since: BaseException | None) -> bool:
@@ -114,31 +101,3 @@ def _is_given(frame: FrameType, caller: FrameType) -> bool:
     for value in [*frame.f_locals.values()]:
         given += value if type(value) is tuple else [value]
     return any(isinstance(number, int) and each is caller for number, each in pairwise(given))
-
-
-def _is_of_another_thread(error: BaseException) -> bool:
-    """Whether another thread put an error into this one, as time limits of threads do.
-
-    No statement has raised it then. Nor has one raised what comes from C: that is an error of
-    Python's own or of the library through which it came, so that those are never taken for it.
-    """
-    package = _package_of(type(error).__module__)
-    trace = error.__traceback__
-    if package in sys.stdlib_module_names or trace is None:
-        return False
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    through = {_package_of(frame.f_globals.get("__name__")) for frame in frames}
-    # A program that is no package raises its own errors by statements.
-    if package in through - {"__main__"}:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] not in _RAISING
-
-
-_RAISING: Final = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
-"""The instructions of `raise`, and of the end of a block that an error leaves."""
-
-
-def _package_of(module: object) -> str:
-    return str(module).partition(".")[0]
