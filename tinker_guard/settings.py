@@ -221,14 +221,23 @@ def _state_names(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def check_destination(value: str) -> str:
-    """Return a value of the setting `export`.
+    """Return a value of the setting `export`, the path in it absolute: a program may move on.
 
     Raises:
         ValueError: It is none. The message shows nothing of it: an endpoint may hold a key.
     """
-    if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:.+", value):
+    if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:[^\0]+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
+    kind, _, path = value.partition(":")
+    if path.endswith(_PACKED):
+        raise ValueError("must name a file that is not packed: lines are appended as they are")
+    # The working directory may be gone.
+    with suppress(OSError):
+        value = f"{kind}:{os.path.abspath(path)}" if path else value
     return value
+
+
+_PACKED: Final = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 def _no_boolean(value: object) -> object:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from testkit.otlp import backend
 from testkit.programs import free_port
+from tests import ROOT
 from tinker_guard.export.console import Trees
 from tinker_guard.export.exporters import FILE_DELAY
 from tinker_guard.export.ids import OwnIds
@@ -602,7 +603,7 @@ def test_what_is_no_destination_is_refused_and_not_shown(tmp_path: Path) -> None
 import pathlib
 no_destinations = [
     "https://otel.test/v1?key=geheim", "otlp:https://me:geheim@otel.test", "jsonl", "jsonl:", "",
-    "Console", None, pathlib.Path("geheim.jsonl"),
+    "Console", None, pathlib.Path("geheim.jsonl"), "jsonl:a\\0b",
 ]
 for destination in no_destinations:
     say(start_export(destination))
@@ -610,8 +611,8 @@ say(start_export("jsonl:{tmp_path}/run.jsonl"))
 say(start_export("https://otel.test/v1?key=geheim"))
 """
     )
-    assert out == 8 * "False\n" + "True\nFalse\n"
-    assert err == 9 * (
+    assert out == 9 * "False\n" + "True\nFalse\n"
+    assert err == 10 * (
         "tinker_guard: start_export(): the destination must be console, otlp or jsonl:PATH; "
         "nothing is exported.\n"
     )
@@ -632,6 +633,68 @@ say(type(trace.get_tracer_provider()).__name__)
     (line,) = err.splitlines()
     assert line.startswith(f"tinker_guard: export=jsonl:{tmp_path}/run.jsonl cannot ")
     assert line.endswith("; nothing is exported. Check the OTEL_* variables.")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_name_of_a_packed_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    """Its lines would be written as they are."""
+    out, err = run(f"say(start_export('jsonl:{tmp_path}/run.jsonl{suffix}'))")
+    assert out == "False\n"
+    assert "must name a file that is not packed" in err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_files_of_a_program_that_closes_all_others_stay_its_own(tmp_path: Path) -> None:
+    """As one that becomes a daemon: the number of a file that is kept is that of the next one."""
+    program = f"""
+start_export("jsonl:{tmp_path}/run.jsonl")
+os.closerange(3, 256)
+own = [open("{tmp_path}/own-%d" % number, "w") for number in range(8)]
+send()
+"""
+    run(program)
+    assert [(tmp_path / f"own-{number}").read_text() for number in range(8)] == [""] * 8
+    assert "resourceSpans" in (tmp_path / "run.jsonl").read_text()
+    assert "resourceMetrics" in (tmp_path / "run.metrics.jsonl").read_text()
+
+
+def test_a_pipe_that_nobody_reads_from_is_one_line_and_holds_up_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    out, err = run(f"say(start_export('jsonl:{tmp_path}/pipe')); send(); say('end')")
+    assert out == "False\nend\n"
+    (line,) = err.splitlines()
+    assert "the file cannot be written (No such device or address)" in line
+
+
+def test_what_is_no_regular_file_gets_spans_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").symlink_to("/dev/stdout")
+    out, err = run(f"start_export('jsonl:{tmp_path}/run.jsonl'); send()")
+    assert [*json.loads(out)] == ["resourceSpans"]
+    assert err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_a_path_stays_where_it_was_meant_as_the_program_moves_on(tmp_path: Path) -> None:
+    """Also for children by fork, and those that inherit the setting."""
+    (tmp_path / "elsewhere").mkdir()
+    program = f"""
+import subprocess
+os.chdir("{tmp_path}")
+install_guard(export="jsonl:run.jsonl")
+os.chdir("elsewhere")
+if os.fork() == 0:
+    send()
+    sys.exit()
+os.wait()
+send()
+print(subprocess.check_output([sys.executable, "-c", "import tinker"], text=True))
+"""
+    out, err = run(program, PYTHONPATH=str(ROOT))
+    assert (out.strip(), err) == ("", "")
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+    spans = (tmp_path / "run.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["resourceSpans"][0]["resource"].__str__() for line in spans}) == 2
+    assert len((tmp_path / "run.metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def jsonl_exporters(path: Path) -> Exporters:
     """Exporters to a file of spans, and to a file of metrics beside it.
 
+    What is no regular file, such as `/dev/stderr` or a pipe, gets the spans alone: the format
+    allows one kind of data in a file, and there may be no place for another one beside it.
+
     Raises:
         OSError: A file cannot be written.
     """
@@ -30,8 +33,8 @@ def jsonl_exporters(path: Path) -> Exporters:
 
     failures = Failures(f"spans and metrics cannot be written to {path}; training goes on without.")
     write_spans = _LineWriter(path).write
-    # The format allows one kind of data in a file.
-    write_metrics = _LineWriter(path.with_name(f"{path.stem}.metrics{path.suffix}")).write
+    beside = path.with_name(f"{path.stem}.metrics{path.suffix}")
+    write_metrics = _LineWriter(beside).write if path.is_file() else None
 
     class SpanFile(SpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -42,7 +45,8 @@ def jsonl_exporters(path: Path) -> Exporters:
         def export(
             self, metrics_data: MetricsData, timeout_millis: float = 0, **kwargs: Any
         ) -> MetricExportResult:
-            write_metrics(encode_metrics(metrics_data))
+            if write_metrics is not None:
+                write_metrics(encode_metrics(metrics_data))
             return MetricExportResult.SUCCESS
 
         def force_flush(self, timeout_millis: float = 0) -> bool:
@@ -57,11 +61,19 @@ def jsonl_exporters(path: Path) -> Exporters:
 class _LineWriter:
     """Appends messages to a file, one line each.
 
-    Each line is one write, so that processes can share the file and no buffer holds data.
+    Each line is one write, so that processes can share the file and no buffer holds data. The file
+    is opened for each: a program that becomes a daemon closes all files, and the number of one that
+    was kept would soon be that of a file of the program's own.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._path = path
+        os.close(self._open())
+
+    def _open(self) -> int:
+        # A pipe that nobody reads from fails at once, where it would block for ever.
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(self._path, how, 0o644)
 
     def write(self, message: Any) -> None:
         from google.protobuf.json_format import MessageToDict
@@ -69,7 +81,11 @@ class _LineWriter:
         content = MessageToDict(message, use_integers_for_enums=True)
         _use_hex(content)
         line = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
-        os.write(self._file, f"{line}\n".encode())
+        file = self._open()
+        try:
+            os.write(file, f"{line}\n".encode())
+        finally:
+            os.close(file)
 
 
 _IDS: Final = frozenset({"traceId", "spanId", "parentSpanId"})

@@ -75,7 +75,7 @@ def start_export(destination: str) -> bool:
     """
     global _exported_to
     try:
-        check_destination(destination)
+        destination = check_destination(destination)
     except ValueError as problem:
         log(logging.WARNING, "start_export(): the destination %s; nothing is exported.", problem)
         return False
@@ -143,7 +143,10 @@ def _start(destination: str) -> bool:
     if meters is not None:
         metrics.set_meter_provider(meters)
     refresh()
-    at_exit = _AtExit([provider for provider in (tracers, meters) if provider is not None])
+    at_exit = _AtExit(
+        [provider for provider in (tracers, meters) if provider is not None],
+        "the backend" if destination == "otlp" else destination.removeprefix("jsonl:"),
+    )
     if meters is not None and hasattr(os, "register_at_fork"):
 
         def begin_at_zero() -> MeterProvider:
@@ -215,10 +218,15 @@ class _AtExit:
     """Sends the rest when the process ends, within a bounded time.
 
     A thread that was started at the beginning sends: at exit, no thread can be started.
+
+    Args:
+        providers: They are shut down.
+        taker: Where they send to, for the line that is logged if that takes too long.
     """
 
-    def __init__(self, providers: list[TracerProvider | MeterProvider]) -> None:
+    def __init__(self, providers: list[TracerProvider | MeterProvider], taker: str) -> None:
         self._providers = providers
+        self._taker = taker
         self._wait()
         atexit.register(self._flush)
         if hasattr(os, "register_at_fork"):
@@ -238,9 +246,13 @@ class _AtExit:
         if not self._is_done.wait(EXIT_TIMEOUT) and not Failures.has_logged:
             log(
                 logging.WARNING,
-                "the backend did not take the last spans and metrics within %g s; the end of this "
-                "run is missing there. Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says?",
+                "%s did not take the last spans and metrics within %g s; the end of this run is "
+                "missing there.%s",
+                self._taker,
                 EXIT_TIMEOUT,
+                " Does it run where OTEL_EXPORTER_OTLP_ENDPOINT says?"
+                if self._taker == "the backend"
+                else "",
             )
 
     def _shut_down(self) -> None:
