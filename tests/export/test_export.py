@@ -658,12 +658,69 @@ send()
     assert "resourceMetrics" in (tmp_path / "run.metrics.jsonl").read_text()
 
 
-def test_a_pipe_that_nobody_reads_from_is_one_line_and_holds_up_nothing(tmp_path: Path) -> None:
+def test_what_is_no_place_for_lines_is_one_line_and_holds_up_nothing(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    out, err = run(f"say(start_export('jsonl:{tmp_path}/pipe')); send(); say('end')")
-    assert out == "False\nend\n"
-    (line,) = err.splitlines()
-    assert "the file cannot be written (No such device or address)" in line
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        out, err = run(
+            f"""
+for name in ("pipe", "socket", ""):
+    say(start_export(f"jsonl:{tmp_path}/{{name}}"))
+send()
+"""
+        )
+    assert out == 3 * "False\n"
+    pipe, *others = err.splitlines()
+    assert "the file cannot be written (it is a named pipe; name a regular file)" in pipe
+    assert len(others) == 2
+    assert all(": the file cannot be written (" in line for line in others)
+    assert {place.name for place in tmp_path.iterdir()} == {"pipe", "socket"}
+
+
+def test_a_stdout_that_has_become_another_file_gets_nothing(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    program = f"""
+start_export("jsonl:/dev/stdout")
+os.close(1)
+assert os.open("{own}", os.O_WRONLY | os.O_CREAT) == 1
+send()
+"""
+    _, err = run(program)
+    assert own.read_bytes() == b""
+    assert err.startswith("tinker_guard: spans and metrics cannot be written to /dev/stdout")
+
+
+def test_no_file_is_made_beside_a_stdout_that_is_a_file(tmp_path: Path) -> None:
+    out, err = run(
+        f"""
+os.dup2(os.open("{tmp_path}/out", os.O_WRONLY | os.O_CREAT), 1)
+assert start_export("jsonl:/dev/stdout")
+send()
+"""
+    )
+    assert (out, err) == ("", "")
+    (line,) = (tmp_path / "out").read_text().splitlines()
+    assert [*json.loads(line)] == ["resourceSpans"]
+    assert not os.path.lexists("/dev/stdout.metrics")
+
+
+def test_a_line_that_a_full_disk_has_cut_leaves_the_next_ones_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    run(
+        f"""
+import resource
+from opentelemetry import trace
+start_export("jsonl:{path}")
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for limit in (100, most, most):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    send()
+    trace.get_tracer_provider().force_flush()
+"""
+    )
+    cut, *whole = path.read_text().splitlines()
+    assert len(cut) == 100
+    assert [[*json.loads(line)] for line in whole] == 2 * [["resourceSpans"]]
 
 
 def test_what_is_no_regular_file_gets_spans_alone(tmp_path: Path) -> None:
