@@ -551,8 +551,13 @@ def main():
 MAIN = "\nif __name__ == '__main__':\n    main()\n"
 
 
-@pytest.mark.parametrize("found", ["by sys.path", "beside the script", "in a zip", "in a zipapp"])
-@pytest.mark.parametrize("strict", ["", "1"])
+@pytest.mark.parametrize(
+    ("found", "strict"),
+    [
+        *(("by sys.path", ""), ("beside the script", ""), ("in a zip", ""), ("in a zipapp", "")),
+        ("by sys.path", "1"),
+    ],
+)
 def test_a_child_has_the_guard_that_its_parent_found_by_a_path_of_its_own(
     found: str, strict: str, elsewhere: Path, tmp_path: Path
 ) -> None:
