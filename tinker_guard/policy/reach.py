@@ -67,7 +67,8 @@ _EXTENSIONS: Final = ("sni_hostname",)
 
 
 _CREDENTIAL: Final = re.compile(
-    rb"(?!.*idempotency)(?:.*[-_])?(?:auth|authorization|token|key|secret|tenant|credentials?|jwt|assertion)"
+    rb"(?!.*idempotency)(?:.*[-_])?"
+    rb"(?:auth|authorization|token|key|secret|tenant|credentials?|jwt|assertion)"
 )
 
 
