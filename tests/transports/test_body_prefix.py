@@ -79,10 +79,10 @@ async def test_a_coded_body_reaches_the_caller_as_it_came() -> None:
 async def test_a_body_of_exactly_the_limit_is_read_to_its_end(limit: int | None) -> None:
     given = () if limit is None else (limit,)
     body = b"x" * (limit or BODY_LIMIT)
-    assert await read_prefix(not_found(TrackedStream([body])), *given) == (body, True, False, None)
+    assert await read_prefix(not_found(TrackedStream([body])), *given) == (body, True, False, False)
     longer = TrackedStream([body, b"y", b"z"])
     response = not_found(longer)
-    assert await read_prefix(response, *given) == (body + b"y", False, False, None)
+    assert await read_prefix(response, *given) == (body + b"y", False, False, False)
     assert not longer.is_closed
     assert await response.aread() == body + b"yz"
 
@@ -267,7 +267,7 @@ async def test_a_body_that_breaks_breaks_for_the_caller_at_the_same_place(
     stream = TrackedStream(chunks, error=error)  # type: ignore[arg-type]
     response = not_found(stream)
     prefix = await read_prefix(response)
-    assert prefix == BodyPrefix(b"".join(chunks), is_complete=False, error=error)
+    assert prefix == BodyPrefix(b"".join(chunks), is_complete=False, is_broken=True)
     read: list[bytes] = []
 
     async def read_on() -> None:

@@ -170,8 +170,10 @@ async def _fetch(
             exchange.response = response
         async with unless_abandoned(lambda: discard(response)):
             body = await read_prefix(response)
-            if body.error is not None:
-                raise body.error
+            if body.is_broken:
+                # Raises what the transport did.
+                async for _ in response.aiter_raw():
+                    pass
             return body.of(response)
 
 

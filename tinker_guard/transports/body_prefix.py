@@ -26,8 +26,9 @@ class BodyPrefix(NamedTuple):
     """Whether `content` is the whole body: the response then holds no connection any more."""
     is_decoded: bool = False
     """Whether Content-Encoding has been undone already."""
-    error: BaseException | None = None
-    """What the transport raised, if that is why the rest is missing."""
+    is_broken: bool = False
+    """Whether the rest is missing because the transport raised an error, which is raised where the
+    response is read. The error itself refers to the frames of those who read, and they to this."""
 
     def __repr__(self) -> str:
         """How long it is, and nothing of it."""
@@ -45,7 +46,7 @@ class BodyPrefix(NamedTuple):
     @property
     def is_held(self) -> bool:
         """Whether all that came is in memory, so that the response can be read after a wait."""
-        return self.is_complete or self.error is not None
+        return self.is_complete or self.is_broken
 
 
 async def read_prefix(
@@ -78,7 +79,7 @@ async def read_prefix(
         return BodyPrefix(b"", is_complete=False)
     replayed = response.stream = _ReplayedStream(stream)
     is_complete = await replayed.read_ahead(limit, until, clock)
-    return BodyPrefix(b"".join(replayed.chunks), is_complete, error=replayed.error)
+    return BodyPrefix(b"".join(replayed.chunks), is_complete, is_broken=replayed.error is not None)
 
 
 class _ReplayedStream(httpx.AsyncByteStream):
