@@ -5,7 +5,6 @@ import inspect
 import json
 import math
 import pickle
-import pydoc
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import httpx
@@ -17,7 +16,6 @@ from tinker_guard import (
     GuardTransport,
     InvalidSettingsError,
     SyncGuardTransport,
-    Verdict,
     install_guard,
     wait_until_routable,
 )
@@ -183,13 +181,6 @@ def test_the_keyword_arguments_are_the_settings() -> None:
     assert sorted(get_type_hints(SettingValues)) == sorted(GuardSettings.model_fields)
     text = inspect.getdoc(install_guard) or ""
     assert [name for name in GuardSettings.model_fields if name not in text] == []
-
-
-def test_help_is_short() -> None:
-    """It was 540 lines of pydantic, and 460 of what a string can do."""
-    for documented, lines in ((GuardSettings, 40), (Verdict, 35)):
-        assert len(pydoc.render_doc(documented).splitlines()) < lines
-    assert "retry_timeout" in dir(GuardSettings)
 
 
 @pytest.mark.parametrize("given", [60, {"retry_timeout": 60}, {}, "retry_timeout=60"])
