@@ -35,6 +35,7 @@ SIGNATURE: Final = re.compile(r"\((?:\n \|      .*)+\n \|  \)")
 """From Python 3.13 on, a long one has a line for each parameter."""
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("documented", "lines"), [(GuardSettings, 40), (Verdict, 35)])
 def test_help_shows_no_more_than_what_is_the_guards_own(
     documented: type[object], lines: int

@@ -172,8 +172,7 @@ async def _fetch(
             body = await read_prefix(response)
             if body.is_broken:
                 # Raises what the transport did.
-                async for _ in response.aiter_raw():
-                    pass
+                await response.aread()
             return body.of(response)
 
 
