@@ -229,7 +229,7 @@ def check_destination(value: str) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"console|otlp|jsonl:[^\0]+", value):
         raise ValueError("must be console, otlp or jsonl:PATH")
     kind, _, path = value.partition(":")
-    if path.endswith(_PACKED):
+    if path.lower().endswith(_PACKED):
         raise ValueError("must name a file that is not packed: lines are appended as they are")
     # The working directory may be gone.
     with suppress(OSError):

@@ -635,7 +635,7 @@ say(type(trace.get_tracer_provider()).__name__)
     assert line.endswith("; nothing is exported. Check the OTEL_* variables.")
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".ZST"])
 def test_a_name_of_a_packed_file_is_refused(suffix: str, tmp_path: Path) -> None:
     """Its lines would be written as they are."""
     out, err = run(f"say(start_export('jsonl:{tmp_path}/run.jsonl{suffix}'))")

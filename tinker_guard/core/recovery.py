@@ -251,9 +251,10 @@ class Recovery:
                 )
                 if self._has_scouted:
                     return end
-                if isinstance(end, Refused):
-                    guarded.answer = end.answer
                 if end.serves(self._met_at, needs_proof=needs_proof):
+                    # One that was given before this request's 404 is no answer about it.
+                    if isinstance(end, Refused):
+                        guarded.answer = end.answer
                     # All followers are released at once; they need not arrive at once.
                     async with runtime.timeout_at(ends_at):
                         await stay_back(self._settings, self._clock() - self._met_at)

@@ -69,6 +69,8 @@ def start_export(destination: str) -> bool:
             OTLP/HTTP to the endpoint of the `OTEL_EXPORTER_OTLP_*` variables, by default
             `http://localhost:4318`. `jsonl:PATH` appends spans to a file in the OTLP JSON file
             format, and metrics to another file beside it, with `.metrics` before its suffix.
+            A relative PATH counts from the working directory of this call; what is no regular file
+            gets the spans alone.
 
     Returns:
         Whether this process exports to that destination now.

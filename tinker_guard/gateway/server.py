@@ -214,7 +214,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close idle connections at once, and those in use after uvicorn's time-out.
 
-        Without uvicorn's polling interval, here and after its end.
+        uvicorn itself looks every tenth of a second, and waits for one in any case.
         """
         await stop_accepting(self._listener)
         for server in self.servers:
